@@ -1,0 +1,1 @@
+"""Reward functions shipped with rlhf_pg, each written exactly as a user would write one."""

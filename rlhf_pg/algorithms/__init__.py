@@ -1,0 +1,1 @@
+"""One small file per algorithm, each exporting an `Algorithm` record named `algorithm`."""

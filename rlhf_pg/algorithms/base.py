@@ -1,0 +1,65 @@
+"""The Algorithm record, and how a name in a recipe becomes one. Imports no torch: recipes are checked without it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from rlhf_pg.types import Batch, Credit, Signals, TokenLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Options(BaseModel):
+    """Options every algorithm has; an algorithm file subclasses it to add its own. Defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    denominator: Literal["token", "sequence", "constant"] = "token"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A policy-gradient algorithm as data. The trainer knows these fields and nothing else about it."""
+
+    name: str
+    credit: Callable[[Batch, Signals, Any], Credit]
+    objective: Callable[[Tensor, Tensor, Batch, Signals, Credit, Any], TokenLoss]  # (logp, entropy, ...), each [B, C]
+    options: type[Options] = Options
+    update: Literal["gradient", "trust_region"] = "gradient"
+    needs_critic: bool = False
+    needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it
+    min_group: int = 1
+
+
+def names() -> list[str]:
+    """Names of the shipped algorithms: the files beside this one."""
+    package = importlib.import_module("rlhf_pg.algorithms")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def resolve(name: str) -> Algorithm:
+    """Find an algorithm by shipped name ("grpo") or dotted path ("my_package.my_file:algorithm").
+
+    Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
+    """
+    if name in names():
+        return importlib.import_module(f"rlhf_pg.algorithms.{name}").algorithm
+    module_name, _, attribute = name.partition(":")
+    if "." not in name and ":" not in name:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no algorithm {name!r}: shipped are {', '.join(names())}{hint}, or give module:attribute")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute or "algorithm")
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"algorithm {name!r} cannot be loaded: {error}") from error
+    if not isinstance(found, Algorithm):
+        raise ValueError(f"algorithm {name!r} is a {type(found).__name__}, not an rlhf_pg Algorithm record")
+    return found

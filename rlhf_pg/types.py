@@ -1,0 +1,119 @@
+"""The data that flows between the parts: prompts, completions, rollouts, batches. Data only, no logic, no torch at run time.
+
+Letters used in every shape: N prompts, G samples per prompt, B = N * G rows, P prompt length, C completion length,
+V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Finish = Literal["stop", "length"]
+Outcome = Literal["scored", "unparseable", "truncated", "error", "timeout", "excluded"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One query, tokenized. `id` is stable across epochs and processes: random streams are keyed by it."""
+
+    id: str  # "train/17"
+    text: str  # after the template, exactly what `tokens` encodes
+    tokens: tuple[int, ...]
+    columns: dict[str, Any] = field(default_factory=dict)  # the data row: "answer", "question", ... (JSON values)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an engine samples. A sample's random stream depends only on (seed, step, prompt id, sample index)."""
+
+    samples: int  # G
+    max_new_tokens: int
+    temperature: float = 1.0  # 0 = greedy
+    seed: int = 0
+    step: int = 0
+    top_p: float = 1.0  # evaluation only: it makes training ratios wrong
+    top_k: int = 0  # 0 = off; evaluation only
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer: token ids and their log-probs at the sampling temperature, never text."""
+
+    tokens: Tensor  # int64 [c], CPU; the EOS token is the last one iff finish == "stop"
+    logp: Tensor  # float32 [c], CPU
+    finish: Finish
+    version: int  # of the weights that sampled it
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a reward function may look at."""
+
+    prompt: str
+    completion: str  # decoded without special tokens
+    finish: Finish = "stop"
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdict on one sample. `reward` None = leave the sample out of training (never a silent 0)."""
+
+    reward: float | None
+    parts: dict[str, float | None]  # per reward function, and per named part ("format_r1", "math_answer/correct")
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One scored sample."""
+
+    prompt: Prompt
+    completion: Completion
+    text: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All rows of one step. Right padding only; column t is completion token t; prompts never enter the maths."""
+
+    prompt_tokens: Tensor  # int64 [N, P]
+    prompt_lengths: Tensor  # int64 [N]
+    group: Tensor  # int64 [B], row -> prompt, rows of a group adjacent
+    tokens: Tensor  # int64 [B, C]
+    mask: Tensor  # bool [B, C], True = sampled by the policy (EOS included)
+    reward: Tensor  # float32 [B]
+    logp_rollout: Tensor  # float32 [B, C], engine, at sampling
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Per-token quantities computed once per step without gradient, from which credit and objective are made."""
+
+    token_reward: Tensor  # [B, C]: the reward on each row's last sampled token, minus the KL penalty if placed there
+    logp_old: Tensor  # [B, C]: trainer at the start of the update
+    logp_ref: Tensor | None = None  # [B, C]: frozen reference, None when no KL term uses it
+    value: Tensor | None = None  # [B, C]: critic
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Who gets how much of the reward."""
+
+    advantage: Tensor  # [B, C]
+    returns: Tensor | None = None  # [B, C]: the critic's target
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """An unreduced loss; only `functional.normalize` ever divides."""
+
+    loss: Tensor  # [B, C], to minimise
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # each [B, C], averaged over sampled tokens for the log
