@@ -1,0 +1,290 @@
+"""What a person sees while a run trains: one panel on a terminal, one plain line per step anywhere else.
+
+The loop only stores numbers here; the panel is drawn by rich's refresh thread at most four times a second.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from typing import Any, Literal, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_pg.debug.inspect import visible
+from rlhf_pg.train.report_figures import clock, compact, cut, eval_text, number, shown, tokens_per_second
+
+Phase = Literal["rollout", "reward", "update", "eval", "checkpoint"]
+BARS = "▁▂▃▄▅▆▇█"
+SPINNER = "◐◓◑◒"
+LINE_EVERY_S = 1.5  # plain mode: at most one step line in so many seconds
+HEARTBEAT_S = 30.0  # plain mode: a sign of life inside a long phase
+STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: everything else is a reward function
+
+
+class LiveView:
+    """Shows a run. `on` draws the panel, `off` is silent (other ranks), `auto` is the panel on a terminal, else lines.
+
+    Steps count from 1 to `total_steps`. Metrics are a line of metrics.jsonl; missing, None and NaN values are shown as
+    such and never raise. Samples are rows of rollouts/*.jsonl; control characters in their text are made visible.
+    """
+
+    def __init__(self, total_steps: int, mode: str = "auto", console: Console | None = None):
+        if mode not in ("auto", "on", "off"):
+            raise ValueError(f"log.live is {mode!r}: choose auto, on or off")
+        self.total_steps = total_steps
+        self.metrics: dict[str, Any] = {}
+        self.evals: dict[str, Any] = {}  # the latest of each eval/*
+        self.samples: list[dict[str, Any]] = []
+        self.step = 0
+        self.curve = Curve()
+        self._console = console or Console()
+        drawable = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._panel = mode == "on" or (mode == "auto" and drawable and "utf" in self._console.encoding.lower())
+        self._silent = mode == "off"
+        self._live: Live | None = None
+        self._phase: tuple[str, float] | None = None  # name, start
+        self._progress: tuple[int, int, int] = (0, 0, 0)  # rows done, rows, tokens
+        self._began = time.monotonic()
+        self._finished: deque[float] = deque(maxlen=50)  # times at which the last steps ended, for the ETA
+        self._pending = ""  # the last line the throttle kept back
+        self._last_line = -math.inf
+        self._last_beat = self._began
+
+    def __enter__(self) -> Self:
+        self._began = self._last_beat = time.monotonic()
+        if self._panel and not self._silent:
+            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._phase = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        elif self._pending:
+            self._print(self._pending)
+            self._pending = ""
+
+    def start_step(self, step: int) -> None:
+        if not self._finished:
+            self._finished.append(time.monotonic())
+        self.step = step
+
+    def phase(self, name: Phase) -> None:
+        self._phase = (name, time.monotonic())
+        self._progress = (0, 0, 0)
+
+    def progress(self, done: int, total: int, tokens: int = 0) -> None:
+        """Rows `done` of `total` in the current phase, and the tokens it has produced since it began."""
+        self._progress = (done, total, tokens)
+        now = time.monotonic()
+        if not self._panel and now - max(self._last_beat, self._last_line) >= HEARTBEAT_S and self._phase:
+            self._last_beat = now
+            self._print(
+                f"step {self.step:>5}/{self.total_steps}  {self._phase[0]} {done}/{total} rows{self._rate('  ')}"
+            )
+
+    def finish_step(self, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        now = time.monotonic()
+        evals = {k: v for k, v in metrics.items() if k.startswith("eval/")}
+        self.metrics, self.samples = dict(metrics), list(samples) or self.samples  # own copies: another thread reads
+        self.evals = {**self.evals, **evals}
+        self.curve.add(number(metrics, "reward/mean"))
+        self._finished.append(now)
+        self._phase = None
+        if self._panel or self._silent:
+            return
+        line = self._line(metrics)
+        if now - self._last_line < LINE_EVERY_S and not evals and self.step < self.total_steps:
+            self._pending = line
+            return
+        self._last_line, self._pending = now, ""
+        self._print(line)
+
+    def message(self, text: str) -> None:
+        """One line above the panel, or a plain line."""
+        self._print(visible(text, keep="\n"))
+
+    def eta_s(self) -> float | None:
+        """Seconds left at the pace of the last steps; None before the first has ended."""
+        if len(self._finished) < 2:
+            return None
+        pace = (self._finished[-1] - self._finished[0]) / (len(self._finished) - 1)
+        return pace * max(self.total_steps - self.step, 0)
+
+    def _rate(self, lead: str) -> str:
+        tokens, phase = self._progress[2], self._phase
+        since = phase[1] if phase else self._began
+        return f"{lead}{compact(tokens / max(time.monotonic() - since, 1e-3))} tok/s" if tokens else ""
+
+    def _print(self, text: str) -> None:
+        if self._silent:
+            return
+        if self._live is not None:
+            self._console.print(Text(text))
+            return
+        encoding = getattr(self._console.file, "encoding", None) or "utf-8"
+        try:
+            self._console.file.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            self._console.file.flush()
+        except OSError as error:  # the reader of the log left, or its disk is full: the run must not die of it
+            self._silent = True
+            print(f"log output stopped: {error}", file=sys.stderr)
+
+    def _line(self, metrics: dict[str, Any]) -> str:
+        parts = [
+            f"step {self.step:>5}/{self.total_steps}",
+            f"reward {shown(metrics, 'reward/mean')} sd {shown(metrics, 'reward/std', '.2f')}",
+            f"kl {shown(metrics, 'kl/ref', '.4f')}",
+            f"entropy {shown(metrics, 'entropy', '.2f')}",
+            f"len {shown(metrics, 'completion/length_mean', '.0f')}",
+            f"trunc {shown(metrics, 'completion/truncated', '.0%')}",
+            f"{compact(tokens_per_second(metrics))} tok/s",
+            f"{shown(metrics, 'time/step_s', '.2f')}s",
+            f"eta {clock(self.eta_s())}",
+        ]
+        if any(k.startswith("eval/") for k in metrics):
+            parts.append(f"| {eval_text(metrics)}")
+        return "  ".join(parts)
+
+    def render(self) -> RenderableType:
+        """The panel as of now."""
+        parts: list[RenderableType] = [self._progress_row(), self._phase_row(), Text()]
+        if self.metrics:
+            parts += metric_rows(self.metrics, self.evals, self.curve)
+        parts += sample_rows(self.samples)
+        title = Text.assemble((" rlhf_pg ", "bold"), (f"{clock(time.monotonic() - self._began)} ", "dim"))
+        return Panel(Group(*parts), title=title, title_align="left", border_style="dim", padding=(0, 1))
+
+    def _progress_row(self) -> Table:
+        share = self.step / self.total_steps if self.total_steps else 1.0
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True, justify="right")
+        bar = ProgressBar(total=max(self.total_steps, 1), completed=min(self.step, max(self.total_steps, 1)))
+        row.add_row(f"step {self.step}/{self.total_steps}", bar, f"{share:4.0%}  {clock(self.eta_s())} left")
+        return row
+
+    def _phase_row(self) -> Text:
+        phase = self._phase  # read once: the loop may end the phase meanwhile
+        if phase is None:
+            return Text("·", style="dim")
+        name, since = phase
+        seconds = time.monotonic() - since
+        done, total, _ = self._progress
+        rows = f"  {done}/{total} rows" if total else ""
+        return Text.assemble(
+            (SPINNER[int(seconds * 4) % 4] + " ", "cyan"),
+            (name, "bold cyan"),
+            f"{rows}{self._rate('  ')}  {seconds:.1f} s",
+        )
+
+
+class Curve:
+    """A series of any length kept as at most `size` means, for a sparkline: O(1) per value."""
+
+    def __init__(self, size: int = 80):
+        self.size, self.stride = size, 1
+        self.means: list[float] = []
+        self._open: list[float] = []
+
+    def add(self, value: float | None) -> None:
+        if value is None or not math.isfinite(value):
+            return
+        self._open.append(value)
+        if len(self._open) < self.stride:
+            return
+        self.means.append(sum(self._open) / len(self._open))
+        self._open = []
+        if len(self.means) == self.size:
+            self.means = [(a + b) / 2 for a, b in zip(self.means[::2], self.means[1::2], strict=True)]
+            self.stride *= 2
+
+    def sparkline(self, width: int = 40) -> str:
+        """The last of `means` thinned to at most `width` block characters; "" when empty."""
+        last = list(self._open)
+        values = [*self.means, *([sum(last) / len(last)] if last else [])]
+        while len(values) > width:
+            values = [sum(pair) / len(pair) for pair in (values[i : i + 2] for i in range(0, len(values), 2))]
+        low, high = (min(values), max(values)) if values else (0.0, 0.0)
+        scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+        return "".join(BARS[round((v - low) * scale)] for v in values)
+
+
+def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], curve: Curve) -> list[RenderableType]:
+    """The figures of one step, each row one subject."""
+    m = metrics
+    reward = Text.assemble(
+        ("reward ", "dim"), (shown(m, "reward/mean"), "bold green"), f" ± {shown(m, 'reward/std', '.2f')}  "
+    )
+    reward.append(curve.sparkline(), style="green")
+    rows: list[RenderableType] = [reward]
+    functions = [k for k in m if k.startswith("reward/") and k.removeprefix("reward/") not in STATISTICS]
+    if len(functions) > 1:
+        rows.append(_pairs([(visible(k.removeprefix("reward/")), shown(m, k)) for k in functions[:6]]))
+    if evals:
+        rows.append(Text.assemble(("held out ", "dim"), (eval_text(evals), "bold")))
+    first = [("KL", shown(m, "kl/ref", ".4f")), ("entropy", shown(m, "entropy", ".3f"))]
+    first += [("clipped", shown(m, "clip/fraction", ".1%")), ("grad norm", shown(m, "grad_norm"))]
+    second = [
+        ("length", shown(m, "completion/length_mean", ".1f")),
+        ("truncated", shown(m, "completion/truncated", ".1%")),
+    ]
+    second += [("flat groups", shown(m, "reward/zero_std_groups", ".3g")), ("tokens/s", compact(tokens_per_second(m)))]
+    rows += [_pairs(first), _pairs(second), _time_row(m)]
+    failed = [(k, number(m, f"outcome/{k}") or 0) for k in ("error", "timeout", "excluded")]
+    if any(count > 0 for _, count in failed):
+        rows.append(Text("  ".join(f"{k} {count:.0f}" for k, count in failed if count > 0), style="bold red"))
+    return rows
+
+
+def sample_rows(samples: list[dict[str, Any]], characters: int = 240) -> list[RenderableType]:
+    """Best and worst of the step's samples, text escaped, long text cut in the middle."""
+    scored = sorted((s for s in samples if number(s, "reward") is not None), key=lambda s: _rank(s), reverse=True)
+    chosen = [("best", scored[0])] if scored else [("excluded", s) for s in samples[:1]]
+    if len(scored) > 1:
+        chosen.append(("worst", scored[-1]))
+    rows: list[RenderableType] = []
+    for label, sample in chosen:
+        note = "  ".join(visible(str(sample.get(k))) for k in ("outcome", "finish") if sample.get(k) is not None)
+        rows.append(
+            Rule(Text(f"{label}  reward {shown(sample, 'reward')}  {note}", style="dim"), align="left", style="dim")
+        )
+        rows.append(Text.assemble((cut(visible(str(sample.get("prompt", ""))), characters // 2), "dim")))
+        rows.append(Text(cut(visible(str(sample.get("completion", ""))), characters)))
+    return rows
+
+
+def _rank(sample: dict[str, Any]) -> float:
+    reward = number(sample, "reward")
+    return -math.inf if reward is None or math.isnan(reward) else reward
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Table:
+    row = Table.grid(expand=True)
+    for _ in pairs:
+        row.add_column(ratio=1, no_wrap=True)
+    row.add_row(*(Text.assemble((f"{label} ", "dim"), value) for label, value in pairs))
+    return row
+
+
+def _time_row(metrics: dict[str, Any]) -> Text:
+    total = number(metrics, "time/step_s")
+    row = Text.assemble(("step ", "dim"), f"{shown(metrics, 'time/step_s', '.2f')} s  ")
+    for name, style in (("rollout", "blue"), ("reward", "magenta"), ("update", "yellow")):
+        seconds = number(metrics, f"time/{name}_s")
+        if seconds is not None and total and math.isfinite(seconds / total):
+            row.append("█" * max(round(20 * min(seconds / total, 1.0)), 1), style=style)
+            row.append(f" {name} {seconds / total:.0%}  ")
+    return row

@@ -1,0 +1,67 @@
+"""A run's figures as numbers and as words: shared by the live view and the report. Never raises on odd values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rlhf_pg.debug.inspect import visible
+
+
+def eval_text(evals: dict[str, Any]) -> str:
+    """ "pass@1 0.61 [0.55, 0.66]  pass@8 0.90  greedy 0.80", from eval/* keys."""
+    bounds = ("_low", "_high")
+    names = [k.removeprefix("eval/") for k in evals if k.startswith("eval/") and not k.endswith(bounds)]
+    parts = []
+    for name in sorted(names, key=lambda n: (not n.startswith("pass@"), len(n), n)):
+        low, high = (number(evals, f"eval/{name}{bound}") for bound in bounds)
+        interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
+        parts.append(f"{visible(name)} {shown(evals, f'eval/{name}')}{interval}")
+    return "  ".join(parts)
+
+
+def number(values: dict[str, Any], key: str) -> float | None:
+    """`values[key]` as a float, NaN included; None when it is missing or no number."""
+    value = values.get(key)
+    if value is None or isinstance(value, str):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several elements
+        return None
+
+
+def shown(values: dict[str, Any], key: str, spec: str = ".3f") -> str:
+    value = number(values, key)
+    return "-" if value is None else str(value) if not math.isfinite(value) else format(value, spec)
+
+
+def tokens_per_second(metrics: dict[str, Any]) -> float | None:
+    """Generated tokens over the seconds spent generating them."""
+    tokens, seconds = number(metrics, "tokens/generated"), number(metrics, "time/rollout_s")
+    return tokens / seconds if tokens is not None and seconds else None
+
+
+def compact(value: float | None) -> str:
+    """1234.5 -> "1.2k"; None -> "-"."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss; None -> "-"."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def cut(text: str, characters: int) -> str:
+    """At most `characters` of `text`, its middle replaced by an ellipsis; the answer is usually at the end."""
+    half = characters // 2
+    return text if len(text) <= characters else f"{text[:half]} … {text[-half:]}"
