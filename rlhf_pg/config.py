@@ -1,132 +1,162 @@
-"""The recipe schema: strict, small, and free of torch, so that a wrong key fails in a second, before any model is loaded.
+"""The recipe schema: strict, small, and free of torch: a wrong key fails in a second, before any model loads.
 
-A recipe is YAML. `base: other.yaml` starts from another recipe; `section.key=value` on the command line overrides.
+A recipe is YAML. `base: other.yaml` starts from another recipe; `section.key=value` on the command line overrides;
+a key set to null is as if it had not been given. docs/recipes.md lists every key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlhf_pg.errors import RecipeError, RunError
+from rlhf_pg.recipe import checks, messages, reading
+
+__all__ = ["Recipe", "RecipeError", "RunError", "SftRecipe", "dump", "load", "parse"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
+
+
+Home = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class Run(Section):
-    dir: Path
-    seed: int = 0
-    steps: int = Field(100, ge=0)  # rollout steps; 0 = only measure
-    resume: Literal["never", "auto", "must"] = "never"  # auto: continue if a checkpoint is there
-    preflight: bool = True
+    dir: Home = Field(description="run directory: config, metrics, checkpoints, report, final model")
+    seed: int = Field(default=0, description="of every random stream: sampling, data order, initialisation")
+    steps: int = Field(default=100, ge=0, description="rollout steps; 0 = only measure")
+    resume: Literal["never", "auto", "must"] = Field(
+        default="never", description="auto: continue if there is a checkpoint"
+    )
+    preflight: bool = Field(default=True, description="run the checks of `rlhf-pg check` before step 1")
 
 
 class Lora(Section):
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = "all-linear"
+    rank: int = Field(default=16, ge=1, description="rank of the adapter matrices")
+    alpha: float = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the adapter")
+    targets: str | list[str] = Field(default="all-linear", description="modules that get an adapter")
 
 
 class Model(Section):
-    path: str  # a folder, a hub name, or "tiny": the embedded Qwen2-architecture model, random weights
-    tokenizer: str | None = None  # default: the model's
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    lora: Lora | None = None
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = False
-    trust_remote_code: bool = False
+    path: str = Field(
+        description='a folder, a hub name, or "tiny": the embedded Qwen2-architecture model, random weights'
+    )
+    tokenizer: str | None = Field(default=None, description="a folder or hub name; default: the model's")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights")
+    lora: Lora | None = Field(default=None, description="train low-rank adapters instead of all weights")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        default="sdpa", description="how attention is computed"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with a model")
 
 
 class DataSource(Section):
-    """Where problems come from: exactly one of a built-in task, a local .jsonl/.json/.parquet file, or a hub data set."""
+    """Where problems come from: a generated task, a local .jsonl/.json/.parquet file, or a hub data set."""
 
-    task: str | None = None  # "arithmetic", "countdown", "gsm8k", "math"
-    path: Path | None = None
-    dataset: str | None = None  # "openai/gsm8k"
-    subset: str | None = None
-    split: str | None = None  # of a hub data set, or of a generated task ("train", "heldout")
-    prompt: str | None = None  # column with the problem; default: the task's
-    answer: str | None = None  # column with the gold answer; default: the task's
-    template: str | None = (
-        None  # "auto" (chat template if the tokenizer has one, else r1), "chat", "r1", "plain", or text with {prompt}
+    task: str | None = Field(default=None, description="generated: arithmetic, countdown; row formats: gsm8k, math")
+    path: Home | None = Field(default=None, description=".jsonl, .json or .parquet file")
+    dataset: str | None = Field(default=None, description="hub data set, as in openai/gsm8k")
+    subset: str | None = Field(default=None, description="of a hub data set")
+    split: str | None = Field(default=None, description="of a hub data set, or of a generated task (train, heldout)")
+    prompt: str | None = Field(default=None, description="column with the problem; default: the task's")
+    answer: str | None = Field(default=None, description="column with the gold answer; default: the task's")
+    template: str | None = Field(
+        None,
+        description="auto (chat if the tokenizer has a chat template, else r1), chat, r1, plain, or text with {prompt}",
     )
-    limit: int | None = Field(None, ge=1)  # first so many rows
-    options: dict[str, Any] = {}  # of a generated task: its difficulty
+    limit: int | None = Field(default=None, ge=1, description="use only the first so many rows")
+    options: dict[str, Any] = Field(default={}, description="of a generated task: its difficulty")
 
 
 class Data(Section):
-    train: DataSource
-    eval: DataSource | None = None
-    max_prompt_tokens: int = Field(1024, ge=1)  # longer prompts are dropped at the start and counted
+    train: DataSource = Field(description="problems to learn from")
+    eval: DataSource | None = Field(default=None, description="held-out problems; absent = no evaluation")
+    max_prompt_tokens: int = Field(default=1024, ge=1, description="longer prompts are dropped at start, and counted")
 
 
 class RolloutSection(Section):
-    engine: str = "native"
-    prompts_per_step: int = Field(32, ge=1)
-    samples_per_prompt: int = Field(8, ge=1)
-    max_new_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    slots: int = Field(256, ge=1)  # rows decoded at once: bounds the memory of the cache
+    engine: str = Field(default="native", description="what samples: native, vllm")
+    prompts_per_step: int = Field(default=32, ge=1, description="prompts per rollout step, over all processes")
+    samples_per_prompt: int = Field(default=8, ge=1, description="completions sampled for each prompt: the group")
+    max_new_tokens: int = Field(default=256, ge=1, description="completions are cut here (finish = length)")
+    temperature: float = Field(default=1.0, gt=0, description="of sampling, and of every log-prob in training")
+    slots: int = Field(default=256, ge=1, description="rows decoded at once: bounds the memory of the cache")
 
 
 class RewardSpec(Section):
-    fn: str  # shipped name, file.py:function, dotted.path:function, or entry point of group rlhf_pg.rewards
-    weight: float = 1.0
-    timeout_s: float = Field(10.0, gt=0)  # per sample; per batch for functions of `completions`
+    fn: str = Field(
+        description="shipped name, file.py:function, dotted.path:function, or entry point of rlhf_pg.rewards"
+    )
+    weight: float = Field(default=1.0, description="the reward is the weighted sum; 0 = only logged")
+    timeout_s: float = Field(default=10.0, gt=0, description="per sample; per batch for functions of `completions`")
 
 
 class AlgorithmSection(Section):
-    name: str = "grpo"
-    options: dict[str, Any] = {}
+    name: str = Field(default="grpo", description="shipped name, or module:attribute")
+    options: dict[str, Any] = Field(
+        {}, description="the algorithm's own, see its file; filled with defaults on loading"
+    )
 
 
 class KL(Section):
-    coefficient: float = Field(0.04, ge=0)
-    placement: Literal["loss", "reward"] = "loss"
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    coefficient: float = Field(default=0.04, ge=0, description="weight of the KL to the reference; 0 = none")
+    placement: Literal["loss", "reward"] = Field(default="loss", description="loss term, or reward penalty")
+    estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="k1 only as a reward penalty")
 
 
 class Optimizer(Section):
-    lr: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0)  # global norm
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)  # optimizer steps
+    lr: float = Field(default=1e-6, gt=0, description="AdamW learning rate at its highest")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="AdamW's decay of its two averages"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="rate after warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps with a rising rate")
 
 
 class Update(Section):
-    epochs: int = Field(1, ge=1)
-    minibatches: int = Field(1, ge=1)  # optimizer steps per epoch
+    epochs: int = Field(default=1, ge=1, description="passes over each rollout step's rows")
+    minibatches: int = Field(default=1, ge=1, description="optimizer steps per epoch")
     tokens_per_microbatch: int = Field(
-        16384, ge=1
-    )  # prompt and completion positions forwarded at once; cannot change results
-    share_prompts: bool = True  # forward each prompt once per group; cannot change results
+        16384, ge=1, description="prompt and completion positions forwarded at once; cannot change results"
+    )
+    share_prompts: bool = Field(default=True, description="forward each prompt once per group; cannot change results")
 
 
 class Eval(Section):
-    every: int = Field(0, ge=0)  # rollout steps between evaluations; 0 = only before and after
-    samples: int = Field(8, ge=1)
-    k: list[int] = [1, 8]
-    greedy: bool = True
-    temperature: float = Field(1.0, gt=0)
-    max_new_tokens: int | None = Field(None, ge=1)  # default: rollout.max_new_tokens
+    every: int = Field(default=0, ge=0, description="rollout steps between evaluations; 0 = only before and after")
+    samples: int = Field(default=8, ge=1, description="completions per held-out problem")
+    k: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 8], min_length=1, description="report pass@k for these")
+    greedy: bool = Field(default=True, description="also measure the most likely completion")
+    temperature: float = Field(default=1.0, gt=0, description="of the sampled completions")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="default: rollout.max_new_tokens")
 
 
 class Log(Section):
-    trackers: list[Literal["tensorboard", "wandb"]] = []
-    project: str = "rlhf_pg"
-    samples: int = Field(8, ge=0)  # rollouts written to rollouts/ per step
-    live: Literal["auto", "on", "off"] = "auto"
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default=[], description="besides metrics.jsonl")
+    project: str = Field(default="rlhf_pg", description="name the trackers file the run under")
+    samples: int = Field(default=8, ge=0, description="rollouts written to rollouts/ per step")
+    live: Literal["auto", "on", "off"] = Field(default="auto", description="live view; auto: in a terminal")
 
 
 class Checkpoint(Section):
-    every: int = Field(0, ge=0)  # rollout steps; 0 = only at the end and on SIGTERM
-    keep: int = Field(2, ge=1)
+    every: int = Field(default=0, ge=0, description="rollout steps; 0 = only at the end and on SIGTERM")
+    keep: int = Field(default=2, ge=1, description="newest so many stay")
 
 
 class Recipe(Section):
@@ -147,9 +177,15 @@ class Recipe(Section):
 
 
 class Sft(Section):
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(32, ge=1)
-    completion: str | None = None  # column with the text to imitate; default: the task's worked solution
+    epochs: int = Field(default=1, ge=1, description="passes over the data")
+    batch_size: int = Field(default=32, ge=1, description="rows per optimizer step, over all processes")
+    completion: str | None = Field(
+        None, description="column with the text to imitate; default: the task's worked solution"
+    )
+
+
+class SftOptimizer(Optimizer):
+    lr: float = Field(default=1e-5, gt=0, description="AdamW learning rate at its highest")
 
 
 class SftRecipe(Section):
@@ -159,5 +195,45 @@ class SftRecipe(Section):
     model: Model
     data: Data
     sft: Sft = Sft()
-    optimizer: Optimizer = Optimizer(lr=1e-5)
+    optimizer: SftOptimizer = SftOptimizer()
     log: Log = Log()
+
+
+S = TypeVar("S", bound=Recipe | SftRecipe)
+
+
+@overload
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
+@overload
+def load(path: str | Path, overrides: Sequence[str], schema: type[S]) -> S: ...
+def load(path: str | Path, overrides: Sequence[str] = (), schema: type[Recipe] | type[SftRecipe] = Recipe):
+    """Read, merge, override and check a recipe: YAML file `path`, then each "section.key=value".
+
+    Paths inside a recipe are relative to the current directory, except `base`, which is relative to its file.
+    Raises RecipeError listing every problem found, one line each.
+    """
+    return parse(reading.read(Path(path), overrides), schema, str(path))
+
+
+def parse(mapping: Mapping[str, Any], schema: type[S], source: str = "recipe") -> S:
+    """A checked recipe from plain values. Raises RecipeError, its first line opening with `source`."""
+    try:
+        recipe = schema.model_validate(mapping)
+    except ValidationError as error:
+        raise RecipeError(source, messages.explain(error, schema)) from None
+    problems = checks.problems(recipe)
+    if problems:
+        raise RecipeError(source, problems)
+    return checks.with_options_filled(recipe) if isinstance(recipe, Recipe) else recipe
+
+
+def dump(recipe: Recipe | SftRecipe) -> str:
+    """The resolved recipe as YAML: every key but those without effect. Loads back to an equal one."""
+    mapping = recipe.model_dump(mode="json")
+    for key in checks.without_effect(recipe):
+        section, _, leaf = key.rpartition(".")
+        here = mapping
+        for part in section.split("."):
+            here = here[part]
+        del here[leaf]
+    return reading.write(mapping)

@@ -1,0 +1,189 @@
+"""The `rlhf-pg` command: parse, load the recipe, then import what the command needs and run it.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong command line, recipe or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. `argv` without the program name; default: the process's."""
+    arguments = parser().parse_args(argv)
+    if arguments.command is None:
+        parser().print_help()
+        return USAGE
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # plugins of the current directory, as under `python -m`
+    try:
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or arguments.debug:
+            raise
+        _complain(error)
+        return code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rlhf-pg",
+        description="Policy-gradient training of small language models on math.",
+        epilog="example: rlhf-pg train recipes/quickstart.yaml run.seed=1",
+    )
+    top.set_defaults(command=None)
+    commands = top.add_subparsers(metavar="COMMAND")
+    _recipe_command(commands, "train", _train, "train by reinforcement learning", "recipes/quickstart.yaml run.seed=1")
+    _recipe_command(commands, "sft", _sft, "fine-tune on worked solutions", "recipes/quickstart_sft.yaml sft.epochs=2")
+    _recipe_command(
+        commands, "eval", _eval, "measure greedy and pass@k on held-out problems", "R.yaml model.path=runs/r/model"
+    )
+    _recipe_command(commands, "check", _check, "preflight: is this run set up right?", "recipes/gsm8k_grpo.yaml")
+    report = _command(
+        commands, "report", _report, "write report.html from run directories", "runs/a runs/b --out both.html"
+    )
+    report.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path)
+    report.add_argument("--out", type=Path, help="file to write; default: report.html in the first run directory")
+    _rewards_commands(commands)
+    return top
+
+
+def _command(commands, name: str, run, help: str, example: str, path: str = "") -> argparse.ArgumentParser:
+    words = f"{path}{name}"
+    made = commands.add_parser(name, help=help, description=help, epilog=f"example: rlhf-pg {words} {example}")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.set_defaults(run=run, command=words)
+    return made
+
+
+def _recipe_command(commands, name: str, run, help: str, example: str) -> None:
+    made = _command(commands, name, run, help, example)
+    made.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file; docs/recipes.md lists its keys")
+    made.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in optimizer.lr=1e-5")
+
+
+def _rewards_commands(commands) -> None:
+    rewards = commands.add_parser("rewards", help="try reward functions on data").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    check = _command(
+        rewards,
+        "check",
+        _rewards_check,
+        "does a reward function run on this data?",
+        "math_answer --data F.jsonl",
+        "rewards ",
+    )
+    score = _command(
+        rewards,
+        "score",
+        _rewards_score,
+        "score completions of a file, one line per row",
+        "gsm8k --data F.jsonl --completion output --answer answer --out scored.jsonl",
+        "rewards ",
+    )
+    for made in (check, score):
+        made.add_argument("fn", metavar="FN", help="shipped name, file.py:function or dotted.path:function")
+        made.add_argument("--data", type=Path, required=True, help="rows: .jsonl, .json or .parquet")
+    score.add_argument("--completion", required=True, metavar="COLUMN", help="column with the text to score")
+    score.add_argument("--answer", metavar="COLUMN", default="answer", help="column with the gold answer")
+    score.add_argument("--out", type=Path, required=True, help="a line per row: score, outcome")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from rlhf_pg.train.loop import train
+
+    return train(recipe)
+
+
+def _sft(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides, config.SftRecipe)
+    from rlhf_pg.train.sft import sft
+
+    return sft(recipe)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    if recipe.data.eval is None:
+        raise config.RecipeError(str(arguments.recipe), ["data.eval: required by `rlhf-pg eval`, but not given"])
+    from rlhf_pg.train import evaluate
+
+    return evaluate.run(recipe)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from rlhf_pg.debug import checks
+
+    return checks.run(recipe)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rlhf_pg.train import report
+
+    print(report.write(arguments.run_dirs, arguments.out))
+    return 0
+
+
+def _rewards_check(arguments: argparse.Namespace) -> int:
+    from rlhf_pg.rewards import command
+
+    return command.check(fn=arguments.fn, data=arguments.data)
+
+
+def _rewards_score(arguments: argparse.Namespace) -> int:
+    from rlhf_pg.rewards import command
+
+    return command.score(
+        fn=arguments.fn,
+        data=arguments.data,
+        completion=arguments.completion,
+        answer=arguments.answer,
+        out=arguments.out,
+    )
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error a person can act on; None for one that is ours to mend."""
+    from rlhf_pg.errors import RunError
+
+    if isinstance(error, RunError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return FAILED
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | ValueError):
+        return USAGE
+    return FAILED if isinstance(error, OSError) else None
+
+
+def _complain(error: Exception) -> None:
+    """One paragraph on stderr. Under a launcher, a recipe's error is every process's: the first says it."""
+    from rlhf_pg.errors import RecipeError
+
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, RecipeError):
+        if rank == "0":
+            print(error, file=sys.stderr)
+        return
+    who = "rlhf-pg" if os.environ.get("WORLD_SIZE", "1") == "1" else f"rlhf-pg (rank {rank})"
+    text = f"{who}: {error or type(error).__name__} (--debug shows the traceback)"
+    print(textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False), file=sys.stderr)

@@ -1,0 +1,22 @@
+"""Errors a person can act on. The command line prints them as a paragraph, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RecipeError(ValueError):
+    """A recipe that must not run. `problems` has one line per problem, each opening with the full dotted key."""
+
+    def __init__(self, source: str, problems: Sequence[str]):
+        self.source = source
+        self.problems = list(problems)
+        super().__init__("\n".join([f"{source}: {count(len(self.problems))}", *(f"  {p}" for p in self.problems)]))
+
+
+class RunError(RuntimeError):
+    """A run that was right to start and could not go on: a fault of the surroundings, not of the recipe."""
+
+
+def count(problems: int) -> str:
+    return "1 problem" if problems == 1 else f"{problems} problems"

@@ -1,0 +1,156 @@
+"""What pydantic found wrong, in one line each: the full dotted key, what is wrong, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text (in quotes)",
+    "path": "a path",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a section of keys",
+    "model": "a section of keys",
+}
+BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One leaf of a schema: `optimizer.lr`, `rewards.N.weight`."""
+
+    name: str
+    field: FieldInfo
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Every leaf key of a schema, depth first, in the order of the file."""
+    for name, field in schema.model_fields.items():
+        section = section_of(field.annotation)
+        if section is None:
+            yield Key(prefix + name, field)
+        else:
+            index = ".N" if _is_list(field.annotation) else ""
+            yield from keys(section, f"{prefix}{name}{index}.")
+
+
+def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line per problem, in the order found; `prefix` ("algorithm.options.") opens each key."""
+    lines = {}
+    for item in error.errors(include_url=False):
+        key, rest = _dotted(item["loc"], schema)
+        if item["type"] == "extra_forbidden":
+            text = "unknown key" + _nearest_key(item["loc"], schema, prefix)
+        elif rest:  # one branch of a union: the branches agree only that none of them fits
+            text = f"must be {_union(schema, item['loc'])}, is {_shown(item['input'])}"
+        else:
+            text = _text(item)
+        lines[f"{prefix}{key}: {text}" if key else text] = None
+    return list(lines)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """ "; did you mean 'x'?" when something known is close, else ""."""
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class behind `X`, `X | None` or `list[X]`, or None for a leaf."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list):
+        found = [section_of(part) for part in get_args(annotation)]
+        return next((section for section in found if section), None)
+    return None
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) in (list, tuple)
+
+
+def _dotted(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, tuple[int | str, ...]]:
+    """The key a pydantic location points at, and what is left of the location (the tag of a union's branch)."""
+    parts: list[str] = []
+    section: type[BaseModel] | None = schema
+    for depth, part in enumerate(loc):
+        if isinstance(part, str) and section is None:
+            return ".".join(parts), loc[depth:]
+        parts.append(str(part))
+        if isinstance(part, str) and section is not None:
+            field = section.model_fields.get(part)
+            section = section_of(field.annotation) if field else None
+    return ".".join(parts), ()
+
+
+def _section_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
+    section = schema
+    for part in loc:
+        if isinstance(part, str):
+            section = section_of(section.model_fields[part].annotation) or section
+    return section
+
+
+def _nearest_key(loc: tuple[int | str, ...], schema: type[BaseModel], prefix: str) -> str:
+    *above, name = loc
+    here = prefix + "".join(f"{part}." for part in above)
+    siblings = list(_section_at(tuple(above), schema).model_fields)
+    near = difflib.get_close_matches(str(name), siblings, n=1)
+    if near:
+        return f"; did you mean {here}{near[0]}?"
+    elsewhere = [key.name for key in keys(schema) if key.leaf == name and prefix + key.name != here + str(name)]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere[:3])}?"
+    return f"; the keys here are {', '.join(siblings)}"
+
+
+def _union(schema: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    del schema, loc
+    return "text or a list of text"
+
+
+def _text(item: Any) -> str:
+    kind, value, context = item["type"], _shown(item["input"]), item.get("ctx", {})
+    if kind == "missing":
+        return "required, but not given"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        return f"must be {context['expected']}, is {value}{nearest(item['input'], choices)}"
+    if kind == "finite_number":
+        return f"must be a finite number, is {value}"
+    if kind in BOUNDS:
+        name, words = BOUNDS[kind]
+        return f"must be {words} {context[name]:g}, is {value}"
+    if kind == "too_short":
+        return f"must have at least {context['min_length']} item, has {context['actual_length']}"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} items, has {context['actual_length']}"
+    if kind == "value_error":
+        return str(context["error"])
+    expected = EXPECTED.get(kind.partition("_")[0])
+    return f"must be {expected}, is {value}" if expected else f"{item['msg']}, is {value}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
