@@ -1,0 +1,225 @@
+"""The folder of one run: one writer at a time, whole files, and a log that can be cut back to a checkpoint.
+
+metrics.jsonl   a flat object per step          rollouts/step_00000010.jsonl   samples
+checkpoints/    see checkpoint.py               .lock                          held while a process writes here
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_pg.train import checkpoint
+from rlhf_pg.train.durable import append, fsync_directory, remove_leftovers, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class RunDir:
+    """Made by `RunDir.open`. `resume_from` is the intact checkpoint to continue from, None = start at the beginning."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.rollouts = path / "rollouts"
+        self.metrics = path / "metrics.jsonl"
+        self.resume_from: Path | None = None
+        self._lock: int | None = lock
+        self._started = time.monotonic()
+        self._before_s = 0.0
+
+    @classmethod
+    def open(cls, path: Path, resume: Literal["never", "auto", "must"]) -> RunDir:
+        """Create or take over the folder of a run and hold its lock until `close` or the end of the process.
+
+        Writes and fsyncs a probe first, so that a run that cannot save fails before it loads a model. With "auto" and
+        no checkpoint at all, what an earlier run logged is dropped. Raises ValueError saying what to change: not
+        writable, another live run (its pid), an earlier run and "never", no intact checkpoint and "must" (or "auto"
+        with only damaged ones).
+        """
+        try:
+            for folder in (path, path / "checkpoints", path / "rollouts"):
+                folder.mkdir(parents=True, exist_ok=True)
+            run = cls(path, _take_lock(path))
+        except OSError as error:
+            raise ValueError(_cannot_write(path, error)) from error
+        try:
+            run._begin(resume)
+        except OSError as error:
+            run.close()
+            raise ValueError(_cannot_write(path, error)) from error
+        except BaseException:
+            run.close()
+            raise
+        os.register_at_fork(after_in_child=run.close)  # a forked worker that outlives us must not keep the lock
+        return run
+
+    def _begin(self, resume: Literal["never", "auto", "must"]) -> None:
+        self._probe()
+        used = checkpoint.exists(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+        if resume == "never" and used:
+            raise ValueError(
+                f"run.dir {self.path} holds an earlier run: continue it with run.resume=auto, or choose another run.dir"
+            )
+        checkpoint.clean(self.checkpoints)
+        remove_leftovers(self.path)
+        remove_leftovers(self.rollouts)
+        self.resume_from = checkpoint.latest(self.checkpoints)
+        if self.resume_from is None and checkpoint.exists(self.checkpoints):
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints} is intact (the log names the damaged files): restore one, "
+                "or start anew in another run.dir"
+            )
+        if self.resume_from is None and resume == "must":
+            raise ValueError(f"run.resume=must, but {self.checkpoints} has no checkpoint; use run.resume=auto to start")
+        if self.resume_from is None:
+            self.truncate_after(-1)
+
+    def _probe(self) -> None:
+        for folder in (self.path, self.checkpoints, self.rollouts):
+            probe = folder / "probe"
+            write_atomic(probe, b"x" * 4096)
+            probe.unlink()
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line, on disk when this returns. Values: numbers, text, None, numpy and torch scalars; NaN -> null.
+
+        Raises ValueError for a nested value or a row without an int `step`; OSError naming the file when the disk
+        refuses, with the earlier lines as they were.
+        """
+        plain = _plain(row)
+        if type(plain.get("step")) is not int:
+            raise ValueError(f"a metrics row needs an int step, this one has {row.get('step')!r}")
+        for key, value in plain.items():
+            if isinstance(value, list | dict):
+                raise ValueError(
+                    f"metric {key!r} is a {type(row[key]).__name__}: a metrics row is flat, one number a key"
+                )
+        append(self.metrics, json.dumps(plain).encode() + b"\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines, oldest first."""
+        return [row for row, _ in self._lines() if row is not None]
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what was logged after `step`: metrics lines, a torn last line, rollouts files of later steps."""
+        kept = []
+        for row, line in self._lines():
+            if row is None:
+                log.warning("dropped a damaged line of %s: %r", self.metrics, line[:80])
+            elif row["step"] <= step:
+                kept.append(line)
+        content = b"".join(line + b"\n" for line in kept)
+        if self.metrics.exists() and self.metrics.read_bytes() != content:
+            write_atomic(self.metrics, content)
+        for path in self.rollouts.glob("step_*.jsonl"):
+            number = path.stem.removeprefix("step_")
+            if number.isdigit() and int(number) > step:
+                path.unlink()
+        fsync_directory(self.rollouts)
+
+    def _lines(self) -> list[tuple[dict[str, Any] | None, bytes]]:
+        """(row, line) of metrics.jsonl; row None for a line that is not one."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_bytes().split(b"\n")
+        return [(_row(line), line) for line in lines if line]
+
+    def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
+        """Write rollouts/step_<step>.jsonl, one object a line, replacing an earlier one of this step."""
+        path = self.rollouts / f"step_{step:08d}.jsonl"
+        write_atomic(path, b"".join(json.dumps(_plain(row)).encode() + b"\n" for row in rows))
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `name` (relative to the run) as readable JSON, atomically; NaN and infinity become null."""
+        return self.write_text(name, json.dumps(_plain(value), indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write `name` (relative to the run), atomically."""
+        path = self.path / name
+        write_atomic(path, text.encode())
+        return path
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds of this process since `open`, plus those given to `continue_clock`. Save it in checkpoints."""
+        return self._before_s + time.monotonic() - self._started
+
+    def continue_clock(self, elapsed_s: float) -> None:
+        """Count from the `elapsed_s` a checkpoint recorded."""
+        self._before_s = elapsed_s
+
+    def close(self) -> None:
+        """Release the lock. Twice is fine."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _take_lock(path: Path) -> int:
+    """Lock `path`/.lock and write our pid and host into it. The lock dies with its process, so none is ever stale."""
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+    except BlockingIOError:
+        holder = {"pid": "unknown", "host": "unknown"}
+        with suppress(ValueError):  # locked a moment ago, not yet written
+            holder = json.loads(os.pread(descriptor, 4096, 0))
+        os.close(descriptor)
+        raise ValueError(
+            f"run.dir {path} is in use by process {holder['pid']} on {holder['host']}: "
+            "wait for it, stop it, or choose another run.dir"
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    hint = "choose a run.dir on a disk with space that this user may write to"
+    if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        hint = "its file system has no file locks; choose a run.dir on one that has"
+    return f"run.dir {path} cannot be used: {error.strerror}; {hint}"
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _plain(value: Any) -> Any:
+    """As strict JSON has it: numpy and torch become numbers and lists, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    raise ValueError(f"{value!r} is a {type(value).__name__}: it cannot be written as JSON")

@@ -1,0 +1,160 @@
+"""What a run must remember besides its weights, as tensors + JSON: optimizer, random streams, identity of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and param_groups of an optimizer, keyed by parameter name instead of position.
+
+    `named` names every optimized parameter (`dict(model.named_parameters())`). Tensors are "exp_avg/<parameter>",
+    "step/<parameter>", "group.<index>/lr"; they are the live ones, not copies. Numbers go into the JSON part.
+    Raises ValueError for a parameter without a name.
+    """
+    names = {id(parameter): name for name, parameter in named.items()}
+    tensors: dict[str, Tensor] = {}
+    state: dict[str, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    for index, group in enumerate(optimizer.param_groups):
+        options = {key: value for key, value in group.items() if key != "params"}
+        numbers = _split(options, f"group.{index}/{{}}", tensors)
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                shape = tuple(parameter.shape)
+                raise ValueError(f"optimizer group {index} has a parameter of shape {shape} that `named` does not name")
+        members = [names[id(parameter)] for parameter in group["params"]]
+        groups.append({"params": members, "options": numbers})
+        for name, parameter in zip(members, group["params"], strict=True):
+            if parameter in optimizer.state:
+                state[name] = _split(optimizer.state[parameter], f"{{}}/{name}", tensors)
+    return tensors, {"groups": groups, "state": state}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    saved: Mapping[str, Any],
+) -> None:
+    """Undo `flatten_optimizer`: afterwards the optimizer steps exactly as the saved one would.
+
+    Moments keep their saved dtype and go to their parameter's device. Raises ValueError, before anything is changed,
+    when groups, parameter names or shapes are not those saved.
+    """
+    names = {id(parameter): name for name, parameter in named.items()}
+    _check_same_groups(optimizer, names, saved["groups"])
+    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    of_parameter: dict[str, dict[str, Tensor]] = {}
+    of_group: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        key, name = path.split("/", 1)
+        if key.startswith("group."):
+            of_group.setdefault(key, {})[name] = tensor
+        else:
+            _check_shape(path, tensor, parameters[name])
+            of_parameter.setdefault(name, {})[key] = tensor
+    for index, group in enumerate(optimizer.param_groups):
+        options: dict[str, Any] = dict(saved["groups"][index]["options"])
+        options.update({key: t.clone() for key, t in of_group.get(f"group.{index}", {}).items()})
+        for key, value in options.items():
+            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+        on_device = bool(group.get("capturable") or group.get("fused"))
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            optimizer.state.pop(parameter, None)
+            if name in saved["state"]:
+                moved = {
+                    key: t.to("cpu" if key == "step" and not on_device else parameter.device, copy=True)
+                    for key, t in of_parameter.get(name, {}).items()
+                }
+                optimizer.state[parameter] = {**moved, **saved["state"][name]}
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The global random streams: torch (CPU and every CUDA device), numpy, `random`. Restore them last."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors.update({f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())})
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, following = random.getstate()
+    return tensors, {
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
+        "python": [version, list(words), following],
+    }
+
+
+def restore_random_state(tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    """Undo `random_state`. A saved CUDA stream without its device here is left out with a warning."""
+    version, words, following = saved["python"]
+    random.setstate((version, tuple(words), following))
+    kind, keys, position, has_gauss, gauss = saved["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for name, state in tensors.items():
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif int(name.removeprefix("cuda.")) < devices:
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
+        else:
+            log.warning("random stream of %s not restored: this machine has %d CUDA devices", name, devices)
+
+
+def weights_digest(named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over name, dtype, shape and bytes in name order: the identity of, say, the frozen reference model.
+
+    Holds at most one tensor on the CPU at a time. Device and memory layout do not matter, one bit of a weight does.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dict(named).items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The elements in row-major order, little-endian; no copy for a contiguous CPU tensor."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)  # [numel]
+    return flat.view(torch.uint8).numpy().data
+
+
+def _split(values: Mapping[str, Any], path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Put the tensors among `values` into `tensors` under `path`, return the rest."""
+    rest = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            tensors[path.format(key)] = value
+        else:
+            rest[key] = value
+    return rest
+
+
+def _check_same_groups(optimizer: torch.optim.Optimizer, names: Mapping[int, str], saved: list[dict[str, Any]]) -> None:
+    if len(saved) != len(optimizer.param_groups):
+        raise ValueError(f"saved optimizer has {len(saved)} parameter groups, this one {len(optimizer.param_groups)}")
+    for index, group in enumerate(optimizer.param_groups):
+        here = {names.get(id(p), f"<unnamed {tuple(p.shape)}>") for p in group["params"]}
+        there = set(saved[index]["params"])
+        if here != there:
+            raise ValueError(
+                f"optimizer group {index} is not the saved one: missing here {sorted(there - here)[:3]}, "
+                f"not saved {sorted(here - there)[:3]}; resume with the model and optimizer settings of the saved run"
+            )
+
+
+def _check_shape(path: str, tensor: Tensor, parameter: Tensor) -> None:
+    if tensor.numel() != 1 and tensor.shape != parameter.shape:
+        shapes = f"{tuple(tensor.shape)}, the parameter here {tuple(parameter.shape)}"
+        raise ValueError(f"saved optimizer tensor {path} has shape {shapes}; resume with the saved run's model")
