@@ -7,13 +7,16 @@ a key set to null is as if it had not been given. docs/recipes.md lists every ke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_pg.errors import RecipeError, RunError
-from rlhf_pg.recipe import checks, messages, reading
+from rlhf_pg.recipe import checks, effects, messages, reading
 
 __all__ = ["Recipe", "RecipeError", "RunError", "SftRecipe", "dump", "load", "parse"]
 
@@ -29,7 +32,8 @@ class Section(BaseModel):
         return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
 
 
-Home = Annotated[Path, AfterValidator(Path.expanduser)]
+Home = Annotated[Path, AfterValidator(Path.expanduser)]  # ~ is the home directory
+HomeText = Annotated[str, AfterValidator(expanduser)]
 
 
 class Run(Section):
@@ -50,11 +54,13 @@ class Lora(Section):
 
 
 class Model(Section):
-    path: str = Field(
+    path: HomeText = Field(
         description='a folder, a hub name, or "tiny": the embedded Qwen2-architecture model, random weights'
     )
-    tokenizer: str | None = Field(default=None, description="a folder or hub name; default: the model's")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights")
+    tokenizer: HomeText | None = Field(default=None, description="a folder or hub name; default: the model's")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the arithmetic; weights stay float32"
+    )
     lora: Lora | None = Field(default=None, description="train low-rank adapters instead of all weights")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="how attention is computed"
@@ -88,7 +94,7 @@ class Data(Section):
 
 
 class RolloutSection(Section):
-    engine: str = Field(default="native", description="what samples: native, vllm")
+    engine: Literal["native"] = Field(default="native", description="what samples")
     prompts_per_step: int = Field(default=32, ge=1, description="prompts per rollout step, over all processes")
     samples_per_prompt: int = Field(default=8, ge=1, description="completions sampled for each prompt: the group")
     max_new_tokens: int = Field(default=256, ge=1, description="completions are cut here (finish = length)")
@@ -107,7 +113,7 @@ class RewardSpec(Section):
 class AlgorithmSection(Section):
     name: str = Field(default="grpo", description="shipped name, or module:attribute")
     options: dict[str, Any] = Field(
-        {}, description="the algorithm's own, see its file; filled with defaults on loading"
+        default={}, description="the algorithm's own, see its file; filled with defaults on loading"
     )
 
 
@@ -120,7 +126,7 @@ class KL(Section):
 class Optimizer(Section):
     lr: float = Field(default=1e-6, gt=0, description="AdamW learning rate at its highest")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="AdamW's decay of its two averages"
+        default=(0.9, 0.999), description="AdamW's decay of its two averages"
     )
     eps: float = Field(default=1e-8, gt=0, description="AdamW's")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's")
@@ -133,7 +139,7 @@ class Update(Section):
     epochs: int = Field(default=1, ge=1, description="passes over each rollout step's rows")
     minibatches: int = Field(default=1, ge=1, description="optimizer steps per epoch")
     tokens_per_microbatch: int = Field(
-        16384, ge=1, description="prompt and completion positions forwarded at once; cannot change results"
+        default=16384, ge=1, description="prompt and completion positions forwarded at once; cannot change results"
     )
     share_prompts: bool = Field(default=True, description="forward each prompt once per group; cannot change results")
 
@@ -180,7 +186,7 @@ class Sft(Section):
     epochs: int = Field(default=1, ge=1, description="passes over the data")
     batch_size: int = Field(default=32, ge=1, description="rows per optimizer step, over all processes")
     completion: str | None = Field(
-        None, description="column with the text to imitate; default: the task's worked solution"
+        default=None, description="column with the text to imitate; default: the task's worked solution"
     )
 
 
@@ -230,10 +236,7 @@ def parse(mapping: Mapping[str, Any], schema: type[S], source: str = "recipe") -
 def dump(recipe: Recipe | SftRecipe) -> str:
     """The resolved recipe as YAML: every key but those without effect. Loads back to an equal one."""
     mapping = recipe.model_dump(mode="json")
-    for key in checks.without_effect(recipe):
-        section, _, leaf = key.rpartition(".")
-        here = mapping
-        for part in section.split("."):
-            here = here[part]
-        del here[leaf]
+    for key, _ in effects.without_effect(recipe):
+        *above, leaf = key.split(".")
+        del reduce(getitem, above, mapping)[leaf]
     return reading.write(mapping)

@@ -1,33 +1,34 @@
-"""Keys against each other: contradictions, and keys that would do nothing. Imports no torch.
-
-A key counts as given when the recipe names it, even with its default value.
-"""
+"""Keys against each other, against the files they name, and against the algorithm. Imports no torch."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeGuard
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.recipe import messages
+from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, sources
+from rlhf_pg.rewards import plugin
+from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
-    from rlhf_pg.config import Recipe, SftRecipe
+    from rlhf_pg.config import DataSource, Recipe, SftRecipe
 
 
 def problems(recipe: Recipe | SftRecipe) -> list[str]:
-    """One line per contradiction or given key without effect."""
-    return list(_algorithm(recipe)) if is_training(recipe) else []
-
-
-def is_training(recipe: Recipe | SftRecipe) -> TypeGuard[Recipe]:
-    return "algorithm" in type(recipe).model_fields
-
-
-def without_effect(recipe: Recipe | SftRecipe) -> list[str]:
-    return []
+    """One line per contradiction, missing file, or given key without effect."""
+    found = [*_places(recipe), *given_without_effect(recipe)]
+    for name, source in sources(recipe):
+        found += _source(name, source)
+    if is_training(recipe):
+        for part in (_algorithm, _kl, _update, _model, _evaluation, _rewards):
+            found += part(recipe)
+    return found
 
 
 def with_options_filled(recipe: Recipe) -> Recipe:
@@ -40,9 +41,13 @@ def with_options_filled(recipe: Recipe) -> Recipe:
 def _algorithm(recipe: Recipe) -> Iterator[str]:
     try:
         algorithm = resolve(recipe.algorithm.name)
-    except ValueError as error:
-        yield f"algorithm.name: {error}"
+    except Exception as error:  # a plugin's import may raise anything
+        kind = "" if isinstance(error, ValueError) else f"cannot be loaded: {type(error).__name__}: "
+        yield f"algorithm.name: {kind}{error}"
         return
+    for name, value in recipe.algorithm.options.items():
+        if isinstance(value, float) and math.isnan(value):
+            yield f"algorithm.options.{name}: must be a number, is nan"
     try:
         algorithm.options.model_validate(recipe.algorithm.options)
     except ValidationError as error:
@@ -53,3 +58,113 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
             f"rollout.samples_per_prompt: must be at least {algorithm.min_group}, is {samples}: "
             f"{algorithm.name.upper()} compares the samples of one prompt"
         )
+
+
+def _kl(recipe: Recipe) -> Iterator[str]:
+    kl = recipe.kl
+    if kl.coefficient > 0 and (kl.placement, kl.estimator) == ("loss", "k1"):
+        yield (
+            "kl.estimator: k1 in the loss has zero expected gradient, so it would regularise nothing; "
+            "use k3 or k2, or kl.placement=reward"
+        )
+
+
+def _update(recipe: Recipe) -> Iterator[str]:
+    update, prompts = recipe.update, recipe.rollout.prompts_per_step
+    if update.minibatches > prompts:
+        yield f"update.minibatches: {update.minibatches} cannot share out rollout.prompts_per_step={prompts} prompts"
+    total = recipe.run.steps * update.epochs * update.minibatches
+    warmup = recipe.optimizer.warmup_steps
+    if recipe.run.steps and warmup > total:
+        yield f"optimizer.warmup_steps: {warmup} is more than the {total} optimizer steps of the whole run"
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    model = recipe.model
+    if model.gradient_checkpointing and recipe.update.share_prompts:
+        yield (
+            "model.gradient_checkpointing: cannot be combined with update.share_prompts, whose key/value cache carries "
+            "gradient and cannot be recomputed; set update.share_prompts=false"
+        )
+    if model.attention == "flash_attention_2" and model.dtype == "float32":
+        yield "model.attention: flash_attention_2 has no float32 kernel; set model.dtype=bfloat16"
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.eval is None:
+        return
+    k, samples = recipe.eval.k, recipe.eval.samples
+    if max(k) > samples:
+        yield f"eval.k: pass@{max(k)} needs at least {max(k)} samples per problem, eval.samples is {samples}"
+    if len(set(k)) < len(k):
+        yield f"eval.k: {k} names the same k twice"
+
+
+def _rewards(recipe: Recipe) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for index, reward in enumerate(recipe.rewards):
+        if reward.fn in seen:
+            yield f"rewards.{index}.fn: {reward.fn!r} is already rewards.{seen[reward.fn]}.fn"
+        seen.setdefault(reward.fn, index)
+        yield from (f"rewards.{index}.fn: {text}" for text in _reward_function(reward.fn))
+    if all(reward.weight == 0 for reward in recipe.rewards):
+        yield "rewards: every weight is 0, so nothing is rewarded"
+
+
+def _reward_function(fn: str) -> Iterator[str]:
+    """What can be said of a reward function without importing it."""
+    head, _, _ = fn.partition(":")
+    if head.endswith(".py") or "/" in head:
+        if not Path(head).expanduser().is_file():
+            yield f"no file {head} in {Path.cwd()}"
+        return
+    if "." in fn or ":" in fn:
+        return
+    known = plugin.shipped()
+    if fn not in known:
+        known += importlib.metadata.entry_points(group=plugin.ENTRY_POINTS).names
+    if fn not in known:
+        yield (
+            f"no reward function {fn!r}: there are {', '.join(known)}{messages.nearest(fn, known)}, "
+            "or give file.py:function or package.module:function"
+        )
+
+
+def _source(name: str, source: DataSource) -> Iterator[str]:
+    if source.task is not None:
+        yield from _task(name, source)
+    if source.path is not None and source.dataset is not None:
+        yield f"{name}: has both path and dataset; give one"
+    elif source.path is None and source.dataset is None and source.task is None:
+        yield f"{name}: says not where rows come from; give task, path or dataset"
+    if source.path is not None and not source.path.is_file():
+        yield f"{name}.path: no file {source.path}"
+
+
+def _task(name: str, source: DataSource) -> Iterator[str]:
+    try:
+        task = tasks.resolve(source.task or "")
+    except ValueError as error:
+        yield f"{name}.task: {error}"
+        return
+    placed = source.path is not None or source.dataset is not None
+    if is_generated(source.task):
+        try:
+            task.parse({} if placed else source.options)
+        except ValueError as error:
+            yield f"{name}.options: {error}"
+    elif not placed and task.dataset is None:
+        yield f"{name}: task {source.task!r} reads rows but has none of its own; give path or dataset"
+
+
+def _places(recipe: Recipe | SftRecipe) -> Iterator[str]:
+    for key, path in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
+        if path is not None and _is_folder_name(path) and not Path(path).is_dir():
+            yield f"{key}: no folder {path}"
+    if recipe.run.dir.exists() and not recipe.run.dir.is_dir():
+        yield f"run.dir: {recipe.run.dir} is a file; a run needs a folder of its own"
+
+
+def _is_folder_name(path: str) -> bool:
+    """Whether a model path can only be a folder: a hub name is `name` or `owner/name`."""
+    return path.startswith((".", "/")) or path.count("/") > 1

@@ -1,0 +1,90 @@
+"""Keys that do nothing under the other keys of a recipe: an error when given, left out of a dump.
+
+A key counts as given when the recipe names it, even with its default value; null takes it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeGuard
+
+from pydantic import BaseModel
+
+from rlhf_pg.tasks import base as tasks
+
+if TYPE_CHECKING:
+    from rlhf_pg.config import DataSource, Recipe, SftRecipe
+
+
+def is_training(recipe: Recipe | SftRecipe) -> TypeGuard[Recipe]:
+    """Whether this is a recipe for reinforcement learning, not for `rlhf-pg sft`."""
+    return "algorithm" in type(recipe).model_fields
+
+
+def without_effect(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, str]]:
+    """(dotted key, when it has no effect) for each idle key, given or not. Every such key has a default."""
+    yield from _of_sources(recipe)
+    if not recipe.log.trackers:
+        yield "log.project", "without log.trackers"
+    yield from _of_training(recipe) if is_training(recipe) else _of_sft()
+
+
+def given_without_effect(recipe: Recipe | SftRecipe) -> Iterator[str]:
+    """One line per idle key that the recipe names."""
+    for key, when in without_effect(recipe):
+        if _is_given(recipe, key):
+            yield f"{key}: has no effect {when}: remove it or set it to null"
+
+
+def sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, DataSource]]:
+    """("data.train", its source), and data.eval if there is one."""
+    yield "data.train", recipe.data.train
+    if recipe.data.eval is not None:
+        yield "data.eval", recipe.data.eval
+
+
+def is_generated(task: str | None) -> bool:
+    """Whether a task makes its own rows. False for a task that cannot be found: that is reported elsewhere."""
+    if task is None:
+        return False
+    try:
+        return tasks.resolve(task).problems is not None
+    except ValueError:
+        return False
+
+
+def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.kl.coefficient == 0:
+        for leaf in ("estimator", "placement"):
+            yield f"kl.{leaf}", "while kl.coefficient is 0"
+    if recipe.data.eval is None:
+        for leaf in type(recipe.eval).model_fields:
+            yield f"eval.{leaf}", "without data.eval"
+    if not recipe.checkpoint.every:
+        yield "checkpoint.keep", "without checkpoint.every"
+
+
+def _of_sft() -> Iterator[tuple[str, str]]:
+    for key in ("run.steps", "run.preflight", "data.eval", "log.samples"):
+        yield key, "in `rlhf-pg sft`"
+
+
+def _of_sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, str]]:
+    for name, source in sources(recipe):
+        from_file = source.path is not None
+        if source.dataset is None and (from_file or is_generated(source.task)):
+            yield f"{name}.subset", f"without {name}.dataset"
+        if from_file:
+            yield f"{name}.split", f"with {name}.path, whose rows are all used"
+        if from_file or source.dataset is not None or not is_generated(source.task):
+            yield f"{name}.options", "unless a generated task makes the rows"
+
+
+def _is_given(recipe: BaseModel, key: str) -> bool:
+    here = recipe
+    *above, leaf = key.split(".")
+    for part in above:
+        if part not in here.model_fields_set:
+            return False
+        here = getattr(here, part)
+    return leaf in here.model_fields_set
