@@ -1,0 +1,107 @@
+"""From `model.path` to a causal language model and its tokenizer. Weights are read from safetensors only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
+from transformers import Qwen2ForCausalLM as Qwen2
+
+from rlhf_pg.models.tokenizer import character_tokenizer
+
+TINY = "tiny"
+TINY_CONTEXT = 512
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name; "tiny" gives the embedded character tokenizer."""
+    if path == TINY:
+        return character_tokenizer()
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    path: str, *, attention: str = "sdpa", trust_remote_code: bool = False, seed: int = 0
+) -> PreTrainedModel:
+    """The model of a folder or hub name in float32 (`model.dtype` chooses the arithmetic, not the weights).
+
+    "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`.
+    Raises ValueError for weights that exist only as pickle files.
+    """
+    if path == TINY:
+        return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
+    _refuse_pickle(Path(path))
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    return model.train()
+
+
+def context_length(path: str, *, trust_remote_code: bool = False) -> int:
+    """The most positions the model was made for, read from its configuration only."""
+    if path == TINY:
+        return TINY_CONTEXT
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or 2**31)
+
+
+def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
+    """The model with a fresh LoRA adapter (PEFT); only the adapter is trainable. `lora` is the recipe's section."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+
+
+def tiny_model(*, seed: int, vocabulary: int, layers: int = 2, hidden: int = 128, attention: str = "sdpa") -> Qwen2:
+    """A Qwen2 of about 0.4 million parameters with random weights, the same for the same seed."""
+    tokenizer = character_tokenizer()
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=TINY_CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=attention,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2(config).float().train()
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder}: no config.json there; model.path must be a Hugging Face model folder or hub name")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no *.safetensors weights there; pickle weights are not loaded, convert them first")

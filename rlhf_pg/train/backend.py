@@ -1,0 +1,40 @@
+"""Everything that depends on how many processes there are: device, precision, sums over ranks. Built on Accelerate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+class Backend:
+    """One process group. Objectives are divided by counts summed over it, so its size cannot change the gradient."""
+
+    def __init__(self, dtype: Literal["float32", "bfloat16"] = "float32", trackers: list[str] | None = None, dir=None):
+        precision = "bf16" if dtype == "bfloat16" else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=dir)
+        if self.accelerator.num_processes > 1:
+            raise ValueError("training on several processes is not supported yet: start one process")
+        self.device = self.accelerator.device
+
+    def prepare(self, policy: nn.Module, optimizer: torch.optim.Optimizer):
+        """The policy and its optimizer as this layout runs them."""
+        return self.accelerator.prepare(policy, optimizer)
+
+    def sum(self, count: Tensor) -> Tensor:
+        """The sum of a scalar over all ranks, on the backend's device."""
+        return self.accelerator.reduce(count.to(self.device), reduction="sum")  # pyright: ignore[reportReturnType]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's share of the gradient. Ranks average their gradients, hence the factor."""
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def clip(self, parameters, max_norm: float) -> float:
+        """Scale gradients to at most `max_norm` (global 2-norm) and return the norm they had."""
+        return float(self.accelerator.clip_grad_norm_(parameters, max_norm))
+
+    def autocast(self):
+        """The arithmetic of `model.dtype`, for forwards outside the prepared policy (the engine's)."""
+        return self.accelerator.autocast()

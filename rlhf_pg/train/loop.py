@@ -1,0 +1,213 @@
+"""The training loop: roll out, score, assign credit, update, measure, save. It knows no algorithm by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_pg import config
+from rlhf_pg.config import Recipe
+from rlhf_pg.data import collate
+from rlhf_pg.debug import checks
+from rlhf_pg.rollout import collect
+from rlhf_pg.train import checkpoint, gradient_step, report
+from rlhf_pg.train.evaluate import evaluate
+from rlhf_pg.train.live import LiveView
+from rlhf_pg.train.metrics import credit_metrics, mean_of, rollout_metrics, sample_rows
+from rlhf_pg.train.plan import plan, show
+from rlhf_pg.train.resume import Pending, Progress, restore, snapshot
+from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.train.setup import Session, build
+from rlhf_pg.train.signals import signals
+from rlhf_pg.train.stop import Stopped, StopRequest
+from rlhf_pg.types import Sampling
+
+UPDATES = {"gradient": gradient_step.update}
+
+
+@dataclass
+class Run:
+    """One training session: its live parts, where it is, and where it writes."""
+
+    session: Session
+    folder: RunDir
+    view: LiveView
+    stop: StopRequest
+    progress: Progress
+    times: dict[str, float] = field(default_factory=dict)  # seconds of the current step by phase
+    samples: list[dict[str, Any]] = field(default_factory=list)  # rows of the current step, to look at
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.session.recipe
+
+    def poll(self, *done: int) -> None:
+        """Called between decode steps and micro-batches: leaves promptly when asked to, else shows progress."""
+        self.stop.raise_if_requested()
+        if done:
+            self.view.progress(*done)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.view.phase(name)
+        started = time.monotonic()
+        yield
+        self.times[f"time/{name}_s"] = self.times.get(f"time/{name}_s", 0.0) + time.monotonic() - started
+
+
+def train(recipe: Recipe) -> int:
+    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit status."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunDir.open(recipe.run.dir, recipe.run.resume))
+        stop = stack.enter_context(StopRequest())
+        session = build(recipe)
+        stack.callback(session.close)
+        progress = _resume(session, folder)
+        folder.write_text("config.yaml", config.dump(recipe))
+        view = stack.enter_context(LiveView(recipe.run.steps, recipe.log.live))
+        run = Run(session, folder, view, stop, progress)
+        folder.continue_clock(progress.elapsed_s)
+        try:
+            _run(run)
+        except Stopped:
+            save(run)
+            view.message(f"stopped at step {progress.step}; saved. Continue with run.resume=auto")
+            return 130
+    return 0
+
+
+def _run(run: Run) -> None:
+    """Preflight, measure, all steps, measure again, export."""
+    recipe, progress = run.recipe, run.progress
+    for note in run.session.notes:
+        run.view.message(note)
+    if recipe.run.preflight:
+        checks.preflight(run.session, run.view.message)
+    if run.session.eval_prompts and progress.before is None:
+        progress.before = measure(run)
+    while progress.step < recipe.run.steps:
+        metrics = train_step(run)
+        due = recipe.eval.every and progress.step % recipe.eval.every == 0 and progress.step < recipe.run.steps
+        if due and run.session.eval_prompts:
+            metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
+        record(run, metrics)
+        if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
+            save(run)
+    finish(run)
+
+
+def train_step(run: Run) -> dict[str, float]:
+    """One rollout and the updates on it."""
+    session, progress = run.session, run.progress
+    run.times = {}
+    started = time.monotonic()
+    run.view.start_step(progress.step + 1)
+    if progress.pending is None:
+        progress.pending = roll_out(run)
+    pending, learner = progress.pending, session.learner
+    with run.phase("update"):
+        credit = learner.objective.algorithm.credit(pending.batch, pending.signals, learner.objective.options)
+        take = UPDATES[learner.objective.algorithm.update]
+        start = len(pending.updates)
+        for metrics in take(learner, pending.batch, pending.signals, credit, progress.step, start, run.poll):
+            pending.updates.append(metrics)
+        session.engine.load_weights((), version=learner.updates)
+    progress.step += 1
+    progress.samples += int(pending.metrics["samples"])
+    progress.pending = None
+    return {
+        "step": progress.step,
+        **pending.metrics,
+        **credit_metrics(credit),
+        **mean_of(pending.updates),
+        **run.times,
+        "time/step_s": time.monotonic() - started,
+        "samples/total": progress.samples,
+    }
+
+
+def roll_out(run: Run) -> Pending:
+    """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
+    session, recipe = run.session, run.recipe
+    cursor = session.sampler.state()
+    try:
+        sampling = Sampling(
+            samples=recipe.rollout.samples_per_prompt,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            temperature=recipe.rollout.temperature,
+            seed=recipe.run.seed,
+            step=run.progress.step + 1,
+        )
+        with run.phase("rollout"), session.learner.backend.autocast():
+            generated = collect.generate(session.engine, session.sampler.next(), sampling, run.poll)
+        with run.phase("reward"):
+            rollouts = collect.score(session.scorer, session.tokenizer, generated)
+        run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
+        run.folder.write_rollouts(sampling.step, run.samples)
+        with run.phase("update"):
+            batch = collate.to(collate.collate(rollouts), session.learner.backend.device)
+            run.poll()
+            made = signals(session.learner, session.reference, batch)
+        return Pending(batch, made, rollout_metrics(rollouts) | {"samples": len(rollouts)})
+    except Stopped:
+        session.sampler.load_state(cursor)
+        raise
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Evaluate the current weights on the held-out problems."""
+    session = run.session
+    with run.phase("eval"), session.learner.backend.autocast():
+        return evaluate(run.recipe, session.engine, session.tokenizer, session.scorer, session.eval_prompts, run.poll)
+
+
+def record(run: Run, metrics: dict[str, float]) -> None:
+    """Write one step's line, show it, and pass it to the trackers."""
+    run.folder.append_metrics(metrics)
+    run.session.learner.backend.accelerator.log(metrics, step=run.progress.step)
+    run.view.finish_step(metrics, run.samples)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of everything."""
+    run.progress.elapsed_s = run.folder.elapsed_s
+    tensors, state = snapshot(run.session, run.progress)
+    checkpoint.save(run.folder.checkpoints, run.progress.step, tensors, state, run.recipe.checkpoint.keep)
+
+
+def finish(run: Run) -> None:
+    """The last evaluation, the model in Hugging Face format, the summary and the report."""
+    recipe, session, progress = run.recipe, run.session, run.progress
+    after = measure(run) if session.eval_prompts else None
+    export(session.model, session.tokenizer, run.folder.path / "model")
+    save(run)
+    summary = {
+        "algorithm": recipe.algorithm.name,
+        "before": progress.before,
+        "after": after,
+        "steps": progress.step,
+        "samples": progress.samples,
+        "wall_s": round(progress.elapsed_s, 1),
+    }
+    run.folder.write_json("summary.json", summary)
+    run.view.message(f"report: {report.write([run.folder.path])}")
+
+
+def export(model, tokenizer, folder) -> None:
+    """The trained model as transformers and vLLM open it; a LoRA adapter is merged into the weights."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _resume(session: Session, folder: RunDir) -> Progress:
+    """The state of the newest sound checkpoint, or a fresh start."""
+    if folder.resume_from is None:
+        return Progress()
+    progress = restore(session, *checkpoint.load(folder.resume_from))
+    folder.truncate_after(progress.step)
+    return progress

@@ -1,0 +1,102 @@
+"""The whole state of a run in one place: what a checkpoint holds, and how a session takes it back, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_pg.data import collate
+from rlhf_pg.train import state as run_state
+from rlhf_pg.train.setup import Session
+from rlhf_pg.types import Batch, Signals
+
+
+@dataclass
+class Pending:
+    """Rollouts that are not fully learned from: a stop in the middle of an update loses none of them."""
+
+    batch: Batch
+    signals: Signals
+    metrics: dict[str, float]
+    updates: list[dict[str, float]] = field(default_factory=list)  # one per optimizer step already taken on them
+
+
+@dataclass
+class Progress:
+    """Where the run is."""
+
+    step: int = 0  # rollout steps finished
+    samples: int = 0
+    elapsed_s: float = 0.0  # over all sessions of the run
+    before: dict[str, float] | None = None  # evaluation before step 1
+    pending: Pending | None = None
+
+
+def snapshot(session: Session, progress: Progress) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(tensors by group, JSON state) from which `restore` continues exactly."""
+    optimizer, optimizer_state = run_state.flatten_optimizer(session.learner.optimizer, _named_parameters(session))
+    random, random_state = run_state.random_state()
+    tensors = {"model": dict(session.model.state_dict()), "optimizer": optimizer, "random": random}
+    state = {
+        "progress": {k: v for k, v in vars(progress).items() if k != "pending"},
+        "updates": session.learner.updates,
+        "optimizer": optimizer_state,
+        "random": random_state,
+        "sampler": session.sampler.state(),
+        "reference": reference_identity(session),
+    }
+    if progress.pending:
+        tensors["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
+        state["pending"] = {"metrics": progress.pending.metrics, "updates": progress.pending.updates}
+    return tensors, state
+
+
+def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Progress:
+    """Put a snapshot back into a freshly built session. Random state comes last: loading draws numbers.
+
+    Raises ValueError when the reference model is not the one the run began with.
+    """
+    identity = reference_identity(session)
+    if identity != state["reference"]:
+        raise ValueError(
+            "the reference model is not the one this run started from: model.path has changed on disk or in the "
+            f"recipe (weights {identity}, at the start {state['reference']}); restore it, or start a new run.dir"
+        )
+    session.model.load_state_dict(tensors["model"])
+    named = _named_parameters(session)
+    run_state.restore_optimizer(session.learner.optimizer, named, tensors["optimizer"], state["optimizer"])
+    session.learner.updates = state["updates"]
+    session.sampler.load_state(state["sampler"])
+    progress = Progress(**state["progress"])
+    if "pending" in state:
+        batch = collate.to(Batch(**_named("batch", tensors["pending"])), session.learner.backend.device)
+        signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
+        progress.pending = Pending(batch, signals, **state["pending"])
+    run_state.restore_random_state(tensors["random"], state["random"])
+    return progress
+
+
+def reference_identity(session: Session) -> str | None:
+    """A digest of the reference's weights; None when no KL term needs one."""
+    if session.reference is None:
+        return None
+    if session.reference_identity is None:
+        kept = session.reference_policy.model if session.reference_policy else session.model
+        named = ((n, p) for n, p in kept.named_parameters() if "lora_" not in n)
+        session.reference_identity = run_state.weights_digest(named)
+    return session.reference_identity
+
+
+def _named_parameters(session: Session) -> dict[str, Tensor]:
+    return {name: p for name, p in session.model.named_parameters() if p.requires_grad}
+
+
+def _tensors(prefix: str, values: Batch | Signals) -> dict[str, Tensor]:
+    picked = {f"{prefix}.{f.name}": getattr(values, f.name) for f in fields(values)}
+    return {name: value.contiguous() for name, value in picked.items() if value is not None}
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(prefix + ".")}

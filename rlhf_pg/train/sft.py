@@ -1,0 +1,111 @@
+"""The cold start: imitate worked solutions. Supervised fine-tuning is the score-function objective with advantage 1,
+so it runs on the same policy, update and denominator as reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_pg import config
+from rlhf_pg import functional as F
+from rlhf_pg.algorithms.base import Algorithm, Options
+from rlhf_pg.config import KL, SftRecipe, Update
+from rlhf_pg.data import collate
+from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.models.load import context_length, load_model, load_tokenizer
+from rlhf_pg.models.policy import Policy
+from rlhf_pg.train import gradient_step
+from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.gradient_step import Learner, Objective
+from rlhf_pg.train.live import LiveView
+from rlhf_pg.train.loop import export
+from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
+
+
+def sft(recipe: SftRecipe) -> int:
+    """Fine-tune on the data's worked solutions and write `run.dir`/model. Returns the exit status.
+
+    With `run.resume=auto` a finished run is left as it is; an unfinished one starts over (a cold start is short).
+    """
+    if recipe.run.resume != "never" and (recipe.run.dir / "model" / "config.json").exists():
+        print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
+        return 0
+    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path)
+    examples = _examples(recipe, tokenizer, context_length(recipe.model.path))
+    batches = -(-len(examples) // recipe.sft.batch_size) * recipe.sft.epochs
+    with RunDir.open(recipe.run.dir, recipe.run.resume) as folder, LiveView(batches, recipe.log.live) as view:
+        folder.truncate_after(0)
+        folder.write_text("config.yaml", config.dump(recipe))
+        learner = _learner(recipe, batches)
+        for step, rows in enumerate(_shuffled(examples, recipe)):
+            view.start_step(step + 1)
+            view.phase("update")
+            batch = collate.to(collate.collate(rows), learner.backend.device)
+            ones = Credit(advantage=torch.ones_like(batch.logp_rollout))
+            unused = Signals(token_reward=batch.logp_rollout)
+            for metrics in gradient_step.update(learner, batch, unused, ones, step):
+                kept = {name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}
+                folder.append_metrics({"step": step + 1, **kept})
+                view.finish_step({"step": step + 1, **kept}, [])
+        export(learner.policy.model, tokenizer, folder.path / "model")
+        view.message(f"model: {folder.path / 'model'}")
+    return 0
+
+
+def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase, context: int) -> list[Rollout]:
+    """The data as rollouts that an expert played: the solution's tokens, then EOS."""
+    source = recipe.data.train
+    where = dict(task=source.task, path=source.path, dataset=source.dataset, subset=source.subset)
+    rows = prompt_data.load_rows(**where, split=source.split or "train", limit=source.limit, options=source.options)
+    made = prompt_data.to_prompts(
+        rows,
+        tokenizer,
+        split_name="train",
+        prompt_column=source.prompt,
+        answer_column=source.answer,
+        template=source.template or "auto",
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        context_length=context,
+        max_new_tokens=1,
+        task=source.task,
+    )
+    column = recipe.sft.completion or "solution"
+    return [_expert(prompt, column, tokenizer) for prompt in made.prompts]
+
+
+def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> Rollout:
+    if column not in prompt.columns:
+        raise ValueError(f"sft.completion: no column {column!r} in the data; there are {', '.join(prompt.columns)}")
+    text = str(prompt.columns[column])
+    tokens = torch.tensor([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
+    completion = Completion(tokens, torch.zeros(len(tokens)), "stop", version=0)
+    return Rollout(prompt, completion, text, Score(1.0, {}, "scored"))
+
+
+def _shuffled(examples: Sequence[Rollout], recipe: SftRecipe) -> Iterator[list[Rollout]]:
+    generator = torch.Generator().manual_seed(recipe.run.seed)
+    for _ in range(recipe.sft.epochs):
+        for rows in torch.randperm(len(examples), generator=generator).split(recipe.sft.batch_size):
+            yield [examples[i] for i in rows.tolist()]
+
+
+def _learner(recipe: SftRecipe, total: int) -> Learner:
+    backend = Backend(recipe.model.dtype)
+    model = load_model(recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed)
+    policy = Policy(model.to(backend.device), share_prompts=False)  # pyright: ignore[reportArgumentType]
+    o = recipe.optimizer
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    prepared, optimizer = backend.prepare(policy, optimizer)
+    imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
+    return Learner(prepared, optimizer, backend, imitation, Update(), o, recipe.run.seed, total)
+
+
+def _imitate(logp, entropy, batch: Batch, signals: Signals, credit: Credit, options: Options) -> TokenLoss:
+    """-log pi of the solution's tokens: REINFORCE with advantage 1."""
+    return TokenLoss(F.objectives.score_function(logp, credit.advantage))
+
+
+_IMITATE = Algorithm("sft", credit=lambda *_: None, objective=_imitate)  # pyright: ignore[reportArgumentType]

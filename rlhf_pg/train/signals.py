@@ -1,0 +1,73 @@
+"""What is computed once per step, without gradient, before credit and objective: old and reference log-probs, rewards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_pg import functional as F
+from rlhf_pg.data import collate
+from rlhf_pg.models.policy import Policy
+from rlhf_pg.train.gradient_step import Learner, on_policy
+from rlhf_pg.types import Batch, Signals
+
+Reference = Callable[[Batch], Tensor]  # batch -> logp_ref [B, C]
+
+
+@torch.no_grad()
+def log_probs(policy: nn.Module, batch: Batch, tokens: int) -> Tensor:
+    """The policy's log-prob of every sampled token, [B, C], 0 where the mask is False; `tokens` positions at a time."""
+    logp = torch.zeros_like(batch.logp_rollout)
+    rows = torch.arange(len(batch.group), device=batch.group.device)
+    for micro in collate.micro_batches(batch, rows, tokens):
+        part = collate.select(batch, micro)
+        logp[micro, : part.tokens.shape[1]] = policy(part)[0].to(logp.dtype)
+    return logp
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """The policy as it is now, to be kept as the reference: no gradient, no dropout."""
+    model = copy.deepcopy(policy.model).requires_grad_(False)
+    return Policy(model, policy.temperature, policy.share_prompts).eval()
+
+
+def reference(policy: Policy, tokens: int, autocast: Callable = nullcontext) -> tuple[Reference, Policy | None]:
+    """The frozen initial policy: the adapter switched off for a LoRA policy, else a copy of the weights (returned)."""
+    if hasattr(policy.model, "disable_adapter"):
+
+        def adapter_off(batch: Batch) -> Tensor:
+            with policy.model.disable_adapter(), autocast():  # pyright: ignore[reportCallIssue]
+                return log_probs(policy, batch, tokens)
+
+        return adapter_off, None
+    kept = frozen_copy(policy)
+
+    def copied(batch: Batch) -> Tensor:
+        with autocast():
+            return log_probs(kept, batch, tokens)
+
+    return copied, kept
+
+
+def signals(learner: Learner, reference: Reference | None, batch: Batch) -> Signals:
+    """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
+    kl, tokens = learner.objective.kl, learner.update.tokens_per_microbatch
+    in_reward = kl.coefficient > 0 and kl.placement == "reward"
+    needs_old = learner.objective.algorithm.needs_old and not on_policy(learner.update)
+    logp_old = log_probs(learner.policy, batch, tokens) if needs_old or in_reward else None
+    logp_ref = reference(batch) if reference else None
+    token_reward = terminal_reward(batch)
+    if in_reward and logp_old is not None and logp_ref is not None:
+        penalty = kl.coefficient * getattr(F.kl, kl.estimator)(logp_old, logp_ref)
+        token_reward = token_reward - torch.where(batch.mask, penalty, 0.0)
+    return Signals(token_reward=token_reward, logp_old=logp_old, logp_ref=logp_ref)
+
+
+def terminal_reward(batch: Batch) -> Tensor:
+    """The reward of each row on its last sampled token, [B, C]."""
+    last = (collate.lengths(batch.mask) - 1).clamp(min=0)
+    return torch.zeros_like(batch.logp_rollout).scatter(1, last[:, None], batch.reward[:, None])

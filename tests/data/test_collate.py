@@ -1,0 +1,60 @@
+"""Batches are laid out as documented, and micro-batches respect their budget."""
+
+import pytest
+import torch
+
+from rlhf_pg.data import collate
+from rlhf_pg.types import Completion, Prompt, Rollout, Score
+from tests.random_models import random_batch
+
+
+def rollout(prompt_id, prompt_tokens, tokens, reward):
+    completion = Completion(torch.tensor(tokens), -torch.arange(1.0, len(tokens) + 1), "stop", 0)
+    return Rollout(Prompt(prompt_id, "", tuple(prompt_tokens)), completion, "", Score(reward, {}, "scored"))
+
+
+def test_rows_are_right_padded_grouped_and_the_last_token_is_kept():
+    batch = collate.collate(
+        [rollout("a", [5, 6], [1, 2, 9], 1.0), rollout("b", [7], [9], 0.0), rollout("a", [5, 6], [3, 9], 0.5)]
+    )
+    assert batch.prompt_tokens.tolist() == [[5, 6], [7, 0]]
+    assert batch.prompt_lengths.tolist() == [2, 1]
+    assert batch.group.tolist() == [0, 0, 1]
+    assert batch.tokens.tolist() == [[1, 2, 9], [3, 9, 0], [9, 0, 0]]
+    assert batch.mask.tolist() == [[True] * 3, [True, True, False], [True, False, False]]
+    assert batch.reward.tolist() == [1.0, 0.5, 0.0]
+    assert batch.logp_rollout.tolist() == [[-1, -2, -3], [-1, -2, 0], [-1, 0, 0]]
+
+
+def test_an_excluded_sample_is_left_out_and_never_becomes_a_zero():
+    batch = collate.collate([rollout("a", [5], [1], 1.0), rollout("a", [5], [2], None), rollout("b", [6], [3], None)])
+    assert batch.reward.tolist() == [1.0] and batch.prompt_tokens.tolist() == [[5]]
+    with pytest.raises(ValueError, match="no sample of this step has a reward"):
+        collate.collate([rollout("a", [5], [1], None)])
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 20, 33, 80, 1000])
+def test_micro_batches_partition_the_rows_within_the_budget(tokens):
+    batch = random_batch(prompts=6, samples=5, seed=2)
+    rows = torch.arange(30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
+    parts = list(collate.micro_batches(batch, rows, tokens))
+    assert sorted(torch.cat(parts).tolist()) == list(range(30))
+    for part in parts:
+        picked = collate.select(batch, part)
+        size = picked.prompt_tokens.numel() + picked.tokens.numel()
+        assert size <= tokens or len(part) == 1
+
+
+def test_groups_stay_together_when_they_fit():
+    batch = random_batch(prompts=6, samples=5, seed=2)
+    for part in collate.micro_batches(batch, torch.arange(30), 45):
+        assert set(batch.group[part].bincount(minlength=6).tolist()) <= {0, 5}
+
+
+def test_select_trims_columns_and_keeps_only_the_prompts_it_needs():
+    batch = random_batch(prompts=3, samples=4)
+    rows = torch.tensor([4, 6])
+    part = collate.select(batch, rows)
+    assert part.prompt_tokens.shape == (1, int(batch.prompt_lengths[1])) and part.group.tolist() == [0, 0]
+    assert part.tokens.shape[1] == int(batch.mask[rows].sum(1).max())
+    assert torch.equal(part.tokens[part.mask], batch.tokens[rows][batch.mask[rows]])

@@ -1,0 +1,80 @@
+"""The wrapped policy gives the model's own log-probs, however prompts are shared."""
+
+import pytest
+import torch
+
+from rlhf_pg.models.policy import Policy
+from tests.random_models import random_batch, random_model
+
+
+def slow_log_probs(model, batch, temperature):
+    """One row and one token at a time, from the model's own logits: the oracle."""
+    rows, width = batch.tokens.shape
+    logp, entropy = torch.zeros(rows, width), torch.zeros(rows, width)
+    for b in range(rows):
+        n = int(batch.group[b])
+        prompt = batch.prompt_tokens[n, : int(batch.prompt_lengths[n])].tolist()
+        for t in range(width):
+            if batch.mask[b, t]:
+                context = torch.tensor([prompt + batch.tokens[b, :t].tolist()])
+                p = torch.softmax(model(context).logits[0, -1].double() / temperature, dim=-1)
+                logp[b, t] = p[batch.tokens[b, t]].log()
+                entropy[b, t] = -(p * p.log()).sum()
+    return logp, entropy
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "plain"])
+@pytest.mark.parametrize("holes", [False, True], ids=["", "tool tokens"])
+def test_log_probs_and_entropy_are_the_models_own_at_the_sampling_temperature(kind, share, holes):
+    model, batch = random_model(kind), random_batch(holes=holes)
+    policy = Policy(model, temperature=0.7, share_prompts=share)
+    with torch.no_grad():
+        logp, entropy = policy(batch)
+        expected_logp, expected_entropy = slow_log_probs(model, batch, 0.7)
+    torch.testing.assert_close(logp, expected_logp, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, expected_entropy, atol=2e-5, rtol=1e-5)
+
+
+def test_padding_positions_carry_neither_value_nor_gradient():
+    model, batch = random_model(), random_batch()
+    logp, entropy = Policy(model)(batch)
+    assert (logp[~batch.mask] == 0).all() and (entropy[~batch.mask] == 0).all()
+    logp[~batch.mask].sum().backward()
+    assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
+
+
+def test_a_prompt_is_forwarded_once_however_many_samples_it_has(monkeypatch):
+    model, batch = random_model(), random_batch(prompts=2, samples=5)
+    seen = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    Policy(model)(batch)
+    assert seen == [tuple(batch.prompt_tokens.shape), (10, batch.tokens.shape[1] - 1)]
+
+
+def test_groups_may_be_uneven_and_out_of_order():
+    model, whole = random_model(), random_batch()
+    from rlhf_pg.data.collate import select
+
+    rows = torch.tensor([11, 0, 5, 1, 9])
+    with torch.no_grad():
+        part = select(whole, rows)
+        logp = Policy(model)(part)[0]
+        expected = Policy(model, share_prompts=False)(whole)[0][rows, : part.tokens.shape[1]]
+    torch.testing.assert_close(logp, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_model_with_sliding_window_attention_is_scored_by_whole_rows():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from tests.random_models import SHAPE
+
+    model = MistralForCausalLM(MistralConfig(**SHAPE, vocab_size=23, sliding_window=3))
+    assert not Policy(model).share_prompts
+
+
+def test_temperature_zero_is_refused():
+    with pytest.raises(ValueError, match="temperature above 0"):
+        Policy(random_model(), temperature=0.0)

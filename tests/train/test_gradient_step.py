@@ -1,0 +1,156 @@
+"""The gradient is a property of the batch: how rows are split, ordered, padded or shared cannot change it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf_pg import functional as F
+from rlhf_pg.algorithms.base import resolve
+from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.data import collate
+from rlhf_pg.models.policy import Policy
+from rlhf_pg.train import gradient_step
+from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.gradient_step import Learner, Objective
+from rlhf_pg.train.signals import frozen_copy, log_probs, terminal_reward
+from rlhf_pg.types import Signals
+from tests.random_models import random_batch, random_model
+
+LENGTH = 6
+
+
+def gradient(batch, *, denominator="sequence", tokens=10_000, share=True, seed=0):
+    """All parameters' gradients of one GRPO step with a KL term, in float64 weights."""
+    model = random_model(seed=seed).double()
+    reference = frozen_copy(Policy(random_model(seed=seed + 1).double(), temperature=0.9))
+    policy = Policy(model, temperature=0.9, share_prompts=share)
+    algorithm = resolve("grpo")
+    options = algorithm.options(denominator=denominator)
+    learner = Learner(
+        policy=policy,
+        optimizer=torch.optim.SGD(policy.parameters(), lr=0.0),
+        backend=Backend(),
+        objective=Objective(algorithm, options, KL(coefficient=0.1), LENGTH),
+        update=Update(tokens_per_microbatch=tokens),
+        optimization=Optimizer(),
+        seed=0,
+        total_updates=1,
+    )
+    batch = replace(batch, reward=batch.reward.double(), logp_rollout=batch.logp_rollout.double())
+    signals = Signals(
+        terminal_reward(batch), log_probs(policy, batch, 10_000) + 0.01, log_probs(reference, batch, 10_000)
+    )
+    credit = algorithm.credit(batch, signals, options)
+    rows = torch.arange(len(batch.group))
+    metrics = gradient_step.accumulate(learner, batch, signals, credit, rows)
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
+
+
+def assert_same(a, b):
+    """Equal to the rounding of transformers' RMSNorm, which computes in float32 even in a float64 model."""
+    assert (a - b).norm() / a.norm() < 1e-6
+
+
+@pytest.mark.parametrize("denominator", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("tokens", [1, 9, 14, 25, 60])
+def test_micro_batch_budget_does_not_change_the_gradient(denominator, tokens):
+    batch = random_batch()
+    whole, whole_metrics = gradient(batch, denominator=denominator)
+    split, split_metrics = gradient(batch, denominator=denominator, tokens=tokens)
+    assert_same(whole, split)
+    for name in ("loss", "entropy", "kl/ref", "clip/fraction"):
+        assert split_metrics[name] == pytest.approx(whole_metrics[name], rel=1e-5, abs=1e-9)
+
+
+def test_row_order_does_not_change_the_gradient():
+    batch = random_batch()
+    order = torch.randperm(len(batch.group), generator=torch.Generator().manual_seed(1))
+    shuffled = replace(
+        batch, **{k: getattr(batch, k)[order] for k in ("group", "tokens", "mask", "reward", "logp_rollout")}
+    )
+    assert_same(gradient(batch)[0], gradient(shuffled, tokens=20)[0])
+
+
+def test_extra_padding_even_of_nan_does_not_change_the_gradient():
+    batch = random_batch()
+    pad = torch.nn.functional.pad
+    padded = replace(
+        batch,
+        prompt_tokens=pad(batch.prompt_tokens, (0, 3), value=5),
+        tokens=pad(batch.tokens, (0, 4), value=7),
+        mask=pad(batch.mask, (0, 4), value=False),
+        logp_rollout=pad(batch.logp_rollout, (0, 4), value=float("nan")),
+    )
+    assert_same(gradient(batch)[0], gradient(padded)[0])
+
+
+@pytest.mark.parametrize("tokens", [9, 10_000])
+def test_prompt_sharing_does_not_change_the_gradient(tokens):
+    batch = random_batch()
+    assert_same(gradient(batch, share=False)[0], gradient(batch, share=True, tokens=tokens)[0])
+
+
+def test_the_gradient_is_that_of_the_formula_written_out_row_by_row():
+    """An independent loop: rows one by one, the paper's formula, no shared code but the policy's log-probs."""
+    batch = random_batch()
+    model = random_model().double()
+    reference = random_model(seed=1).double()
+    policy, frozen = Policy(model, 0.9, share_prompts=False), Policy(reference, 0.9, share_prompts=False)
+    rows = len(batch.group)
+    loss = torch.zeros((), dtype=torch.float64)
+    for b in range(rows):
+        peers = batch.reward[batch.group == batch.group[b]].double()
+        advantage = (batch.reward[b].double() - peers.mean()) / (peers.std() + 1e-4)
+        one = collate.select(batch, torch.tensor([b]))
+        logp = policy(one)[0][one.mask]
+        with torch.no_grad():
+            old, ref = logp.detach() + 0.01, frozen(one)[0][one.mask]
+        rho = (logp - old).exp()
+        surrogate = torch.minimum(rho * advantage, rho.clamp(0.8, 1.2) * advantage)
+        k3 = (ref - logp).exp() - 1 - (ref - logp)
+        loss = loss + (-surrogate + 0.1 * k3).mean() / rows
+    loss.backward()
+    assert_same(torch.cat([p.grad.flatten() for p in model.parameters()]), gradient(batch)[0])
+
+
+def test_every_epoch_covers_every_row_once_and_keeps_groups_whole():
+    batch = random_batch(prompts=5, samples=3)
+    steps = gradient_step.plan(batch, Update(epochs=2, minibatches=2), seed=3, step=4)
+    assert len(steps) == 4
+    for epoch in (steps[:2], steps[2:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(15))
+        for rows in epoch:
+            assert (batch.group[rows].bincount(minlength=5) % 3 == 0).all()
+    assert not torch.equal(steps[0], steps[2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "number", "expected"),
+    [("constant", 50, 1.0), ("constant", 1, 0.2), ("linear", 10, 1.0), ("linear", 60, 0.5), ("cosine", 60, 0.5)],
+)
+def test_learning_rate_warms_up_then_follows_its_schedule(schedule, number, expected):
+    optimization = Optimizer(schedule=schedule, warmup_steps=10)
+    assert gradient_step.rate_factor(optimization, number, 110) == pytest.approx(expected)
+
+
+def test_on_policy_old_log_probs_are_the_current_ones():
+    """One optimizer step per rollout: the ratio is 1, so the gradient is that of -A * log pi."""
+    batch = random_batch()
+    model = random_model().double()
+    policy = Policy(model)
+    algorithm = resolve("grpo")
+    options = algorithm.options(denominator="token")
+    objective = Objective(algorithm, options, KL(coefficient=0.0), LENGTH)
+    learner = Learner(
+        policy, torch.optim.SGD(policy.parameters(), 0.0), Backend(), objective, Update(), Optimizer(), 0, 1
+    )
+    signals = Signals(terminal_reward(batch).double())
+    credit = algorithm.credit(batch, signals, options)
+    gradient_step.accumulate(learner, batch, signals, credit, torch.arange(len(batch.group)))
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    logp = policy(batch)[0]
+    (-(logp * credit.advantage)[batch.mask].sum() / batch.mask.sum()).backward()
+    assert_same(torch.cat([p.grad.flatten() for p in model.parameters()]), found)
+    assert F.normalize.count(batch.mask, "token") == batch.mask.sum()
