@@ -1,0 +1,85 @@
+"""Arithmetic on whole numbers: "12+34=" -> "46". Made for the embedded model, one character a token.
+
+Style "answer" imitates the digits alone. Style "steps" works like school: one column a step, lowest first, every
+step the two digits, the carry coming in, then the carry going out and the digit: 27+48= -> "7+8+0=15 2+4+1=07 =75".
+Each step is one small look-up, so a small model learns it from few examples. For a < b the difference b - a is worked
+out and negated; products are worked out by the digits of b: 27*48= -> "27*8=216 27*40=1080 =1296".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlhf_pg.tasks.base import Options, Row, Task, permutation
+
+
+class ArithmeticOptions(Options):
+    operations: str = "+"  # any of + - *
+    digits: int | None = Field(None, ge=1, le=9)  # operands from 0 to 99...9; default 2
+    low: int | None = Field(None, ge=0)  # or operands from low to high
+    high: int | None = Field(None, ge=0)
+    style: Literal["answer", "steps"] = "answer"
+
+    @field_validator("operations")
+    @classmethod
+    def _known_and_distinct(cls, value: str) -> str:
+        if not value or set(value) - set("+-*") or len(set(value)) < len(value):
+            raise ValueError(f"{value!r} must be some of the characters + - *, each once")
+        return value
+
+    @model_validator(mode="after")
+    def _one_range(self) -> ArithmeticOptions:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high go together")
+        if self.low is not None and self.digits is not None:
+            raise ValueError("give digits, or low and high, not both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest operand."""
+        if self.low is not None and self.high is not None:
+            return self.low, self.high
+        return 0, 10 ** (self.digits or 2) - 1
+
+
+def problems(seed: int, options: ArithmeticOptions, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """Every problem of the space once. 12+34 and 34+12 are the same problem for the split, so neither leaks the other."""
+    low, high = options.bounds()
+    width = high - low + 1
+    for index in permutation(len(options.operations) * width * width, f"arithmetic/{seed}"):
+        rest, b = divmod(index, width)
+        which, a = divmod(rest, width)
+        operation, a, b = options.operations[which], a + low, b + low
+        key = f"{a}-{b}" if operation == "-" else f"{min(a, b)}{operation}{max(a, b)}"
+        if wanted(key):
+            yield _row(a, operation, b, options.style)
+
+
+def _row(a: int, operation: str, b: int, style: str) -> Row:
+    answer = str({"+": a + b, "-": a - b, "*": a * b}[operation])
+    solution = answer if style == "answer" else f"{_steps(a, operation, b)} ={answer}"
+    return {"question": f"{a}{operation}{b}=", "answer": answer, "solution": solution}
+
+
+def _steps(a: int, operation: str, b: int) -> str:
+    if operation == "*":
+        digits = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b)))]
+        return " ".join(f"{a}*{part}={a * part}" for part in digits)
+    if operation == "-" and a < b:
+        a, b = b, a
+    steps, carry = [], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        column = x + y + carry if operation == "+" else x - y - carry
+        carry_out = int(column > 9 or column < 0)
+        steps.append(f"{x}{operation}{y}{operation}{carry}={carry_out}{column % 10}")
+        carry = carry_out
+    return " ".join(steps)
+
+
+task = Task("arithmetic", problems, ArithmeticOptions, template="plain")

@@ -1,0 +1,138 @@
+"""The Task record, how a name becomes one, and what generated tasks share: a stable split and a stable order.
+
+Only `random.Random(text).random()` and SHA-256 decide anything, the two things that stay the same in every process and
+Python version, so a recipe names the same problems everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import itertools
+import pkgutil
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Row = dict[str, Any]
+BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+HELDOUT_SHARE = 0.1  # of the problem space
+DEFAULT_COUNT = {"train": 4096, "heldout": 256}
+
+
+class Options(BaseModel):
+    """Options of every generated task; a task file subclasses it to add its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    count: int | None = Field(None, ge=1)  # rows; None: as many as there are, at most DEFAULT_COUNT
+
+
+def as_given(text: str) -> str:
+    return text.strip()
+
+
+def given_solution(row: Row) -> str | None:
+    return row.get("solution")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where problems come from and how a data row becomes question, answer and worked solution.
+
+    A generated task has `problems(seed, options, wanted)`, which yields rows in an order drawn from `seed`, and only
+    rows whose canonical key is `wanted`: membership of a split depends on the key alone, never on the seed.
+    """
+
+    name: str
+    problems: Callable[[int, Any, Callable[[str], bool]], Iterator[Row]] | None = None
+    options: type[Options] = Options
+    question: tuple[str, ...] = ("question",)  # columns, the first one present is used
+    answer: Mapping[str, Callable[[str], str]] = field(default_factory=lambda: {"answer": as_given})  # column -> gold
+    solution: Callable[[Row], str | None] = given_solution  # what a cold start imitates
+    dataset: str | None = None  # on the hub
+    subset: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)  # our names -> the hub's
+    template: str = "auto"  # what "auto" means is decided by the tokenizer
+    instruction: str = BOXED_INSTRUCTION  # system prompt of a chat template
+
+    def rows(self, split: str = "train", seed: int = 0, options: Mapping[str, Any] | None = None) -> list[Row]:
+        """Generated rows of "train" or "heldout": distinct problems, the two splits disjoint whatever the seeds.
+
+        Raises ValueError for an unknown split or option, and for a `count` above the number of problems there are.
+        """
+        if self.problems is None:
+            raise ValueError(f"task {self.name!r} reads rows from a file or data set; give a path or a data set name")
+        if split not in DEFAULT_COUNT:
+            raise ValueError(f"task {self.name!r} has no split {split!r}: generated tasks have 'train' and 'heldout'")
+        parsed = self.parse(options or {})
+        found = self.problems(seed, parsed, lambda key: _is_heldout(self.name, key) == (split == "heldout"))
+        rows = list(itertools.islice(found, parsed.count or DEFAULT_COUNT[split]))
+        if len(rows) < (parsed.count or 1):
+            raise ValueError(
+                f"task {self.name!r}: {parsed.count or 'no'} {split} problems wanted, these options allow {len(rows)}; "
+                "lower count or widen the options"
+            )
+        return rows
+
+    def parse(self, options: Mapping[str, Any]) -> Options:
+        """Checked options. Raises ValueError naming the wrong option and the nearest right one."""
+        for name in options.keys() - self.options.model_fields.keys():
+            known = list(self.options.model_fields)
+            hint = _nearest(name, known)
+            raise ValueError(f"task {self.name!r} has no option {name!r}: it has {', '.join(known)}{hint}")
+        try:
+            return self.options(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"task {self.name!r}, options{'.' * bool(where)}{where}: {first['msg']}") from error
+
+
+def names() -> list[str]:
+    """Names of the shipped tasks: the files beside this one."""
+    package = importlib.import_module("rlhf_pg.tasks")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def resolve(name: str) -> Task:
+    """Find a task by shipped name ("gsm8k") or dotted path ("my_package.my_file:task").
+
+    Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
+    """
+    if name in names():
+        return importlib.import_module(f"rlhf_pg.tasks.{name}").task
+    if "." not in name and ":" not in name:
+        raise ValueError(
+            f"no task {name!r}: shipped are {', '.join(names())}{_nearest(name, names())}, or give module:attribute"
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute or "task")
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"task {name!r} cannot be loaded: {error}") from error
+    if not isinstance(found, Task):
+        raise ValueError(f"task {name!r} is a {type(found).__name__}, not an rlhf_pg Task record")
+    return found
+
+
+def permutation(size: int, key: str) -> Iterator[int]:
+    """0 .. size-1 in an order drawn from `key`. Lazy Fisher-Yates: costs what is taken, not `size`."""
+    draw, moved = random.Random(key).random, {}
+    for i in range(size):
+        j = i + int(draw() * (size - i))
+        yield moved.get(j, j)
+        moved[j] = moved.pop(i, i)
+
+
+def _is_heldout(task: str, key: str) -> bool:
+    digest = hashlib.sha256(f"{task}/{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
