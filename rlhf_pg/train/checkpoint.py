@@ -120,7 +120,7 @@ def clean(directory: Path) -> None:
     for old in directory.glob(f"step_*{REPLACED}"):
         final = old.with_name(old.name.removesuffix(REPLACED))
         if final.exists():
-            shutil.rmtree(old)
+            _remove(old)
         else:
             os.rename(old, final)
     remove_leftovers(directory)
@@ -204,7 +204,14 @@ def _publish(temporary: Path, final: Path) -> None:
     os.rename(temporary, final)
     fsync_directory(final.parent)
     if replaced.exists():
-        shutil.rmtree(replaced)
+        _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; its name goes first, so that a kill in the middle does not leave a damaged one."""
+    removed = path.with_name(f"{TEMPORARY}removed-{path.name}")
+    os.rename(path, removed)
+    shutil.rmtree(removed)
 
 
 def _prune(directory: Path, step: int, keep: int) -> None:
@@ -216,9 +223,7 @@ def _prune(directory: Path, step: int, keep: int) -> None:
         if path in later:
             log.warning("removed %s: of a later step than %d, which this run has just saved", path, step)
         try:
-            removed = path.with_name(f"{TEMPORARY}{path.name}")
-            os.rename(path, removed)  # a kill in the middle of deleting must not leave a damaged checkpoint
-            shutil.rmtree(removed)
+            _remove(path)
         except OSError as error:
             raise OSError(error.errno, f"cannot remove old checkpoint {path}: {error.strerror}") from error
 

@@ -1,0 +1,398 @@
+"""A checkpoint comes back bit for bit, and no kill, full disk or damage costs more than the save in progress."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from rlhf_pg.train import checkpoint
+
+
+def content(value: int) -> dict:
+    """Two groups and a state that all say `value`: a mixture of two saves is seen."""
+    return {"weights": {"w": torch.full((64,), float(value))}, "optimizer": {"m": torch.full((8,), value)}}
+
+
+def save(directory: Path, step: int, value: int, keep: int = 2) -> Path:
+    return checkpoint.save(directory, step, content(value), {"value": value}, keep)
+
+
+def value_of(path: Path | None) -> int:
+    """The one value everything in a checkpoint says."""
+    assert path is not None
+    tensors, state = checkpoint.load(path)
+    value = state["value"]
+    assert tensors["weights"]["w"].tolist() == [float(value)] * 64
+    assert tensors["optimizer"]["m"].tolist() == [value] * 8
+    return value
+
+
+# ---- what goes in comes out
+
+
+def test_every_dtype_comes_back_with_exact_bits_and_shape(tmp_path):
+    bits = torch.tensor(
+        [0x7FC00001, 0x00000001, -0x80000000, 0x3F800000], dtype=torch.int32
+    )  # NaN payload, denormal, -0
+    given = {
+        "f32": bits.view(torch.float32),
+        "bf16": torch.tensor([0x7FC1, 1, -0x8000], dtype=torch.int16).view(torch.bfloat16),
+        "f64": torch.tensor([[0.1, -1e-310]], dtype=torch.float64),
+        "f16": torch.tensor([65504.0], dtype=torch.float16),
+        "i64": torch.tensor([2**63 - 1, -(2**63)]),
+        "u8": torch.arange(256, dtype=torch.uint8),
+        "bool": torch.tensor([[True], [False]]),
+        "zero_dim": torch.tensor(3.5),
+        "zero_dim_bool": torch.tensor(True),
+        "empty": torch.empty(0, 4),
+        "transposed": torch.arange(6.0).reshape(2, 3).t(),
+        "slice": torch.arange(10)[3:7:2],
+    }
+    back, _ = checkpoint.load(checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1))
+    assert set(back["weights"]) == set(given)
+    for name, tensor in given.items():
+        other = back["weights"][name]
+        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), name
+        assert raw(other) == raw(tensor), name
+
+
+def raw(tensor: torch.Tensor) -> list[list[int]]:
+    return [element.reshape(1).view(torch.uint8).tolist() for element in tensor.flatten()]
+
+
+def test_the_library_opens_the_files(tmp_path):
+    given = {"b": torch.arange(5), "a": torch.randn(3, 2).bfloat16(), "c": torch.tensor([True])}
+    path = checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1)
+    opened = safetensors.torch.load_file(path / "weights.safetensors")
+    assert set(opened) == set(given)
+    assert all(torch.equal(opened[name], given[name]) for name in given)
+
+
+def test_tied_weights_are_stored_once_and_tied_again(tmp_path):
+    table = torch.nn.Parameter(torch.randn(100, 8))
+    given = {"embed": table, "head": table.data, "rows": table.data[:50], "copy": table.data.clone()}
+    path = checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1)
+    assert (
+        path / "weights.safetensors"
+    ).stat().st_size < 2.6 * 100 * 8 * 4  # table, its copy, half of it; not the head
+    back = checkpoint.load(path)[0]["weights"]
+    assert back["embed"].data_ptr() == back["head"].data_ptr()
+    assert len({back[name].data_ptr() for name in ("embed", "rows", "copy")}) == 3
+    assert torch.equal(back["head"], table.data) and torch.equal(back["rows"], table.data[:50])
+
+
+def test_state_comes_back_equal(tmp_path):
+    state = {"lr": 0.1 + 0.2, "big": 2**70, "text": "π", "list": [1, None, True, {"deep": []}], "worst": float("-inf")}
+    assert checkpoint.load(checkpoint.save(tmp_path, 0, {}, state, 1)) == ({}, state)
+
+
+def test_an_empty_group_comes_back_empty(tmp_path):
+    assert checkpoint.load(checkpoint.save(tmp_path, 0, {"pending": {}}, {}, 1))[0] == {"pending": {}}
+
+
+def test_loaded_tensors_do_not_read_from_the_file(tmp_path):
+    path = save(tmp_path, 1, 7)
+    tensors, _ = checkpoint.load(path)
+    (path / "weights.safetensors").write_bytes(b"\xff" * (path / "weights.safetensors").stat().st_size)
+    assert tensors["weights"]["w"].tolist() == [7.0] * 64
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        ({"cursor": {3: 1}}, r"state\.cursor has the key 3"),
+        ({"seen": [1, torch.ones(1)]}, r"state\.seen\[1\] is a Tensor"),
+        ({"ids": {1, 2}}, r"state\.ids is a set"),
+    ],
+)
+def test_state_that_json_would_change_is_refused_by_name(tmp_path, state, named):
+    with pytest.raises(ValueError, match=named):
+        checkpoint.save(tmp_path, 1, {}, state, 1)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_what_cannot_be_stored_is_refused_by_name_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match=r"weights/w of torch\.complex64"):
+        checkpoint.save(tmp_path, 1, {"weights": {"w": torch.ones(1, dtype=torch.complex64)}}, {}, 1)
+    with pytest.raises(ValueError, match=r"group '\.\./evil'"):
+        checkpoint.save(tmp_path, 1, {"../evil": {}}, {}, 1)
+    save(tmp_path, 1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+# ---- which checkpoints there are
+
+
+def test_the_newest_keep_stay(tmp_path):
+    for step in (5, 10, 15, 100_000_000):
+        save(tmp_path, step, step, keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000015", "step_100000000"]
+    assert value_of(checkpoint.latest(tmp_path)) == 100_000_000
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(tmp_path):
+    save(tmp_path, 1, 1)
+    (save(tmp_path, 2, 2) / "state.json").unlink()
+    save(tmp_path, 3, 3, keep=2)
+    assert (tmp_path / "step_00000001").exists()
+
+
+def test_saving_after_going_back_drops_the_future_that_was_left(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, step, keep=9)
+    save(tmp_path, 2, 22, keep=9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+    assert value_of(checkpoint.latest(tmp_path)) == 22
+
+
+def test_there_is_no_latest_where_nothing_is(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path / "absent") is None
+    assert not checkpoint.exists(tmp_path / "absent")
+
+
+def test_looking_for_the_latest_does_not_touch_a_save_in_progress(tmp_path):
+    save(tmp_path, 1, 1)
+    (tmp_path / ".tmp-step_00000002").mkdir()
+    assert value_of(checkpoint.latest(tmp_path)) == 1
+    assert (tmp_path / ".tmp-step_00000002").exists()
+    save(tmp_path, 3, 3)
+    assert not (tmp_path / ".tmp-step_00000002").exists()
+
+
+# ---- damage
+
+
+FILES = ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "emptied", "longer", "flipped"])
+def test_a_damaged_newer_checkpoint_is_skipped_and_named(tmp_path, caplog, name, damage):
+    save(tmp_path, 1, 1)
+    file = save(tmp_path, 2, 2) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1 << 4
+    whole = file.read_bytes()
+    new = {"truncated": whole[:-1], "emptied": b"", "longer": whole + b"}", "flipped": bytes(data)}
+    file.unlink() if damage == "missing" else file.write_bytes(new[damage])
+    with caplog.at_level(logging.WARNING):
+        assert value_of(checkpoint.latest(tmp_path)) == 1
+    assert str(file) in caplog.text
+    with pytest.raises(ValueError, match=f"{file}"):
+        checkpoint.load(tmp_path / "step_00000002")
+
+
+def test_no_flipped_bit_is_ever_loaded(tmp_path):
+    path = save(tmp_path, 1, 1)
+    chance = random.Random(0)
+    for name in FILES:
+        whole = (path / name).read_bytes()
+        for position in range(len(whole)):
+            data = bytearray(whole)
+            data[position] ^= 1 << chance.randrange(8)
+            (path / name).write_bytes(data)
+            try:
+                assert value_of(path) == 1  # only white space of the manifest may change without harm
+                assert name == "manifest.json" and whole[position : position + 1].isspace()
+            except ValueError as error:
+                assert name in str(error)
+        (path / name).write_bytes(whole)
+    assert value_of(path) == 1
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):
+    save(tmp_path, 1, 1)
+    os.rename(tmp_path / "step_00000001", tmp_path / "step_00000009")
+    assert checkpoint.latest(tmp_path) is None
+    shutil.move(tmp_path / "step_00000009", tmp_path / "best")
+    assert value_of(tmp_path / "best") == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["BOMB"],))
+
+
+def test_a_pickle_in_place_of_tensors_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    path = save(tmp_path, 1, 1)
+    evil = pickle.dumps(Bomb())
+    (path / "weights.safetensors").write_bytes(evil)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"]["weights.safetensors"] = {"size": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(safetensors.SafetensorError):
+        checkpoint.load(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+# ---- the disk refuses
+
+
+class Dead(BaseException):
+    """Stands for SIGKILL: from here on the process changes nothing."""
+
+
+class Faults:
+    """Lets `n` calls that change the disk through, then fails: the next one, or it and all later ones."""
+
+    def __init__(self, monkeypatch):
+        self.left = -1  # -1 = off
+        self.struck = False
+        self.error: BaseException = Dead()
+        self.for_good = True
+        for name in ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "open"):
+            monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
+
+    def _wrap(self, real):
+        def call(*args, **kwargs):
+            if self.left == 0:
+                self.left = 0 if self.for_good else -1
+                self.struck = True
+                raise self.error
+            self.left -= self.left > 0
+            return real(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def after(self, calls: int, error: BaseException, for_good: bool):
+        self.left, self.error, self.for_good, self.struck = calls, error, for_good, False
+        try:
+            yield
+        finally:
+            self.left = -1
+
+
+@pytest.mark.parametrize("step", [3, 2], ids=["new step", "same step again"])
+@pytest.mark.parametrize("fault", ["killed", "full once", "full for good"])
+def test_a_fault_at_any_system_call_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, step, fault):
+    error = Dead() if fault == "killed" else OSError(errno.ENOSPC, "No space left on device")
+    faults = Faults(monkeypatch)
+    seen = set()
+    for calls in range(1000):
+        directory = tmp_path / str(calls)
+        save(directory, 1, 1)
+        save(directory, 2, 2)
+        try:
+            with faults.after(calls, error, for_good=fault != "full once"):
+                save(directory, step, 9)
+        except Dead:
+            pass
+        except OSError as raised:
+            assert raised.errno == errno.ENOSPC
+            assert str(directory) in str(raised)
+            assert "bytes free" in str(raised) or "cannot remove" in str(raised)
+        if not faults.struck:
+            break
+        seen.add(value_of(checkpoint.latest(directory)))
+        save(directory, step + 1, 10)  # and the next save finds nothing in its way
+        assert value_of(checkpoint.latest(directory)) == 10
+        assert not [path for path in directory.iterdir() if not path.name[5:].isdigit()]
+    assert calls > 25
+    assert seen == {2, 9}
+
+
+@contextmanager
+def file_size_limit(size: int):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_the_kernel_cuts_short_is_an_error_and_costs_nothing(tmp_path):
+    save(tmp_path, 1, 1)
+    big = {"weights": {"w": torch.zeros(100_000)}}
+    with (
+        file_size_limit(50_000),
+        pytest.raises(OSError, match=r"step_00000002: File too large \(\d+ bytes free there\)"),
+    ):
+        checkpoint.save(tmp_path, 2, big, {}, 2)
+    assert value_of(checkpoint.latest(tmp_path)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+# ---- SIGKILL
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import torch
+from rlhf_pg.train import checkpoint
+
+def run(directory, done):
+    newest = checkpoint.latest(directory)
+    value = checkpoint.load(newest)[1]["value"] if newest else 0
+    print(os.getpid(), flush=True)
+    while True:
+        value += 1
+        tensors = {
+            "weights": {"w": torch.full((64,), float(value)), "bulk": torch.zeros(100_000)},
+            "optimizer": {"m": torch.full((8,), value)},
+        }
+        checkpoint.save(directory, (value + 1) // 2, tensors, {"value": value}, 2)  # each step twice
+        os.pwrite(done, b"%20d" % value, 0)
+
+directory = Path(sys.argv[1])
+done = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
+for line in sys.stdin:
+    child = os.fork()  # torch is imported once; each child is a process of its own
+    if child == 0:
+        run(directory, done)
+    os.waitpid(child, 0)
+    print("dead", flush=True)
+"""
+
+
+def test_sigkill_at_any_moment_loses_no_finished_checkpoint(tmp_path, caplog):
+    directory, done = tmp_path / "checkpoints", tmp_path / "done"
+    server = subprocess.Popen(
+        [sys.executable, "-c", KILLED, directory, done], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin and server.stdout
+    chance = random.Random(7)
+    directory.mkdir()
+    unfinished, values = 0, []
+    for _ in range(25):
+        server.stdin.write("go\n")
+        server.stdin.flush()
+        child = int(server.stdout.readline())
+        time.sleep(chance.uniform(0.0, 0.08))
+        os.kill(child, signal.SIGKILL)
+        assert server.stdout.readline() == "dead\n"
+        unfinished += any(not path.name[5:].isdigit() for path in directory.iterdir())
+        finished = int(done.read_bytes() or b"0") if done.exists() else 0
+        newest = checkpoint.latest(directory)
+        value = value_of(newest) if newest else 0
+        assert value >= finished
+        for path in directory.glob("step_*"):
+            value_of(path)
+        values.append(value)
+    server.stdin.close()
+    assert server.wait(10) == 0
+    assert values == sorted(values) and values[-1] > 5
+    assert unfinished >= 3  # the kills did land inside saves
+    assert not caplog.records
