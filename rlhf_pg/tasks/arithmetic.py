@@ -48,7 +48,7 @@ class ArithmeticOptions(Options):
 
 
 def problems(seed: int, options: ArithmeticOptions, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """Every problem of the space once. 12+34 and 34+12 are the same problem for the split, so neither leaks the other."""
+    """Every problem of the space once. For the split 12+34 and 34+12 are one problem: neither leaks the other."""
     low, high = options.bounds()
     width = high - low + 1
     for index in permutation(len(options.operations) * width * width, f"arithmetic/{seed}"):
