@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (bidi, zero width), surrogate, separators
-SHOWN = {"\n": "⏎", "\t": "⇥", "\x1b": "␛", "\x7f": "␡"}
+SHOWN = {"\n": "⏎", "\t": "⇥"}
 
 
 def visible(text: str, keep: str = "") -> str:
     """`text` with every character that could act on a terminal or hide replaced by a visible sign.
 
-    Newline becomes ⏎, tab ⇥, escape ␛, other control characters their Unicode picture (NUL ␀), and format characters
-    such as a right-to-left override their escape (\\u202e). Characters in `keep` stay as they are.
+    Newline becomes ⏎, tab ⇥, and any other control or format character (escape, right-to-left override, zero width) its
+    escape: \\x1b, \\u202e, \\u200b. Characters in `keep` stay as they are.
     """
     if text.isprintable():
         return text
@@ -70,8 +70,6 @@ def _sign(character: str) -> str:
     if character in SHOWN:
         return SHOWN[character]
     code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 

@@ -1,6 +1,6 @@
 """What a person sees while a run trains: one panel on a terminal, one plain line per step anywhere else.
 
-The loop only stores numbers here; the panel is drawn by rich's refresh thread at most four times a second.
+The loop only stores numbers here; the panel is drawn by rich's refresh thread twice a second.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import clock, compact, cut, eval_text, number, shown, tokens_per_second
+from rlhf_pg.train.report_figures import STATISTICS, clock, compact, cut, eval_text, number, shown, tokens_per_second
 
 Phase = Literal["rollout", "reward", "update", "eval", "checkpoint"]
 BARS = "▁▂▃▄▅▆▇█"
 SPINNER = "◐◓◑◒"
 LINE_EVERY_S = 1.5  # plain mode: at most one step line in so many seconds
 HEARTBEAT_S = 30.0  # plain mode: a sign of life inside a long phase
-STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: everything else is a reward function
 
 
 class LiveView:
@@ -62,7 +61,7 @@ class LiveView:
     def __enter__(self) -> Self:
         self._began = self._last_beat = time.monotonic()
         if self._panel and not self._silent:
-            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=4)
+            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=2)
             self._live.start()
         return self
 
@@ -172,7 +171,9 @@ class LiveView:
         row.add_column(no_wrap=True)
         row.add_column(ratio=1)
         row.add_column(no_wrap=True, justify="right")
-        bar = ProgressBar(total=max(self.total_steps, 1), completed=min(self.step, max(self.total_steps, 1)))
+        bar = ProgressBar(
+            total=max(self.total_steps, 1), completed=self.step, complete_style="cyan", finished_style="green"
+        )
         row.add_row(f"step {self.step}/{self.total_steps}", bar, f"{share:4.0%}  {clock(self.eta_s())} left")
         return row
 
@@ -241,7 +242,7 @@ def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], curve: Curve) ->
         ("length", shown(m, "completion/length_mean", ".1f")),
         ("truncated", shown(m, "completion/truncated", ".1%")),
     ]
-    second += [("flat groups", shown(m, "reward/zero_std_groups", ".3g")), ("tokens/s", compact(tokens_per_second(m)))]
+    second += [("flat groups", shown(m, "reward/zero_std_groups", ".0%")), ("tokens/s", compact(tokens_per_second(m)))]
     rows += [_pairs(first), _pairs(second), _time_row(m)]
     failed = [(k, number(m, f"outcome/{k}") or 0) for k in ("error", "timeout", "excluded")]
     if any(count > 0 for _, count in failed):

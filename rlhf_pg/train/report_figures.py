@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from rlhf_pg.debug.inspect import visible
 
+BOUNDS = ("_low", "_high")  # of an interval
+STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: everything else is a reward function
+
+
+def eval_names(*figures: Iterable[str]) -> list[str]:
+    """Names of held-out figures among keys such as "pass@1", "pass@1_low", "greedy": pass@k by k, then greedy."""
+    names = {k for keys in figures for k in keys if k == "greedy" or k.startswith("pass@")}
+    return sorted((n for n in names if not n.endswith(BOUNDS)), key=lambda n: (n == "greedy", len(n), n))
+
 
 def eval_text(evals: dict[str, Any]) -> str:
     """ "pass@1 0.61 [0.55, 0.66]  pass@8 0.90  greedy 0.80", from eval/* keys."""
-    bounds = ("_low", "_high")
-    names = [k.removeprefix("eval/") for k in evals if k.startswith("eval/") and not k.endswith(bounds)]
+    names = eval_names(k.removeprefix("eval/") for k in evals if k.startswith("eval/"))
     parts = []
-    for name in sorted(names, key=lambda n: (not n.startswith("pass@"), len(n), n)):
-        low, high = (number(evals, f"eval/{name}{bound}") for bound in bounds)
+    for name in names:
+        low, high = (number(evals, f"eval/{name}{bound}") for bound in BOUNDS)
         interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
-        parts.append(f"{visible(name)} {shown(evals, f'eval/{name}')}{interval}")
+        parts.append(f"{visible(name)} {shown(evals, f'eval/{name}', '.2f')}{interval}")
     return "  ".join(parts)
 
 

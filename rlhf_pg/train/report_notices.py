@@ -1,0 +1,165 @@
+"""What a reader of a run should know first, in plain words: what is missing, what failed, what looks unstable."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf_pg.train.report_figures import compact, number
+from rlhf_pg.train.report_run import EXPECTED, Run, section, series
+
+CHECKED = (
+    "non-finite metrics, excluded samples, reward errors and timeouts, truncation, KL spikes, engine mismatch, "
+    "collapsed entropy, groups without signal, falling reward"
+)
+
+
+@dataclass(frozen=True)
+class Notice:
+    level: Literal["problem", "warning", "note"]
+    text: str
+
+
+def notices(run: Run) -> list[Notice]:
+    """Everything noteworthy about a run, problems first."""
+    found = [*_files(run), *_not_finite(run), *_outcomes(run), *_training(run), *_gain(run)]
+    order = ("problem", "warning", "note")
+    return sorted(found, key=lambda n: order.index(n.level))
+
+
+def late(values: list[float]) -> float | None:
+    """Mean of the last tenth (at least one value); None when empty."""
+    return statistics.fmean(values[-max(1, len(values) // 10) :]) if values else None
+
+
+def values(run: Run, key: str) -> list[float]:
+    return [y for _, y in series(run, key) if y is not None]
+
+
+def _files(run: Run) -> list[Notice]:
+    found = [Notice("note", f"{file} is missing: {EXPECTED[file]}.") for file in run.missing]
+    if run.torn:
+        found.append(
+            Notice("note", "The last line of metrics.jsonl is incomplete (a run still going, or killed); skipped.")
+        )
+    for file, count in run.unreadable.items():
+        lines = count - (file == "metrics.jsonl" and run.torn)
+        if lines > 0:
+            what = f": {_count(lines, 'line')}" if file.endswith(".jsonl") else ""
+            found.append(Notice("warning", f"{file}{what} could not be read; skipped."))
+    if "metrics.jsonl" not in run.missing and not run.steps:
+        found.append(Notice("note", "metrics.jsonl has no step yet."))
+    if run.steps and not section(run, "after") and not any(k.startswith("eval/") for r in run.steps for k in r):
+        found.append(Notice("note", "Nothing was evaluated on held-out problems: only training reward is known."))
+    return found
+
+
+def _not_finite(run: Run) -> list[Notice]:
+    bad: dict[str, list[int]] = {}
+    for row in run.steps:
+        for key in row:
+            value = number(row, key)
+            if row[key] is None or (value is not None and not math.isfinite(value)):
+                bad.setdefault(key, []).append(row["step"])
+    return [
+        Notice("problem", f"{key} was not a finite number in {_count(len(steps), 'step')}, first in step {steps[0]}.")
+        for key, steps in bad.items()
+    ]
+
+
+def _outcomes(run: Run) -> list[Notice]:
+    totals = outcome_totals(run)
+    everything = sum(totals.values())
+    texts: dict[str, tuple[Literal["problem", "warning"], str]] = {
+        "error": ("problem", "the reward function failed; they were left out of training"),
+        "timeout": ("warning", "the reward took too long; they were left out of training"),
+        "excluded": ("warning", "the reward function asked to leave them out of training"),
+    }
+    found = [
+        Notice(texts[name][0], f"{_count(totals[name], 'sample')} ({totals[name] / everything:.1%}): {texts[name][1]}.")
+        for name in texts
+        if totals.get(name)
+    ]
+    excluded = sum(values(run, "samples/excluded"))
+    known = sum(totals.get(name, 0) for name in texts)
+    if excluded > known:
+        found.append(
+            Notice("warning", f"{_count(excluded - known, 'more sample')} had no reward and were left out of training.")
+        )
+    return found
+
+
+def outcome_totals(run: Run) -> dict[str, float]:
+    """outcome -> samples of the whole run, largest first."""
+    names = {k for row in run.steps for k in row if k.startswith("outcome/")}
+    totals = {name.removeprefix("outcome/"): sum(values(run, name)) for name in names}
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _training(run: Run) -> list[Notice]:
+    found = []
+    truncated = late(values(run, "completion/truncated"))
+    if truncated is not None and truncated > 0.2:
+        found.append(
+            Notice("warning", f"{truncated:.0%} of late completions were cut off: raise rollout.max_new_tokens.")
+        )
+    spike = _spike(run)
+    if spike:
+        found.append(Notice("warning", spike))
+    mismatch = late(values(run, "mismatch/kl"))
+    if mismatch is not None and mismatch > 0.01:
+        found.append(
+            Notice(
+                "warning", f"The rollout engine and the trainer disagree on log-probs (KL {mismatch:.3g} per token)."
+            )
+        )
+    flat = late(values(run, "reward/zero_std_groups"))
+    if flat is not None and 0.8 < flat <= 1:
+        found.append(
+            Notice(
+                "note",
+                f"{flat:.0%} of late groups had equal rewards and gave no gradient: the problems are too easy or hard.",
+            )
+        )
+    entropy, reward = values(run, "entropy"), values(run, "reward/mean")
+    if len(entropy) >= 10 and (late(entropy) or 0) < 0.05 * (late(entropy[::-1]) or 0):
+        found.append(Notice("note", f"Entropy fell to {late(entropy):.3g}: there is little left to explore."))
+    if len(reward) >= 20 and (late(reward) or 0) < (late(reward[::-1]) or 0) - 0.02:
+        found.append(Notice("problem", f"The reward fell, from {late(reward[::-1]):.3f} to {late(reward):.3f}."))
+    return found
+
+
+def _spike(run: Run) -> str:
+    """KL that leaps to more than ten times the median of the 20 steps before it (and above 0.05)."""
+    points = [(x, y) for x, y in series(run, "kl/ref") if y is not None]
+    kl = [y for _, y in points]
+    spikes = [i for i in range(5, len(kl)) if kl[i] > max(10 * statistics.median(kl[max(0, i - 20) : i]), 0.05)]
+    if not spikes:
+        return ""
+    worst = max(spikes, key=lambda i: kl[i])
+    steps = _count(len(spikes), "step")
+    return f"KL to the reference leapt in {steps}, highest {kl[worst]:.3g} in step {points[worst][0]:.0f}."
+
+
+def _gain(run: Run) -> list[Notice]:
+    before, after = section(run, "before"), section(run, "after")
+    high, low = number(before, "pass@1_high"), number(after, "pass@1_low")
+    gain = _difference(before, after, "pass@1")
+    if gain is None or high is None or low is None:
+        return []
+    if gain < 0:
+        return [Notice("problem", f"Held-out pass@1 fell by {-gain * 100:.1f} points.")]
+    if low <= high:
+        return [Notice("note", "The intervals of pass@1 before and after overlap: the gain may be chance.")]
+    return []
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> float | None:
+    first, last = number(before, key), number(after, key)
+    return last - first if first is not None and last is not None else None
+
+
+def _count(amount: float, noun: str) -> str:
+    return f"{compact(amount)} {noun}{'' if amount == 1 else 's'}"

@@ -1,0 +1,150 @@
+"""Which samples a report shows, and their tokens shaded by how likely each was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_pg.debug.inspect import visible
+from rlhf_pg.train.report_figures import cut, number, shown
+from rlhf_pg.train.report_run import Run, rows
+
+LATE_FILES, EARLY_FILES = 5, 2
+PER_GROUP = 3
+CHARACTERS = 4000  # of a completion on the page
+TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    surprise: float  # 1 - probability, in [0, 1]; 0 when unknown
+    title: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample on the page. Without a tokenizer `tokens` is empty, and `strip` shows how likely each token was."""
+
+    step: str
+    reward: str
+    good: bool
+    notes: list[str]
+    prompt: str
+    answer: str
+    completion: str
+    tokens: list[Token]
+    strip: list[Token]
+
+
+def choose(run: Run) -> list[tuple[str, list[Shown]]]:
+    """[(heading, samples)]: best and worst of the last steps, those left out of training, some of the first steps."""
+    late = [row for path in run.rollouts[-LATE_FILES:] for row in rows(path, run)]
+    early = [row for path in run.rollouts[:-LATE_FILES][:EARLY_FILES] for row in rows(path, run)]
+    ranked = sorted((r for r in late if _finite(r) is not None), key=lambda r: _finite(r) or 0.0, reverse=True)
+    half = min(PER_GROUP, math.ceil(len(ranked) / 2))
+    excluded = [r for r in late if _finite(r) is None]
+    tokenizer = _tokenizer(run)
+    groups = [
+        ("Best of the last steps", _varied(ranked)[:half]),
+        ("Worst of the last steps", _varied(ranked[::-1])[: min(half, len(ranked) - half)]),
+        ("Left out of training", excluded[:PER_GROUP]),
+        ("From the first steps", _spread(early)),
+    ]
+    return [(title, [_shown(row, tokenizer) for row in group]) for title, group in groups if group]
+
+
+def _finite(row: dict[str, Any]) -> float | None:
+    reward = number(row, "reward")
+    return reward if reward is not None and math.isfinite(reward) else None
+
+
+def _varied(ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same order, but one sample of each prompt before the second of any."""
+    seen: set[Any] = set()
+    first, again = [], []
+    for row in ranked:
+        key = str(row.get("prompt_id", row.get("prompt")))
+        (again if key in seen else first).append(row)
+        seen.add(key)
+    return first + again
+
+
+def _spread(early: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    stride = max(1, len(early) // PER_GROUP)
+    return early[::stride][:PER_GROUP]
+
+
+def _shown(row: dict[str, Any], tokenizer: Any) -> Shown:
+    reward = _finite(row)
+    notes = [visible(str(row[k])) for k in ("outcome", "finish", "detail") if row.get(k)]
+    parts = row.get("parts")
+    if isinstance(parts, dict) and len(parts) > 1:
+        notes += [f"{visible(str(name))} {shown(parts, name, '.3g')}" for name in list(parts)[:8]]
+    completion = str(row.get("completion", ""))
+    tokens = _tokens(row, tokenizer)
+    matches = _letters("".join(t.text for t in tokens)).startswith(_letters(visible(completion[:200]))[:100])
+    return Shown(
+        step=str(row.get("step", "?")),
+        reward="excluded" if reward is None else f"{reward:.3g}",
+        good=reward is not None and reward > 0,
+        notes=[cut(note, 160) for note in notes],
+        prompt=visible(cut(str(row.get("prompt", "")), CHARACTERS // 2), keep="\n"),
+        answer=visible(cut(str(row["answer"]), 200)) if row.get("answer") is not None else "",
+        completion=visible(cut(completion, CHARACTERS), keep="\n"),
+        tokens=tokens if tokenizer is not None and matches else [],
+        strip=tokens[:400],
+    )
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**31
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text if c.isalnum())
+
+
+def _tokens(row: dict[str, Any], tokenizer: Any) -> list[Token]:
+    """The row's tokens; [] when ids and log-probs do not fit together. Their texts are empty without a tokenizer."""
+    ids, logps = row.get("tokens"), row.get("logp")
+    if not isinstance(ids, list) or not isinstance(logps, list) or len(ids) != len(logps):
+        return []
+    pairs = [(i, p) for i, p in zip(ids, logps, strict=True) if _is_token(i) and isinstance(p, int | float)]
+    pairs = [(i, min(float(p), 0.0) if math.isfinite(p) else 0.0) for i, p in pairs[:TOKENS]]
+    texts = _texts(tokenizer, [i for i, _ in pairs]) if tokenizer is not None else [""] * len(pairs)
+    return [
+        Token(visible(text, keep="\n"), 1 - math.exp(logp), f"p {math.exp(logp):.3f}, logp {logp:.3f}, id {token}")
+        for text, (token, logp) in zip(texts, pairs, strict=True)
+    ]
+
+
+def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text each token adds; tokens that are only part of a character add nothing until the last of it."""
+    texts: list[str] = []
+    before: list[int] = []
+    part: list[int] = []
+    for token in ids:
+        part.append(token)
+        text = tokenizer.decode(before + part, skip_special_tokens=False)
+        if text.endswith("\ufffd") and len(part) < 6:
+            texts.append("")
+            continue
+        texts.append(text.removeprefix(tokenizer.decode(before, skip_special_tokens=False)))
+        before, part = part, []
+    return texts
+
+
+def _tokenizer(run: Run) -> Any:
+    """The run's own tokenizer from `model/tokenizer.json` (data, no code); None, counted as unreadable if damaged."""
+    path = run.path / "model" / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer  # heavy, and only a finished run needs it
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception:  # the library raises nothing narrower for a damaged file
+        run.unreadable["model/tokenizer.json"] = 1
+        return None
