@@ -1,0 +1,170 @@
+"""Log-probabilities and entropies of tokens from hidden states, without ever holding [M, V] logits.
+
+With z = softcap(hidden W^T + bias) / temperature, one row per token (M = tokens to score):
+
+    logp = z[token] - logsumexp(z)          d logp / dz    = onehot(token) - p
+    entropy H = -sum_v p_v log p_v          d H / dz_v     = -p_v (log p_v + H)
+
+The vocabulary projection is most of the memory of training with a large vocabulary: 4,096 tokens of V = 151,936 are
+2.5 GB per copy of the logits in float32. `token_logprobs` walks over chunks of rows and forms each chunk's logits
+again in the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf_pg.functional import shapes
+
+CHUNK_LOGITS = 1 << 25  # logits alive at once by default: 128 MB in float32, per temporary
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log pi(token) and entropy of the whole distribution, for each row: (logp [M], entropy [M]), both with gradient.
+
+    hidden [M, H], weight [V, H], tokens [M] int64, bias [V] (None: the head has none), softcap: z -> softcap * tanh(z
+    / softcap) (None: not used; Gemma 2). `chunk` rows at a time, forward and backward, so memory is O(chunk * V); None
+    chooses about CHUNK_LOGITS logits. The projection runs in the dtype of `hidden` (autocast is off), the softmax in
+    float32 or wider, which is the dtype of the results. With one chunk it is plain autograd and can be differentiated
+    twice. ValueError if shapes or dtypes do not fit, or temperature, chunk or softcap is not positive.
+    """
+    _check(hidden, weight, tokens, bias, temperature, softcap)
+    rows = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
+    if rows < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1 row")
+    if hidden.shape[0] <= rows:
+        return from_logits(_head(hidden, weight, bias, softcap), tokens, temperature)
+    return _Chunked.apply(hidden, weight, bias, tokens, temperature, softcap, rows)
+
+
+def from_logits(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The same from logits that exist: logits [..., V], tokens [...] int64 -> (logp [...], entropy [...]).
+
+    Softmax in float32 or wider. ValueError if the shapes do not fit or the temperature is not positive.
+    """
+    if logits.shape[:-1] != tokens.shape:
+        raise ValueError(f"logits {list(logits.shape)} need tokens {list(logits.shape[:-1])}, got {list(tokens.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be positive")
+    log_p = _log_softmax(logits, temperature)  # [..., V]
+    logp = log_p.gather(-1, tokens[..., None]).squeeze(-1)
+    return logp, -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (wide if temperature == 1 else wide / temperature).log_softmax(dim=-1)
+
+
+def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """Logits [m, V] before temperature, in the dtype of `hidden` (float32 or wider after a softcap)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden, weight, bias)
+    if softcap is None:
+        return logits
+    return softcap * torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / softcap)
+
+
+class _Chunked(torch.autograd.Function):
+    """`from_logits(_head(...))` chunk by chunk; saves only its inputs and makes each chunk's logits twice."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, tokens, temperature, softcap, rows):
+        ctx.save_for_backward(hidden, weight, bias, tokens)
+        ctx.temperature, ctx.softcap, ctx.rows = temperature, softcap, rows
+        ctx.set_materialize_grads(False)
+        parts = [
+            from_logits(_head(h, weight, bias, softcap), token, temperature)
+            for h, token in zip(hidden.split(rows), tokens.split(rows), strict=True)
+        ]
+        return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_logp, grad_entropy):
+        hidden, weight, bias, tokens = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wide = torch.promote_types(weight.dtype, torch.float32)  # many chunks are summed: not in bfloat16
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
+        if grad_entropy is not None and not grad_entropy.any():
+            grad_entropy = None
+        for start in range(0, hidden.shape[0], ctx.rows):
+            part = slice(start, start + ctx.rows)
+            grad_of_logp = None if grad_logp is None else grad_logp[part]
+            grad_of_entropy = None if grad_entropy is None else grad_entropy[part]
+            logits = _head(hidden[part], weight, bias, ctx.softcap)
+            slope = _grad_logits(logits, tokens[part], grad_of_logp, grad_of_entropy, ctx.temperature, ctx.softcap)
+            slope = slope.to(hidden.dtype)  # [m, V]
+            if grad_hidden is not None:
+                torch.mm(slope, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                _add_product(grad_weight, slope, hidden[part])
+            if grad_bias is not None:
+                grad_bias += slope.sum(dim=0)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _grad_logits(
+    logits: Tensor,
+    tokens: Tensor,
+    grad_logp: Tensor | None,
+    grad_entropy: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+) -> Tensor:
+    """Gradient for the head's logits before softcap [m, V], by the equations at the top of this file."""
+    log_p = _log_softmax(logits, temperature)  # [m, V]
+    p = log_p.exp()  # [m, V]
+    if grad_entropy is None:
+        slope = p.mul_(-grad_logp[:, None]) if grad_logp is not None else p.zero_()
+    else:
+        entropy = -(p * log_p).sum(dim=-1, keepdim=True)  # [m, 1]
+        inner = log_p.add_(entropy).mul_(grad_entropy[:, None])  # g_H (log p + H)
+        if grad_logp is not None:
+            inner += grad_logp[:, None]
+        slope = p.mul_(-inner)
+    if grad_logp is not None:
+        slope.scatter_add_(1, tokens[:, None], grad_logp[:, None])
+    slope /= temperature
+    if softcap is not None:
+        slope *= 1 - (logits / softcap).square()
+    return slope
+
+
+def _add_product(total: Tensor, slope: Tensor, hidden: Tensor) -> None:
+    """total [V, H] += slope^T [V, m] @ hidden [m, H], in place where the dtypes allow it."""
+    if total.dtype == slope.dtype:
+        total.addmm_(slope.t(), hidden)
+    else:
+        total += slope.t() @ hidden
+
+
+def _check(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+) -> None:
+    shapes.dims(2, hidden=hidden, weight=weight)
+    if hidden.shape[1] != weight.shape[1] or tokens.shape != hidden.shape[:1]:
+        listed = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, tokens {list(tokens.shape)}"
+        raise ValueError(f"{listed}: need [M, H], [V, H] and [M]")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(weight.shape)}: need [V]")
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: cast one to the other")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be positive")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap={softcap}: must be positive; leave it out for none")

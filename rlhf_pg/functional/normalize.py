@@ -1,0 +1,71 @@
+"""The one place that divides: per-token losses [B, C] to one number.
+
+    token      sum_b sum_t mask l            / number of sampled tokens              (DAPO; REINFORCE per token)
+    sequence   sum_b (mean over t in mask)   / number of rows with a sampled token   (GRPO's paper)
+    constant   sum_b sum_t mask l            / (those rows * constant_length)        (Dr.GRPO)
+
+The denominator is taken by `count` over the whole optimizer step and all ranks before the first micro-batch, and
+handed to `total` for each micro-batch. The totals of any split by rows then add up to the total of the whole, and so
+do their gradients. Counts add over disjoint rows: sum the counts of micro-batches or ranks to get the step's.
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_pg.functional import shapes
+
+
+def count(mask: Tensor, how: str, constant_length: int | None = None) -> Tensor:
+    """The denominator of `mask` [B, C] -> scalar float64, on the mask's device.
+
+    `how`: "token", "sequence" or "constant" (which needs `constant_length`, in tokens, usually the longest completion
+    allowed). A mask without a True counts 0. ValueError for another `how`, or a `constant_length` missing, not
+    positive or not used.
+    """
+    shapes.dims(2, mask=mask)
+    shapes.boolean(mask=mask)
+    if how not in ("token", "sequence", "constant"):
+        raise ValueError(f"how={how!r}: must be 'token', 'sequence' or 'constant'")
+    if (how == "constant") != (constant_length is not None):
+        raise ValueError(f"constant_length={constant_length} with how={how!r}: give it for 'constant', and only then")
+    if how == "token":
+        return mask.sum(dtype=torch.float64)
+    rows = mask.any(dim=1).sum(dtype=torch.float64)
+    if constant_length is None:
+        return rows
+    if constant_length <= 0:
+        raise ValueError(f"constant_length={constant_length}: must be positive")
+    return rows * constant_length
+
+
+def total(
+    loss: Tensor,
+    mask: Tensor,
+    how: str = "token",
+    count: Tensor | float | None = None,
+    constant_length: int | None = None,
+) -> Tensor:
+    """Reduce `loss` [B, C] over `mask` [B, C] (True = counts) to a scalar of the loss's dtype.
+
+    `count` is the denominator of the whole optimizer step (see the function `count`); without it, this mask's own.
+    What `loss` holds where the mask is False, NaN included, reaches neither the value nor the gradient.
+    A mask without a True gives 0 when `count` is given. ValueError if there is nothing to divide by, or shapes differ.
+    """
+    shapes.same(loss=loss, mask=mask)
+    own = _own_count(mask, how, constant_length)
+    denominator = torch.as_tensor(own if count is None else count, dtype=torch.float64, device=loss.device)
+    if not denominator > 0:
+        raise ValueError(f"the count is {float(denominator)}: no sampled token to average over; skip this step")
+    wide = torch.promote_types(loss.dtype, torch.float32)
+    kept = torch.where(mask, loss, 0).to(wide)  # [B, C]
+    if how == "sequence":
+        kept = kept / mask.sum(dim=1, keepdim=True).clamp(min=1)  # an empty row is 0 / 1
+    return (kept.sum() / denominator.to(wide)).to(loss.dtype)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` [B, C] where `mask` [B, C] is True -> scalar. ValueError if nothing is True, or shapes differ."""
+    return total(x, mask, "token")
+
+
+_own_count = count  # inside `total`, `count` is the argument
