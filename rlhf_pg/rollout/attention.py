@@ -1,0 +1,75 @@
+"""How the engine tells a transformers model which columns each row may attend to, and which models it can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+FORWARDS_BIAS = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # forward passes keyword arguments to its attention
+
+
+def context_of(config: Any) -> int | None:
+    """Positions a row may have: the model's limit, and no more than its sliding window, where attention is full."""
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """The input embedding [V, H]: its dtype and device are the model's."""
+    weight = model.get_input_embeddings().weight
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"the input embedding of {type(model).__name__} has no weight tensor")
+    return weight
+
+
+class Attention:
+    """Builds the mask arguments of a forward. Raises ValueError for a model they cannot describe."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        name = type(model).__name__
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if model.config.is_encoder_decoder or kinds - {"full_attention", "sliding_attention"}:
+            raise ValueError(
+                f"the native engine needs a decoder with plain attention layers; {name} has {sorted(kinds)}"
+            )
+        if rope in ("dynamic", "longrope"):
+            raise ValueError(f"{name} has {rope} rotary positions, which make a row depend on the rows beside it")
+        self.kind = config._attn_implementation
+        if self.kind not in ("sdpa", "eager", "flash_attention_2"):
+            raise ValueError(f"the native engine needs sdpa, eager or flash_attention_2 attention, not {self.kind!r}")
+        weight = embedding_weight(model)
+        self.dtype = weight.dtype
+        # Given a mask, transformers' sdpa copies keys and values to every query head; given the same numbers as a bias,
+        # it leaves the grouping to torch, whose CPU kernel needs no copy.
+        self.as_bias = self.kind == "sdpa" and weight.device.type == "cpu" and config.model_type in FORWARDS_BIAS
+
+    def prefill(self, lengths: Tensor) -> dict[str, Tensor]:
+        """Arguments to forward left-padded prompts of these lengths [n]."""
+        width = int(lengths.max())
+        column = torch.arange(width, device=lengths.device)
+        start = (width - lengths)[:, None]  # [n, 1]
+        position = (column - start).clamp_(min=0)  # [n, P]
+        real = column >= start  # [n, P]
+        if self.kind == "flash_attention_2":
+            return {"position_ids": position, "attention_mask": real.long()}
+        causal = column <= column[:, None]  # [P, P]
+        itself = column == column[:, None]  # so that a padding row's softmax is over something
+        seen = (causal & real[:, None]) | itself  # [n, P, P]
+        return {"position_ids": position, "attention_mask": self._additive(seen[:, None])}
+
+    def decode(self, position: Tensor, longest: int) -> dict[str, Tensor]:
+        """Mask argument for one token per row at position [n], over columns 0 .. longest - 1."""
+        seen = torch.arange(longest, device=position.device) <= position[:, None]  # [n, longest]
+        if self.kind == "flash_attention_2":
+            return {"attention_mask": seen.long()}
+        return {"position_bias" if self.as_bias else "attention_mask": self._additive(seen[:, None, None])}
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        low = torch.finfo(self.dtype).min
+        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, low)

@@ -1,0 +1,95 @@
+"""What a rollout engine is, how a name in a recipe becomes one, and the checks every engine makes on a request."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlhf_pg.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[int, int, int], None]  # (rows done, rows in all, tokens sampled so far)
+
+SHIPPED = {
+    "native": "rlhf_pg.rollout.native:NativeEngine",
+    "scripted": "rlhf_pg.rollout.scripted:ScriptedEngine",
+}
+
+
+class Engine(Protocol):
+    """Samples completions from the policy. tests/rollout/contract.py says what every engine must keep."""
+
+    @property
+    def version(self) -> int:
+        """Of the weights the next `generate` samples from."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """Sample `sampling.samples` completions of every prompt.
+
+        Returns one list per prompt, in the order given; inside, sample j at place j. Sample j of a prompt depends only
+        on (weights, seed, step, prompt id, j). `Completion.logp` is that of the untruncated policy at
+        `sampling.temperature` (at 1 when the temperature is 0, which takes the most likely token).
+        `progress` may raise, to leave at once: the engine is then as it was before the call.
+        Raises ValueError for a request that cannot be served, before anything is sampled.
+        """
+        ...
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Make the named weights those of `version`. Raises ValueError, changing nothing, on a wrong name or shape."""
+        ...
+
+    def close(self) -> None:
+        """Give memory and processes back. May be called twice."""
+        ...
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """Find an engine's constructor by shipped name ("native") or dotted path ("my_package.my_file:MyEngine").
+
+    Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
+    """
+    path = SHIPPED.get(name, name)
+    module_name, _, attribute = path.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, SHIPPED, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        shipped = ", ".join(SHIPPED)
+        raise ValueError(f"no rollout engine {name!r}: shipped are {shipped}{hint}, or give module:attribute")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"rollout engine {name!r} cannot be loaded: {error}") from error
+    if not callable(found):
+        raise ValueError(f"rollout engine {name!r} is a {type(found).__name__}, not something that builds an engine")
+    return found
+
+
+def check_request(
+    prompts: Sequence[Prompt], sampling: Sampling, context: int | None = None, vocabulary: int | None = None
+) -> None:
+    """Raise ValueError, saying what to change, for a request an engine of this context and vocabulary cannot serve."""
+    if not prompts:
+        raise ValueError("generate was called with no prompts")
+    if sampling.samples < 1 or sampling.max_new_tokens < 1:
+        raise ValueError(f"samples and max_new_tokens must be at least 1: {sampling}")
+    if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.top_k < 0:
+        raise ValueError(f"temperature must be >= 0, top_p in (0, 1] and top_k >= 0: {sampling}")
+    for prompt in prompts:
+        if not prompt.tokens:
+            raise ValueError(f"prompt {prompt.id!r} has no tokens: give it at least one, such as the tokenizer's BOS")
+        if vocabulary is not None and not 0 <= min(prompt.tokens) <= max(prompt.tokens) < vocabulary:
+            raise ValueError(f"prompt {prompt.id!r} has a token id outside the model's vocabulary of {vocabulary}")
+    longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+    needed = len(longest.tokens) + sampling.max_new_tokens
+    if context is not None and needed > context:
+        raise ValueError(
+            f"prompt {longest.id!r} has {len(longest.tokens)} tokens; with max_new_tokens {sampling.max_new_tokens} "
+            f"that is {needed}, more than the model's context of {context}: shorten the prompts or lower max_new_tokens"
+        )

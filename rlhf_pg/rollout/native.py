@@ -1,0 +1,239 @@
+"""The in-process engine: samples from the live weights of the model being trained.
+
+A queue of prompts feeds a fixed number of slots. A prompt is prefilled once and its keys and values are copied to the
+rows of its group; all rows in use then decode one token at a time. A row that finishes leaves at once (the last row in
+use moves into its place), and when enough slots are free, or none is in use, they are refilled from the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from rlhf_pg.rollout.admission import Admission, Queue
+from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
+from rlhf_pg.rollout.cache import SlotCache, prefilled_states
+from rlhf_pg.rollout.engine import Progress, check_request
+from rlhf_pg.rollout.sampling import choose, uniforms
+from rlhf_pg.types import Completion, Prompt, Sampling
+
+CHOOSE_ELEMENTS = 2**24  # logits turned into tokens at once: bounds the fp32 and int64 copies
+
+
+class NativeEngine:
+    """Samples with `model` itself, in this process. See `Engine` for what `generate` promises.
+
+    model: a transformers causal language model, or one wrapped by PEFT; eos_ids end a completion; slots: rows decoded
+    at once, which bounds the memory of keys and values. Sampling happens in evaluation mode, so from the policy without
+    dropout; every submodule's mode is put back afterwards. Dtype, requires_grad and random generators are not touched.
+    Raises ValueError for a model whose attention this cache cannot serve.
+    """
+
+    def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, not {slots}")
+        if not eos_ids:
+            raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
+        self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
+        self.attention = Attention(model)
+        self._cache: SlotCache | None = None
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`. Also raises FloatingPointError when the model's logits are not finite."""
+        check_request(prompts, sampling, context_of(self.model.config), self.model.config.get_text_config().vocab_size)
+        with torch.no_grad(), evaluation_mode(self.model):
+            try:
+                return _Run(self, prompts, sampling, progress).completions()
+            except BaseException:
+                self.close()  # the cache may hold anything, non-finite numbers included
+                raise
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copy tensors over the live weights by state-dict name; no tensors: the live weights already are `version`.
+
+        Raises ValueError, before anything is changed, for an unknown name or a wrong shape.
+        """
+        live = self.model.state_dict(keep_vars=True)
+        given = list(tensors)
+        for name, tensor in given:
+            if name not in live:
+                raise ValueError(f"the model has no weight {name!r}; it has {len(live)}, such as {next(iter(live))!r}")
+            if live[name].shape != tensor.shape:
+                raise ValueError(f"weight {name!r} is {list(live[name].shape)}, but {list(tensor.shape)} was given")
+        with torch.no_grad():
+            for name, tensor in given:
+                live[name].copy_(tensor)
+        self.version = version
+
+    def close(self) -> None:
+        """Free the cache. A later `generate` allocates it again."""
+        self._cache = None
+
+    def cache_for(self, prefilled: list[tuple[Tensor, Tensor]], slots: int, length: int) -> SlotCache:
+        """The cache of the last call if it still fits, else a new one."""
+        if self._cache is None or not self._cache.holds(prefilled, slots, length):
+            self._cache = None  # before the new one is allocated
+            self._cache = SlotCache(prefilled, slots, length)
+        return self._cache
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside (no dropout; checkpointing would drop the cache), every submodule as it was outside."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@dataclass
+class _Log:
+    """What was sampled, in the order of sampling: one entry per step."""
+
+    owner: list[Tensor] = field(default_factory=list)  # [n]
+    tokens: list[Tensor] = field(default_factory=list)  # [n]
+    logp: list[Tensor] = field(default_factory=list)  # [n]
+
+
+class _Run:
+    """The state of one `generate`. Rows 0 .. n - 1 of every buffer are in use."""
+
+    def __init__(self, engine: NativeEngine, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None):
+        self.engine, self.prompts, self.sampling, self.progress = engine, prompts, sampling, progress
+        self.device = embedding_weight(engine.model).device
+        self.total = len(prompts) * sampling.samples
+        self.slots = min(engine.slots, self.total)
+        self.queue = Queue(prompts, sampling.samples, self.slots)
+        self.capacity = max(len(prompt.tokens) for prompt in prompts) + sampling.max_new_tokens  # columns
+        self.state = torch.zeros(4, self.slots, dtype=torch.int64, device=self.device)
+        # Each [slots]. token: sampled, not yet forwarded; length: of the cache row; owner: prompt * samples + sample
+        self.token, self.length, self.count, self.owner = self.state
+        self.uniform = torch.zeros(self.slots, sampling.max_new_tokens, dtype=torch.float64, device=self.device)
+        self.is_eos = self._eos_table()
+        self.n = self.longest = self.done = self.sampled = 0
+        self.log = _Log()
+
+    def _eos_table(self) -> Tensor:
+        """bool [V at least]: one lookup per step, however many EOS ids there are."""
+        size = max(self.engine.model.config.get_text_config().vocab_size, *(i + 1 for i in self.engine.eos_ids))
+        table = torch.zeros(size, dtype=torch.bool, device=self.device)
+        table[list(self.engine.eos_ids)] = True
+        return table
+
+    def completions(self) -> list[list[Completion]]:
+        while self.queue or self.n:
+            for wave in self.queue.waves(self.n):
+                self._admit(wave)
+            if self.n:
+                self._advance(0, self._decode())
+        return self._assemble()
+
+    def _admit(self, wave: list[Admission]) -> None:
+        """Prefill each prompt of the wave once, copy it to its rows, and sample their first tokens."""
+        lengths, logits, prefilled = self._prefill([self.prompts[admission.prompt].tokens for admission in wave])
+        rows = [(place, a.prompt, a.first + j) for place, a in enumerate(wave) for j in range(a.rows)]
+        source = torch.tensor([place for place, _, _ in rows], device=self.device)  # [m]
+        width = int(lengths.max())
+        columns = torch.arange(width, device=self.device) + (width - lengths[source])[:, None]  # [m, P]
+        first, self.n = self.n, self.n + len(rows)
+        self.cache = self.engine.cache_for(prefilled, self.slots, self.capacity)
+        self.cache.fill(first, prefilled, source, columns.clamp_(max=width - 1))
+        self.length[first : self.n] = lengths[source]
+        self.count[first : self.n] = 0
+        self.owner[first : self.n] = torch.tensor([p * self.sampling.samples + j for _, p, j in rows])
+        self.uniform[first : self.n] = torch.stack([uniforms(self.sampling, self.prompts[p].id, j) for _, p, j in rows])
+        self.longest = max(self.longest, width)
+        self._advance(first, logits[source])
+
+    def _prefill(self, tokens: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Forward prompts, padded on the left so that the last column is every prompt's last token.
+
+        Returns lengths [prompts], logits [prompts, V] after the last token, and the keys and values.
+        """
+        width = max(map(len, tokens))
+        ids = torch.tensor([(0,) * (width - len(t)) + t for t in tokens], device=self.device)  # [prompts, P]
+        lengths = torch.tensor([len(t) for t in tokens], device=self.device)
+        cache = DynamicCache()
+        logits = self.engine.model(
+            input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self.engine.attention.prefill(lengths),
+        ).logits
+        return lengths, logits[:, -1], prefilled_states(cache)
+
+    def _decode(self) -> Tensor:
+        """Forward the last token of every row in use. Returns logits [n, V]."""
+        position = self.length[: self.n]
+        self.longest += 1
+        self.cache.aim(position, self.longest)
+        logits = self.engine.model(
+            input_ids=self.token[: self.n, None],
+            position_ids=position[:, None],
+            past_key_values=self.cache.for_model,
+            use_cache=True,
+            **self.engine.attention.decode(position, self.longest),
+        ).logits
+        self.length[: self.n] += 1
+        return logits[:, -1]
+
+    def _advance(self, first: int, logits: Tensor) -> None:
+        """Sample a token for the rows first .. n - 1 from logits [n - first, V]; drop those that finished."""
+        here = slice(first, self.n)
+        uniform = self.uniform[here].gather(1, self.count[here, None]).squeeze(1)  # [n - first]
+        chunk = max(1, CHOOSE_ELEMENTS // logits.shape[-1])
+        parts = zip(logits.split(chunk), uniform.split(chunk), strict=True)
+        drawn = [choose(some, u, self.sampling) for some, u in parts]
+        tokens, logp = drawn[0] if len(drawn) == 1 else map(torch.cat, zip(*drawn, strict=True))
+        self.log.owner.append(self.owner[here].clone())
+        self.log.tokens.append(tokens)
+        self.log.logp.append(logp)
+        self.token[here] = tokens
+        self.count[here] += 1
+        self.sampled += len(tokens)
+        self._drop(first, self.is_eos[tokens] | (self.count[here] >= self.sampling.max_new_tokens))
+        if self.progress is not None:
+            self.progress(self.done, self.total, self.sampled)
+
+    def _drop(self, first: int, finished: Tensor) -> None:
+        """Take the finished [n - first] rows out: the rows in use at the end move into the holes."""
+        leaving = int(finished.sum())
+        if not leaving:
+            return
+        n = self.n - leaving
+        target = first + finished[: n - first].nonzero().squeeze(1)
+        source = n + (~finished[n - first :]).nonzero().squeeze(1)
+        if len(source):
+            self.cache.move(source, target, self.longest)
+            self.state[:, target] = self.state[:, source]
+            self.uniform[target] = self.uniform[source]
+        self.n, self.done = n, self.done + leaving
+        self.longest = int(self.length[:n].max()) if n else 0
+
+    def _assemble(self) -> list[list[Completion]]:
+        """Sort what was sampled by row of the result, keeping the order of time within each row."""
+        owner, order = torch.cat(self.log.owner).cpu().sort(stable=True)
+        tokens, logp = torch.cat(self.log.tokens).cpu()[order], torch.cat(self.log.logp).cpu()[order]
+        if not bool(logp.isfinite().all()):
+            raise FloatingPointError("the model's logits are not finite: its weights diverged or overflow their dtype")
+        sizes = owner.bincount(minlength=self.total).tolist()
+        eos, version = set(self.engine.eos_ids), self.engine.version
+        rows = [
+            Completion(t.clone(), lp.clone(), "stop" if int(t[-1]) in eos else "length", version)
+            for t, lp in zip(tokens.split(sizes), logp.split(sizes), strict=True)
+        ]
+        samples = self.sampling.samples
+        return [rows[start : start + samples] for start in range(0, self.total, samples)]
