@@ -375,24 +375,27 @@ def test_sigkill_at_any_moment_loses_no_finished_checkpoint(tmp_path, caplog):
     assert server.stdin and server.stdout
     chance = random.Random(7)
     directory.mkdir()
-    unfinished, values = 0, []
+    done.write_bytes(b"%20d" % 0)
+    finished, unfinished, last = 0, 0, 0
     for _ in range(25):
         server.stdin.write("go\n")
         server.stdin.flush()
         child = int(server.stdout.readline())
-        time.sleep(chance.uniform(0.0, 0.08))
+        goal = finished + chance.randrange(3)
+        while int(done.read_bytes()) < goal:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.015))
         os.kill(child, signal.SIGKILL)
         assert server.stdout.readline() == "dead\n"
         unfinished += any(not path.name[5:].isdigit() for path in directory.iterdir())
-        finished = int(done.read_bytes() or b"0") if done.exists() else 0
+        finished = int(done.read_bytes())
         newest = checkpoint.latest(directory)
         value = value_of(newest) if newest else 0
-        assert value >= finished
+        assert value >= max(finished, last)
         for path in directory.glob("step_*"):
             value_of(path)
-        values.append(value)
+        last = value
     server.stdin.close()
     assert server.wait(10) == 0
-    assert values == sorted(values) and values[-1] > 5
     assert unfinished >= 3  # the kills did land inside saves
     assert not caplog.records
