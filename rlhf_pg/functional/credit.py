@@ -79,7 +79,7 @@ def group_advantage(reward: Tensor, group: Tensor, scale: bool = True, eps: floa
     centred = _centred(table, present, size)  # [K, G]
     if scale:
         variance = centred.square().sum(dim=1, keepdim=True) / (size - 1).clamp(min=1)  # [K, 1]
-        centred = centred / (variance.sqrt() + eps)
+        centred = torch.where(variance > 0, centred / (variance.sqrt() + eps), 0)
     return centred[index, column].to(reward.dtype)
 
 

@@ -1,0 +1,90 @@
+"""The three estimators of KL: their values and the gradients they have as losses, by enumeration."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_pg.functional import kl
+
+EXACT = dict(rtol=0, atol=1e-9)
+
+
+@pytest.fixture
+def softmaxes():
+    """A policy's logits with gradient and a reference's log-probs, 7 actions each, float64."""
+    random = torch.Generator().manual_seed(0)
+    theta = torch.randn(7, dtype=torch.float64, generator=random).requires_grad_()
+    return theta, torch.randn(7, dtype=torch.float64, generator=random).log_softmax(0)
+
+
+def reverse_kl(logp, ref):
+    return (logp.exp() * (logp - ref)).sum()  # KL(pi || ref)
+
+
+def loss_gradient(estimator, theta, ref):
+    """Expected gradient of the estimator as an on-policy loss: the sampling distribution is not differentiated."""
+    logp = theta.log_softmax(0)
+    return torch.autograd.grad((logp.exp().detach() * estimator(logp, ref)).sum(), theta)[0]
+
+
+def test_by_hand():
+    """pi = 0.5, ref = 0.25: d = log(1/2)."""
+    logp, ref = torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]])
+    assert kl.k1(logp, ref).item() == pytest.approx(0.693147, abs=1e-6)
+    assert kl.k2(logp, ref).item() == pytest.approx(0.240227, abs=1e-6)
+    assert kl.k3(logp, ref).item() == pytest.approx(0.193147, abs=1e-6)
+
+
+def test_k1_and_k3_have_the_kl_as_expected_value_and_k2_does_not(softmaxes):
+    theta, ref = softmaxes
+    logp = theta.detach().log_softmax(0)
+    exact = reverse_kl(logp, ref)
+    assert_close((logp.exp() * kl.k1(logp, ref)).sum(), exact, **EXACT)
+    assert_close((logp.exp() * kl.k3(logp, ref)).sum(), exact, **EXACT)
+    assert abs((logp.exp() * kl.k2(logp, ref)).sum() - exact) > 0.01
+
+
+def test_summed_over_tokens_k1_and_k3_have_the_kl_of_sequences(toy):
+    ref_theta = torch.randn(toy.theta.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    p, ref = toy.probability().detach(), toy.probability(ref_theta)
+    exact = (p * (p.log() - ref.log())).sum()
+    for estimator in (kl.k1, kl.k3):
+        per_token = torch.where(toy.mask, estimator(toy.logp().detach(), toy.logp(ref_theta)), 0)
+        assert_close((p * per_token.sum(dim=1)).sum(), exact, **EXACT)
+
+
+def test_k1_as_a_loss_has_no_expected_gradient(softmaxes):
+    theta, ref = softmaxes
+    assert_close(loss_gradient(kl.k1, theta, ref), torch.zeros_like(theta), **EXACT)
+
+
+def test_k2_as_a_loss_has_the_gradient_of_the_reverse_kl(softmaxes):
+    theta, ref = softmaxes
+    exact = torch.autograd.grad(reverse_kl(theta.log_softmax(0), ref), theta)[0]
+    assert_close(loss_gradient(kl.k2, theta, ref), exact, **EXACT)
+
+
+def test_k3_as_a_loss_has_the_gradient_of_the_forward_kl_not_of_the_reverse(softmaxes):
+    theta, ref = softmaxes
+    estimate = loss_gradient(kl.k3, theta, ref)
+    forward = (ref.exp() * (ref - theta.log_softmax(0))).sum()  # KL(ref || pi)
+    assert_close(estimate, torch.autograd.grad(forward, theta)[0], **EXACT)
+    reverse = torch.autograd.grad(reverse_kl(theta.log_softmax(0), ref), theta)[0]
+    assert torch.cosine_similarity(estimate, reverse, dim=0) < 0.99
+
+
+def test_k3_is_accurate_and_not_negative_where_the_policies_nearly_agree():
+    """d = 1e-4: the value is d^2 / 2 = 5.0002e-9, far below the float32 spacing of exp(d) around 1."""
+    logp, ref = torch.full((1, 2), -1.0), torch.tensor([[-1.0 + 2**-13, -1.0 - 2**-13]])
+    assert_close(kl.k3(logp, ref), torch.full((1, 2), 2.0**-27), rtol=1e-3, atol=0)
+    assert (kl.k3(torch.randn(1, 1000) * 1e-3, torch.zeros(1, 1000)) >= 0).all()
+
+
+@pytest.mark.parametrize("estimator", [kl.k1, kl.k2, kl.k3])
+def test_shapes_must_match_and_dtype_is_kept(estimator):
+    with pytest.raises(ValueError, match=r"logp \[2, 3\], logp_ref \[2, 1\]"):
+        estimator(torch.zeros(2, 3), torch.zeros(2, 1))
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert estimator(torch.zeros(1, 2, dtype=dtype), torch.zeros(1, 2, dtype=dtype)).dtype == dtype

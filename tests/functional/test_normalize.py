@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_pg.functional import normalize
+
+# rows of 2, 1 and 0 sampled tokens; a hole in the first
+MASK = torch.tensor([[True, False, True], [True, False, False], [False, False, False]])
+LOSS = torch.tensor([[1.0, 100.0, 3.0], [10.0, 100.0, 100.0], [100.0, 100.0, 100.0]], dtype=torch.float64)
+NAN = torch.where(MASK, LOSS, torch.nan)
+HOWS = [("token", None), ("sequence", None), ("constant", 4)]
+
+
+@pytest.mark.parametrize(
+    ("how", "length", "counted", "value"),
+    [("token", None, 3, 14 / 3), ("sequence", None, 2, (2 + 10) / 2), ("constant", 4, 8, 14 / 8)],
+)
+def test_by_hand(how, length, counted, value):
+    found = normalize.count(MASK, how, length)
+    assert (found.dtype, found.shape, found.item()) == (torch.float64, (), counted)
+    assert normalize.total(LOSS, MASK, how, constant_length=length).item() == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("how", "length", "weights"),
+    [
+        ("token", None, [[1 / 3, 0, 1 / 3], [1 / 3, 0, 0], [0, 0, 0]]),
+        ("sequence", None, [[1 / 4, 0, 1 / 4], [1 / 2, 0, 0], [0, 0, 0]]),
+        ("constant", 4, [[1 / 8, 0, 1 / 8], [1 / 8, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_each_tokens_weight_by_hand_and_nan_in_padding_reaches_nothing(how, length, weights):
+    loss = NAN.clone().requires_grad_()
+    total = normalize.total(loss, MASK, how, constant_length=length)
+    total.backward()
+    assert_close(loss.grad, torch.tensor(weights, dtype=torch.float64))
+    assert total.isfinite()
+
+
+@pytest.mark.parametrize(("how", "length"), HOWS)
+@pytest.mark.parametrize("split", [[7], [1] * 7, [3, 4], [2, 0, 5]])
+def test_micro_batches_with_the_steps_count_add_up_to_the_whole(how, length, split):
+    """Value and gradient, for any split of the rows, whatever each part's own number of tokens is."""
+    random = torch.Generator().manual_seed(0)
+    mask = torch.rand(7, 5, generator=random) < 0.4
+    mask[2] = False  # a row, and a micro-batch, with nothing in it
+    values = torch.randn(7, 5, dtype=torch.float64, generator=random)
+    whole, parts = values.clone().requires_grad_(), values.clone().requires_grad_()
+    expected = normalize.total(whole, mask, how, constant_length=length)
+    expected.backward()
+    step = torch.stack([normalize.count(m, how, length) for m in mask.split(split)]).sum()
+    assert step == normalize.count(mask, how, length)
+    pairs = zip(parts.split(split), mask.split(split), strict=True)
+    totals = [normalize.total(loss, m, how, step, length) for loss, m in pairs]
+    torch.stack(totals).sum().backward()
+    assert_close(torch.stack(totals).sum(), expected, rtol=0, atol=1e-12)
+    assert_close(parts.grad, whole.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("how", "length"), HOWS)
+def test_more_padding_changes_nothing(how, length):
+    wider = torch.nn.functional.pad(NAN, (0, 4), value=float("nan"))
+    wider_mask = torch.nn.functional.pad(MASK, (0, 4), value=False)
+    expected = normalize.total(LOSS, MASK, how, constant_length=length)
+    assert_close(normalize.total(wider, wider_mask, how, constant_length=length), expected)
+
+
+@pytest.mark.parametrize(("how", "length"), HOWS)
+def test_an_empty_mask_gives_zero_with_a_count_and_an_error_without(how, length):
+    empty = torch.zeros_like(MASK)
+    assert normalize.count(empty, how, length).item() == 0
+    loss = NAN.clone().requires_grad_()
+    total = normalize.total(loss, empty, how, count=5, constant_length=length)
+    total.backward()
+    assert total.item() == 0
+    assert_close(loss.grad, torch.zeros_like(loss))
+    for count in (None, 0, torch.tensor(0.0)):
+        with pytest.raises(ValueError, match="no sampled token"):
+            normalize.total(loss, empty, how, count=count, constant_length=length)
+
+
+def test_masked_mean_ignores_what_is_masked():
+    assert normalize.masked_mean(NAN, MASK).item() == pytest.approx(14 / 3)
+    with pytest.raises(ValueError, match="no sampled token"):
+        normalize.masked_mean(NAN, torch.zeros_like(MASK))
+
+
+def test_dtype_is_kept_and_large_bfloat16_sums_do_not_saturate():
+    """1,024 ones add to 1,024 in float32; bfloat16 addition would stick at 256."""
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        ones = torch.ones(4, 256, dtype=dtype)
+        total = normalize.total(ones, torch.ones(4, 256, dtype=torch.bool), count=1)
+        assert (total.dtype, total.item()) == (dtype, 1024)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(how="mean"), "'mean'"),
+        (dict(how="constant"), "constant_length=None"),
+        (dict(how="token", constant_length=3), "constant_length=3"),
+        (dict(how="constant", constant_length=0), "positive"),
+    ],
+)
+def test_contradictory_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        normalize.total(LOSS, MASK, **arguments)
+
+
+def test_shape_and_dtype_of_the_mask_are_checked():
+    with pytest.raises(ValueError, match=r"loss \[3, 3\], mask \[3, 2\]"):
+        normalize.total(LOSS, MASK[:, :2])
+    with pytest.raises(ValueError, match=r"torch\.bool"):
+        normalize.total(LOSS, MASK.double())
+    with pytest.raises(ValueError, match="2 dimension"):
+        normalize.count(MASK[0], "token")
