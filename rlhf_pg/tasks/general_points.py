@@ -1,0 +1,81 @@
+"""General Points: make 24 from four playing cards, each used exactly once (Chu et al. 2025, arXiv:2501.17161).
+
+"3 J 5 A -> 24:". Training with J, Q, K as 11, 12, 13 and testing with "3 J 5 A, JQK=10 -> 24:" shows whether a rule was
+learned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from rlhf_pg.tasks import countdown
+from rlhf_pg.tasks.base import Options, Row, Task, permutation
+
+CARDS = ["A", *map(str, range(2, 11)), "J", "Q", "K"]
+TARGET = 24
+INSTRUCTION = f"{countdown.INSTRUCTION} The numbers are cards: A is 1; J, Q, K are 11, 12, 13 unless stated otherwise."
+Term = tuple[int, int, str]  # an exact rational, numerator and denominator unreduced, and its text
+
+
+class GeneralPointsOptions(Options):
+    faces: Literal["11-13", "10"] = "11-13"  # what J, Q, K count
+
+
+def problems(seed: int, options: GeneralPointsOptions, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """Every solvable hand once. The split goes by the cards: hands held out are so for both values of `faces`."""
+    hands = list(itertools.combinations_with_replacement(range(13), 4))
+    for index in permutation(len(hands), f"general_points/{seed}"):
+        order = permutation(4, f"general_points/{seed}/{index}")
+        hand = [hands[index][i] for i in order]
+        if not wanted(" ".join(CARDS[card] for card in sorted(hand))):
+            continue
+        numbers = [card + 1 if options.faces == "11-13" else min(card + 1, 10) for card in hand]
+        answer = solve(numbers)
+        if answer is not None:
+            cards = [CARDS[card] for card in hand]
+            rule = "" if options.faces == "11-13" else ", JQK=10"
+            yield {
+                "question": f"{' '.join(cards)}{rule} -> {TARGET}:",
+                "answer": answer,
+                "solution": answer,
+                "cards": cards,
+                "numbers": numbers,
+                "target": TARGET,
+            }
+
+
+def solve(numbers: list[int], target: int = TARGET) -> str | None:
+    """An expression over all `numbers` that equals `target` exactly, or None when there is none."""
+    found = _search([(number, 1, str(number)) for number in numbers], target)
+    return found and found.removeprefix("(").removesuffix(")")
+
+
+def _search(terms: list[Term], target: int) -> str | None:
+    """Join every two terms in every way and search on; joined terms are written in parentheses."""
+    if len(terms) == 1:
+        numerator, denominator, text = terms[0]
+        return text if numerator == target * denominator else None
+    for i, j in itertools.combinations(range(len(terms)), 2):
+        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+        for joined in _joins(terms[i], terms[j]):
+            found = _search([*rest, joined], target)
+            if found is not None:
+                return found
+    return None
+
+
+def _joins(left: Term, right: Term) -> Iterator[Term]:
+    (a, b, x), (c, d, y) = left, right
+    yield a * d + c * b, b * d, f"({x}+{y})"
+    yield a * c, b * d, f"({x}*{y})"
+    yield a * d - c * b, b * d, f"({x}-{y})"
+    yield c * b - a * d, b * d, f"({y}-{x})"
+    if c:
+        yield a * d, b * c, f"({x}/{y})"
+    if a:
+        yield c * b, a * d, f"({y}/{x})"
+
+
+task = Task("general_points", problems, GeneralPointsOptions, template="plain", instruction=INSTRUCTION)
