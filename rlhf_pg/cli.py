@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_pg import __version__
+
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         description="Policy-gradient training of small language models on math.",
         epilog="example: rlhf-pg train recipes/quickstart.yaml run.seed=1",
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     top.set_defaults(command=None)
     commands = top.add_subparsers(metavar="COMMAND")
     _recipe_command(commands, "train", _train, "train by reinforcement learning", "recipes/quickstart.yaml run.seed=1")
@@ -61,7 +64,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(commands, name: str, run, help: str, example: str, path: str = "") -> argparse.ArgumentParser:
     words = f"{path}{name}"
-    made = commands.add_parser(name, help=help, description=help, epilog=f"example: rlhf-pg {words} {example}")
+    made = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=f"example:\n  rlhf-pg {words} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(run=run, command=words)
     return made

@@ -13,7 +13,16 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rlhf_pg.errors import RecipeError, RunError
 from rlhf_pg.recipe import checks, effects, messages, reading
@@ -30,6 +39,13 @@ class Section(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float, int | None):
+            raise ValueError(f"must be a number, is {value}")
+        return value
 
 
 Home = Annotated[Path, AfterValidator(Path.expanduser)]  # ~ is the home directory
@@ -94,7 +110,7 @@ class Data(Section):
 
 
 class RolloutSection(Section):
-    engine: Literal["native"] = Field(default="native", description="what samples")
+    engine: str = Field(default="native", description="shipped name, or module:attribute")
     prompts_per_step: int = Field(default=32, ge=1, description="prompts per rollout step, over all processes")
     samples_per_prompt: int = Field(default=8, ge=1, description="completions sampled for each prompt: the group")
     max_new_tokens: int = Field(default=256, ge=1, description="completions are cut here (finish = length)")

@@ -10,13 +10,13 @@ class RecipeError(ValueError):
 
     def __init__(self, source: str, problems: Sequence[str]):
         self.source = source
-        self.problems = list(problems)
-        super().__init__("\n".join([f"{source}: {count(len(self.problems))}", *(f"  {p}" for p in self.problems)]))
+        self.problems = [" ".join(problem.split()) for problem in problems]
+        super().__init__("\n".join([f"{source}: {_count(len(self.problems))}", *(f"  {p}" for p in self.problems)]))
 
 
 class RunError(RuntimeError):
     """A run that was right to start and could not go on: a fault of the surroundings, not of the recipe."""
 
 
-def count(problems: int) -> str:
+def _count(problems: int) -> str:
     return "1 problem" if problems == 1 else f"{problems} problems"

@@ -14,6 +14,7 @@ from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.recipe import messages
 from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, sources
 from rlhf_pg.rewards import plugin
+from rlhf_pg.rollout.engine import SHIPPED
 from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def problems(recipe: Recipe | SftRecipe) -> list[str]:
     for name, source in sources(recipe):
         found += _source(name, source)
     if is_training(recipe):
-        for part in (_algorithm, _kl, _update, _model, _evaluation, _rewards):
+        for part in (_algorithm, _engine, _kl, _update, _model, _evaluation, _rewards):
             found += part(recipe)
     return found
 
@@ -58,6 +59,13 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
             f"rollout.samples_per_prompt: must be at least {algorithm.min_group}, is {samples}: "
             f"{algorithm.name.upper()} compares the samples of one prompt"
         )
+
+
+def _engine(recipe: Recipe) -> Iterator[str]:
+    name = recipe.rollout.engine
+    if name not in SHIPPED and ":" not in name and "." not in name:
+        hint = messages.nearest(name, list(SHIPPED))
+        yield f"rollout.engine: no engine {name!r}: shipped are {', '.join(SHIPPED)}{hint}, or give module:attribute"
 
 
 def _kl(recipe: Recipe) -> Iterator[str]:

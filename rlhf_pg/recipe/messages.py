@@ -7,7 +7,8 @@ import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,6 +23,14 @@ EXPECTED = {
     "tuple": "a list",
     "dict": "a section of keys",
     "model": "a section of keys",
+}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    dict: "a section",
 }
 BOUNDS = {
     "greater_than": ("gt", "greater than"),
@@ -56,17 +65,33 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
 
 def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
     """One line per problem, in the order found; `prefix` ("algorithm.options.") opens each key."""
-    lines = {}
+    lines = []
     for item in error.errors(include_url=False):
-        key, rest = _dotted(item["loc"], schema)
+        key, union = _locate(item["loc"], schema)
         if item["type"] == "extra_forbidden":
             text = "unknown key" + _nearest_key(item["loc"], schema, prefix)
-        elif rest:  # one branch of a union: the branches agree only that none of them fits
-            text = f"must be {_union(schema, item['loc'])}, is {_shown(item['input'])}"
+        elif union is not None:  # all that its branches agree on is that none of them fits
+            text = f"must be {words(union)}"
         else:
             text = _text(item)
-        lines[f"{prefix}{key}: {text}" if key else text] = None
-    return list(lines)
+        lines.append(f"{prefix}{key}: {text}" if key else text)
+    return list(dict.fromkeys(lines))
+
+
+def words(annotation: Any) -> str:
+    """A type for people: list[str] -> "a list of text"."""
+    origin, parts = get_origin(annotation), [part for part in get_args(annotation) if part is not type(None)]
+    if origin is Annotated:
+        return words(parts[0])
+    if origin is Literal:
+        return " or ".join(str(part) for part in parts)
+    if origin in (Union, types.UnionType):
+        return " or ".join(words(part) for part in parts)
+    if origin is list:
+        return f"a list of {words(parts[0])}"
+    if origin is tuple:
+        return f"[{', '.join(words(part) for part in parts)}]"
+    return WORDS.get(origin or annotation, "a section")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -89,18 +114,19 @@ def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) in (list, tuple)
 
 
-def _dotted(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, tuple[int | str, ...]]:
-    """The key a pydantic location points at, and what is left of the location (the tag of a union's branch)."""
-    parts: list[str] = []
-    section: type[BaseModel] | None = schema
-    for depth, part in enumerate(loc):
+def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, Any]:
+    """The key a pydantic location points at; and the union it ends inside of, if its rest names a branch."""
+    key: list[str] = []
+    section, annotation = schema, None
+    for part in loc:
         if isinstance(part, str) and section is None:
-            return ".".join(parts), loc[depth:]
-        parts.append(str(part))
+            return ".".join(key), annotation
+        key.append(str(part))
         if isinstance(part, str) and section is not None:
             field = section.model_fields.get(part)
-            section = section_of(field.annotation) if field else None
-    return ".".join(parts), ()
+            annotation = field.annotation if field else None
+            section = section_of(annotation)
+    return ".".join(key), None
 
 
 def _section_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> type[BaseModel]:
@@ -122,11 +148,6 @@ def _nearest_key(loc: tuple[int | str, ...], schema: type[BaseModel], prefix: st
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere[:3])}?"
     return f"; the keys here are {', '.join(siblings)}"
-
-
-def _union(schema: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    del schema, loc
-    return "text or a list of text"
 
 
 def _text(item: Any) -> str:
