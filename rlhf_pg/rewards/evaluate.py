@@ -1,0 +1,246 @@
+"""Values of expressions: exact rationals where the form allows, otherwise 60 digits; and when two are the same.
+
+Sizes are bounded before anything is computed: exponents, factorials, bits of a rational. Two expressions with symbols
+are the same when they agree at three points (Schwartz 1980, Zippel 1979: a false agreement is improbable).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from fractions import Fraction
+from typing import Any
+
+from rlhf_pg.rewards.expression import Node, TooBig, Unreadable, parse, symbols
+
+MAX_BITS = 40_000
+DIGITS, AGREE = 60, 40  # decimal digits computed, and compared
+
+
+def same(a: Node, b: Node) -> bool:
+    """Equal as rational numbers, or to 40 digits at every point tried. Raises TooBig."""
+    names = sorted(symbols(a) | symbols(b))
+    tried = 0
+    for point in range(3):
+        values = {n: _sample(n, point) for n in names}
+        try:
+            x, y = (_settle(n, values) for n in (a, b))
+        except (ZeroDivisionError, ArithmeticError):
+            continue
+        if not close(x, y):
+            return False
+        tried += 1
+        if not names:
+            return True
+    return tried >= 2
+
+
+def proportional(a: Node, b: Node) -> Any:
+    """The constant c with a = c b at every point tried, None if there is none or either is constant."""
+    names = sorted(symbols(a))
+    if not names or names != sorted(symbols(b)):
+        return None
+    ratios = []
+    for point in range(4):
+        values = {n: _sample(n, point) for n in names}
+        try:
+            ratios.append(_divide(evaluate(a, values), evaluate(b, values)))
+        except (ZeroDivisionError, ArithmeticError):
+            continue
+    if len(ratios) < 3 or not all(close(ratios[0], r) for r in ratios[1:]) or close(ratios[0], Fraction(0)):
+        return None
+    return ratios[0]
+
+
+def value(text: str) -> Any:
+    """The number an expression without symbols stands for. Raises Unreadable, TooBig, ArithmeticError."""
+    node = parse(text)
+    if symbols(node):
+        raise Unreadable("has symbols")
+    return evaluate(node, {})
+
+
+def close(x: Any, y: Any) -> bool:
+    """Fractions exactly; otherwise to 40 digits of the larger."""
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return x == y
+    mp = _mp()
+    with mp.workdps(DIGITS):
+        x, y = _float(x), _float(y)
+        if mp.isinf(x) or mp.isinf(y):
+            return x == y
+        return abs(x - y) <= max(abs(x), abs(y)) * mp.mpf(10) ** -AGREE
+
+
+def within(x: Any, y: Fraction, distance: Fraction) -> bool:
+    """Whether a number is real and at most so far from a rational."""
+    if isinstance(x, Fraction):
+        return abs(x - y) <= distance
+    mp = _mp()
+    with mp.workdps(DIGITS):
+        return mp.im(x) == 0 and abs(x - _float(y)) <= _float(distance)
+
+
+def evaluate(node: Node, values: dict[str, Any], digits: int = DIGITS) -> Any:
+    """A Fraction where the value is rational and its form shows it, else an mpmath number. Raises TooBig."""
+    with _mp().workdps(digits):
+        return _evaluate(node, values)
+
+
+def _settle(node: Node, values: dict[str, Any]) -> Any:
+    """The value; a difference that cancels, and so shrinks as digits are added, is 0 and no tiny number."""
+    mp = _mp()
+    x = evaluate(node, values)
+    if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREE - DIGITS):
+        return x
+    finer = _float(evaluate(node, values, 5 * DIGITS))
+    return Fraction(0) if abs(finer) <= abs(x) * mp.mpf(10) ** (-3 * DIGITS) else x
+
+
+def _evaluate(node: Node, values: dict[str, Any]) -> Any:
+    kind = node[0]
+    if kind == "num":
+        return node[1]
+    if kind == "sym":
+        return values[node[1]]
+    mp = _mp()
+    if kind == "const":
+        return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1), "infty": mp.inf}[node[1]]
+    if kind == "apply":  # an unknown function: some fixed smooth one
+        argument = _float(_evaluate(node[2], values))
+        return mp.cos(argument * _float(_sample(node[1], 0)) + _float(_sample(node[1], 1)))
+    arguments = [_evaluate(n, values) for n in node[1:] if isinstance(n, tuple)]
+    if kind != "neg" and any(not isinstance(v, Fraction) and mp.isinf(v) for v in arguments):
+        raise TooBig("arithmetic with infinity")
+    return _apply(kind, node, arguments)
+
+
+def _apply(kind: str, node: Node, args: list[Any]) -> Any:
+    exact = all(isinstance(v, Fraction) for v in args)
+    if kind == "neg":
+        return -args[0]
+    if kind in ("add", "mul"):
+        a, b = args if exact else map(_float, args)
+        return _bounded(a + b if kind == "add" else a * b)
+    if kind == "div":
+        return _bounded(_divide(*args))
+    if kind == "pow":
+        return _power(*args)
+    if kind == "fact":
+        return Fraction(math.factorial(_natural(args[0], 3000)))
+    if kind == "binom":
+        return Fraction(math.comb(_natural(args[0], 20_000), _natural(args[1], 20_000)))
+    return _function(node[1], args)
+
+
+def _function(name: str, args: list[Any]) -> Any:
+    mp = _mp()
+    x = args[0]
+    if name == "root":
+        return _power(x, _divide(Fraction(1), args[1]))
+    if name == "abs":
+        return abs(x)
+    if name in ("max", "min") and all(isinstance(v, Fraction) for v in args):
+        return max(args) if name == "max" else min(args)
+    if name in ("gcd", "lcm"):
+        numbers = [_natural(v, 10**300) for v in args]
+        return Fraction(math.gcd(*numbers) if name == "gcd" else math.lcm(*numbers))
+    if name in ("floor", "ceil"):
+        if not isinstance(x, Fraction) and (mp.im(x) != 0 or abs(x) > 10**30):
+            raise TooBig(name)
+        return Fraction(int(math.floor(x) if name == "floor" else math.ceil(x)))
+    x = _float(x)
+    if abs(x) > mp.mpf(10) ** 12 and name not in ("ln", "log", "lg"):
+        raise TooBig(name)
+    if name in ("ln", "log", "lg"):
+        if x == 0:
+            raise ZeroDivisionError
+        if len(args) > 1:
+            return mp.log(x) / mp.log(_float(args[1]))
+        return mp.log(x) / (mp.log(10) if name != "ln" else 1)
+    table = {"arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "exp": mp.exp}
+    if name == "exp" and abs(x) > 10_000:
+        raise TooBig(name)
+    return table[name](x) if name in table else getattr(mp, name)(x)
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    mp = _mp()
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
+        if exponent.denominator == 1:
+            size = max(base.numerator.bit_length(), base.denominator.bit_length())
+            if abs(exponent) * size <= MAX_BITS:
+                return base ** int(exponent)
+        elif base > 0 and exponent.denominator <= 64 and abs(exponent.numerator) <= 64:
+            root = _root(base, exponent.denominator)
+            if root is not None:
+                return _power(root, Fraction(exponent.numerator))
+    base, exponent = _float(base), _float(exponent)
+    if base == 0:
+        if mp.re(exponent) <= 0:
+            raise ZeroDivisionError
+        return mp.mpf(0)
+    if abs(exponent * mp.log(base)) > 50_000:
+        raise TooBig("power")
+    return mp.power(base, exponent)
+
+
+def _root(x: Fraction, n: int) -> Fraction | None:
+    """The exact n-th root of a positive rational, None if irrational."""
+    if max(x.numerator.bit_length(), x.denominator.bit_length()) > MAX_BITS:
+        return None
+    parts = []
+    for number in (x.numerator, x.denominator):
+        root = math.isqrt(number) if n == 2 else _integer_root(number, n)
+        if root**n != number:
+            return None
+        parts.append(root)
+    return Fraction(*parts)
+
+
+def _integer_root(number: int, n: int) -> int:
+    low, high = 0, 1 << (number.bit_length() // n + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**n <= number else (low, middle - 1)
+    return low
+
+
+def _divide(a: Any, b: Any) -> Any:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a / b
+    b = _float(b)
+    if abs(b) < _mp().mpf(10) ** (8 - DIGITS):
+        raise ZeroDivisionError
+    return _float(a) / b
+
+
+def _natural(x: Any, limit: int) -> int:
+    if not isinstance(x, Fraction) or x.denominator != 1 or x < 0:
+        raise Unreadable("not a whole number")
+    if x > limit:
+        raise TooBig("whole number")
+    return int(x)
+
+
+def _bounded(x: Any) -> Any:
+    if isinstance(x, Fraction) and max(x.numerator.bit_length(), x.denominator.bit_length()) > 4 * MAX_BITS:
+        raise TooBig("rational")
+    return x
+
+
+def _float(x: Any) -> Any:
+    return _mp().mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+
+
+def _sample(name: str, point: int) -> Fraction:
+    """The value a symbol takes at a point: positive at the first two, negative at the third. Depends on name only."""
+    digest = hashlib.sha256(f"{name}/{point}".encode(errors="replace")).digest()
+    positive = Fraction(int.from_bytes(digest[:3]) % 99991 + 20011, 49999)
+    return -positive if point == 2 else positive
+
+
+def _mp() -> Any:
+    import mpmath
+
+    return mpmath.mp

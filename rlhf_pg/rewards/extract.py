@@ -1,0 +1,158 @@
+"""Where in a completion the answer is. Text in, text out; nothing is evaluated.
+
+Order: an `<answer>` block, the last `\\boxed{}`, `#### x`, "(final) answer is x", and, in a text that was not cut off,
+the last formula or the last number. Reasoning in `<think>` does not count; an unclosed block means no answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rlhf_pg.rewards.latex import matching
+
+TAIL = 20_000  # characters of a completion that are looked at
+MAX_ANSWER = 1_000  # characters of an answer
+MAX_BOXES = 12  # more different boxes than this are no answer but a list of guesses
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+MATH = re.compile(
+    r"\$\$((?s:.+?))\$\$|(?<![\\$])\$((?:[^$\n\\]|\\.)+)\$|(?<!\\)\\\(([^\n]+?)\\\)|(?<!\\)\\\[((?s:.+?))\\\]"
+)
+BROKEN = re.compile(r"(?<![$\\])(?:\$|\\\()[ \t]*\n")  # inline math does not run over lines
+JOINT = re.compile(
+    r"(?:\\?[\s,;&$.()\[\]]|\\quad|\\qquad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|and|or)*"
+    r"|[^.\n]{0,40}\b(?:and|or)\b[\s$\\(\[{}]*"
+)
+MARKER = re.compile(r"(?:\b(?:final\s+)?answer\b\s*(?:is|:|=)+|\banswer\s+is\b)(?:\s*:)?\s*\**\s*", re.IGNORECASE)
+HASHES = re.compile(r"####\s*([^\n]+)")
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+NUMBER = re.compile(
+    r"(?<![\w.])[-−]?(?:[$€£]\s?)?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?(?:\s?(?:%|percent\b|pct\b))?"
+)
+
+
+def answer(text: str, finished: bool = True) -> str | None:
+    """The answer a completion gives, None if it gives none."""
+    visible = after_reasoning(text)
+    if visible is None:
+        return None
+    visible = visible[-TAIL:]
+    tags = ANSWER_TAG.findall(visible)
+    if tags:
+        return _within(tags[-1]) or _short(tags[-1])
+    found = _within(visible)
+    if found is None and finished:
+        found = _alone(visible) or _last_stated(visible)
+    return _short(found) if found else None
+
+
+def gold(text: str) -> str:
+    """The answer in a reference, which may be a bare answer, a formula between dollars or a whole solution."""
+    found = _boxed(text) or _first(HASHES, text)
+    if found is None and len(text) > 200:
+        found = answer(text)
+    return (found if found is not None else text).strip()
+
+
+def after_reasoning(text: str) -> str | None:
+    """What follows the last `</think>`; None when a block was opened and never closed."""
+    _, closed, after = text.rpartition("</think>")
+    visible = after if closed else text
+    return None if "<think>" in visible else visible
+
+
+def _within(text: str) -> str | None:
+    return _boxed(text) or _last(HASHES, text) or _marked(text)
+
+
+def _short(text: str) -> str | None:
+    text = text.strip()
+    return text if 0 < len(text) <= MAX_ANSWER else None
+
+
+def _boxed(text: str) -> str | None:
+    """The last box; boxes side by side, or joined by "and", are one answer with several parts."""
+    boxes: list[tuple[int, int, str]] = []
+    for match in BOX.finditer(text):
+        end = matching(text, match.end())
+        if end < 0:
+            end = len(text.rstrip("$ .\n"))
+            if end <= match.end() or end - match.end() > 200:
+                continue
+        if boxes and match.start() < boxes[-1][1]:
+            continue  # a box within a box
+        boxes.append((match.start(), end + 1, text[match.end() + 1 : end].strip()))
+    if not boxes or len({b[2] for b in boxes}) > MAX_BOXES:
+        return "" if boxes else None
+    joined = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        between = text[box[1] : joined[0][0]]
+        if len(between) > 60 or not JOINT.fullmatch(between):
+            break
+        joined.insert(0, box)
+    parts = list(dict.fromkeys(b[2] for b in joined))
+    return ", ".join(parts)
+
+
+def _marked(text: str) -> str | None:
+    matches = list(MARKER.finditer(text))
+    if not matches:
+        return None
+    rest = text[matches[-1].end() :][:MAX_ANSWER].strip()
+    sentence = _sentence(rest)
+    verb = [m.end() for m in re.finditer(r"\b(?:is|are|equals)\s+(?=\S)", sentence)]
+    if verb:
+        sentence = sentence[verb[-1] :]
+    formulas = list(MATH.finditer(sentence))
+    if len(formulas) == 1 and len(sentence[: formulas[0].start()].split()) <= 3:
+        return sentence if formulas[0].start() == 0 else _formula(formulas[0])
+    numbers = [m[0] for m in NUMBER.finditer(sentence)]
+    if not formulas and len(sentence.split()) > 3 and len(numbers) == 1:
+        return numbers[0]
+    return sentence or None
+
+
+def _sentence(text: str) -> str:
+    """Up to the first full stop, line end or markup outside formulas; a display formula on its own lines counts."""
+    display = re.match(r"\s*(?:\\\[|\$\$)", text)
+    start = 0
+    if display:
+        formula = MATH.match(text, display.end() - 2)
+        start = formula.end() if formula else 0
+    for match in re.finditer(r"\$[^$\n]*\$|\\\(.*?\\\)|(?P<end>\n|\.(?=\s|$|<)|\*\*|<|$)", text[start:]):
+        if match["end"] is not None:
+            return text[: start + match.start()].strip()
+    return text.strip()
+
+
+def _formula(match: re.Match) -> str:
+    return next(g for g in match.groups() if g is not None).strip()
+
+
+def _alone(text: str) -> str | None:
+    """A whole text that is nothing but an answer: one word, or formulas and numbers with at most a unit."""
+    text = text.strip()
+    if len(text) > 200 or "\n" in text or MATH.search(text):
+        return None
+    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", re.sub(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}", "", text))
+    plain = not words or re.fullmatch(r"[^a-zA-Z]*[\d})]\s?[a-zA-Z]+\.?|[a-zA-Z]+[.!]?", text)
+    return text if plain and len(words) <= 1 else None
+
+
+def _last_stated(text: str) -> str | None:
+    """The last formula, or the last number if it stands after every formula."""
+    formulas = list(MATH.finditer(text))
+    end = formulas[-1].end() if formulas else 0
+    numbers = [] if BROKEN.search(text) else [m[0] for m in NUMBER.finditer(text[end:])]
+    if numbers:
+        return numbers[-1].rstrip(",")
+    return _formula(formulas[-1]) or None if formulas else None
+
+
+def _first(pattern: re.Pattern, text: str) -> str | None:
+    match = pattern.search(text)
+    return match[1].strip() if match else None
+
+
+def _last(pattern: re.Pattern, text: str) -> str | None:
+    found = pattern.findall(text)
+    return found[-1].strip() if found else None

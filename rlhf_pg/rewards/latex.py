@@ -1,0 +1,111 @@
+"""Answers as text: one spelling for what LaTeX and people spell in many ways. Plain string work, nothing is evaluated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+OPENING, CLOSING = "([{", ")]}"
+SYMBOLS = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∗": "*", "∞": r"\infty ",
+    "π": r"\pi ", "θ": r"\theta ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "∪": r"\cup ",
+    "∩": r"\cap ", "∈": r"\in ", "≈": r"\approx ", "°": r"^\circ ", "√": r"\sqrt ", "²": "^2", "³": "^3", "¹": "^1",
+    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+    "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "’": "'",
+    "，": ",", "。": ".", "\ufeff": "",
+}  # fmt: skip
+TABLE = str.maketrans(SYMBOLS | {chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F) if chr(c) not in SYMBOLS})
+SAME = {
+    r"\\[dtc]frac": r"\frac", r"\\le": r"\leq", r"\\leqslant": r"\leq", r"\\ge": r"\geq", r"\\geqslant": r"\geq",
+    r"\\ne": r"\neq", r"\\lt": "<", r"\\gt": ">", r"\\lvert|\\rvert|\\vert|\\mid": "|", r"\\colon": ":",
+    r"\\varnothing": r"\emptyset", r"\\simeq": r"\approx", r"\\degree": r"^\circ", r"\\dots|\\cdots": r"\ldots",
+    r"\\div": "/", r"\\ast": "*", r"\\tbinom|\\dbinom|\\choose": r"\binom", r"\\lbrace": r"\{", r"\\rbrace": r"\}",
+    r"\\lbrack": "[", r"\\rbrack": "]", r"\\lparen": "(", r"\\rparen": ")", r"\\and|\\land|\\wedge": r"\text{and}",
+    r"\\or|\\lor|\\vee": r"\text{or}", r"\\union": r"\cup", r"\\isin": r"\in", r"\\percent": r"\%",
+    r"\\euro": "€", r"\\pounds": "£", r"\\R": r"\mathbb{R}", r"\\infin": r"\infty", r"\\inf": r"\infty",
+}  # fmt: skip
+RULES = [
+    (r"\\(?:left|right)\s*\.", ""),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|strut|rm|bf|it)(?![a-zA-Z])", ""),
+    (r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ""),
+    (r"(?<=\d)(?:\s?\{,\s?\}|\\,|\\;|\\:|\\ |~|[ ])(?=\d{3}(?!\d))", ""),
+    (r"\\[,;:!> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|enspace|thinspace|phantom\{[^{}]*\})(?![a-zA-Z])", " "),
+    (r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|hbox|textup|emph|mathrm|mathbf|mathsf|mathit|mathtt|operatorname\*?|"
+     r"boldsymbol|bm|mathop)\s*\{([^{}]*)\}", r"\\text{\1}"),
+    (r"(?:\^\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\text\{\s*degrees?\s*\})", r"^\\circ "),
+    (r"\\text\{\s*\(?([a-zA-Z])\)?\s*\}", r" \1 "),
+    (r"\\text\{\s*\}", " "),
+    (r"<=|=<", r"\\leq "),
+    (r">=|=>", r"\\geq "),
+    (r"!=|/=", r"\\neq "),
+    (r"\*\*", "^"),
+    (r"\+\s*(?=\\infty)", ""),
+]  # fmt: skip
+SAME_RULES = [(re.compile(rf"(?:{k})(?![a-zA-Z])"), v) for k, v in SAME.items()]
+COMPILED = [(re.compile(k), v) for k, v in RULES]
+
+
+def clean(text: str) -> str:
+    """One spelling: ASCII signs, plain brackets, digits without grouping by space, `\\text{...}` for every kind of text.
+
+    The reading of `1,000` is left open: it depends on what the comma separates.
+    """
+    text = text.translate(TABLE)
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # escaped twice, as JSON printed by a program
+    if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:
+        text = re.sub(r"(?<!\\)\$", " ", text).strip()  # math signs; an odd one is currency
+    for pattern, replacement in COMPILED[:5]:
+        text = pattern.sub(replacement, text)
+    for pattern, replacement in SAME_RULES:
+        text = pattern.sub(lambda _, r=replacement: r + (" " if r[0] == "\\" else ""), text)
+    for pattern, replacement in COMPILED[5:]:
+        text = pattern.sub(replacement, text)
+    text = re.sub(r"\s+", " ", text).strip()
+    return _strip_ends(text)
+
+
+def squeeze(text: str) -> str:
+    """For comparing as strings: no spaces, no braces around single signs, no `\\text`."""
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
+    return re.sub(r"\s+|\\ ", "", text)
+
+
+def _strip_ends(text: str) -> str:
+    """Without final punctuation and without braces or math signs around the whole."""
+    while True:
+        before = text
+        text = re.sub(r"(?:\\\\|[\s.,;:])+$", "", text).strip()
+        text = re.sub(r"^(?:\\\(|\\\[|\$+)(.*?)(?:\\\)|\\\]|\$+)$", r"\1", text).strip()
+        if text[:1] == "{" and matching(text, 0) == len(text) - 1:
+            text = text[1:-1].strip()
+        if text == before:
+            return text
+
+
+def matching(text: str, start: int) -> int:
+    """Index of the bracket that closes the one at `start`, -1 if none. `\\{` and `\\}` do not count for `{`."""
+    opening = text[start]
+    closing = CLOSING[OPENING.index(opening)]
+    depth = 0
+    for i in range(start, len(text)):
+        if text[i] in (opening, closing) and not (opening == "{" and i and text[i - 1] == "\\"):
+            depth += 1 if text[i] == opening else -1
+            if depth == 0:
+                return i
+    return -1
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Cut at every match of the pattern that stands outside all brackets (an interval's may differ: `[0,1)`)."""
+    parts, start, depth = [], 0, 0
+    found: Iterator[re.Match] = re.finditer(rf"(?P<separator>{separator})|[(\[{{]|[)\]}}]", text)
+    for match in found:
+        if match["separator"]:
+            if depth == 0:
+                parts.append(text[start : match.start()])
+                start = match.end()
+        else:
+            depth += 1 if match[0] in OPENING else -1
+    return [p.strip() for p in [*parts, text[start:]]]
