@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rlhf_pg.debug.inspect import visible
 from rlhf_pg.train import report_compare, report_curves, report_samples
 from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_figures import compact, eval_names, number
+from rlhf_pg.train.report_figures import BOUNDS, compact, eval_names, number
 from rlhf_pg.train.report_notices import CHECKED, Notice, late, notices, outcome_totals, values
 from rlhf_pg.train.report_run import Run, dig, read, samples_seen, seconds_spent, section
 
@@ -25,16 +25,17 @@ class Card:
 
     label: str
     value: str
-    before: str = ""
     note: str = ""
+    before: str = ""
+    before_note: str = ""
 
 
 @dataclass(frozen=True)
 class Bar:
     """One bar of pass@k, in percent of the axis."""
 
-    label: str
-    which: str  # "before" or "after"
+    label: str  # when it was measured
+    last: int  # 0 = the earlier measurement, 1 = the later
     value: float
     low: float | None
     high: float | None
@@ -115,69 +116,72 @@ def comparison(runs: list[Run]) -> Page:
 
 def cards(run: Run) -> list[Card]:
     """Held-out figures before and after, then reward, time and samples."""
-    before, after = evals(run)
-    names = eval_names(before, after)
-    out = [
-        Card(
-            _eval_label(n),
-            percent(after, n),
-            f"{percent(before, n)}{interval(before, n, ' (', ')')}",
-            interval(after, n),
-        )
-        if n in before and n in after
-        else Card(f"{_eval_label(n)} {'after' if n in after else 'before'}", percent(after or before, n))
-        for n in names
-    ]
+    (was, before), (_, after) = evals(run)
+    out = []
+    for name in eval_names(before, after):
+        label = f"held-out {visible(name)}"
+        if name in after:
+            past = f"{percent(before, name)} ({was})" if name in before else ""
+            out.append(Card(label, percent(after, name), interval(after, name), past, interval(before, name)))
+        else:
+            out.append(Card(f"{label} {was}", percent(before, name), interval(before, name)))
     reward = values(run, "reward/mean")
     if reward:
         out.append(
-            Card("training reward", f"{late(reward):.3f}", f"{late(reward[::-1]):.3f}", "first and last tenth of steps")
+            Card(
+                "training reward",
+                f"{late(reward):.3f}",
+                "last tenth of steps",
+                f"{late(reward[::-1]):.3f} in the first",
+            )
         )
-    wall = number(run.summary, "wall_s")
+    wall, samples = number(run.summary, "wall_s"), number(run.summary, "samples")
     seconds = wall if wall is not None else max(seconds_spent(run).values(), default=None)
     out.append(Card("wall time" if wall is not None else "time in steps", words(seconds)))
-    samples = number(run.summary, "samples")
     seen = samples if samples is not None else max(samples_seen(run).values(), default=None)
-    out.append(Card("samples", compact(seen), note=f"in {len(run.steps):,} steps"))
+    out.append(Card("samples", compact(seen), f"in {len(run.steps):,} steps"))
     return out
 
 
-def evals(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Held-out figures (before, after) from the summary, else the first and last evaluation in the metrics."""
+def evals(run: Run) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
+    """Two held-out measurements, each (when, figures).
+
+    "before" and "after" from the summary; else the first and the last of metrics.jsonl, their "when" being "step 20".
+    """
     logged = [
-        {k.removeprefix("eval/"): v for k, v in row.items() if k.startswith("eval/")}
+        (f"step {row['step']}", {k.removeprefix("eval/"): v for k, v in row.items() if k.startswith("eval/")})
         for row in run.steps
         if any(k.startswith("eval/") for k in row)
     ]
-    before = section(run, "before") or (logged[0] if len(logged) > 1 else {})
-    return before, section(run, "after") or (logged[-1] if logged else {})
+    before, after = section(run, "before"), section(run, "after")
+    first = ("before", before) if before or len(logged) < 2 else logged[0]
+    return first, ("after", after) if after or not logged else logged[-1]
 
 
 def bars(run: Run) -> list[tuple[str, list[Bar]]]:
-    """[("pass@1", [before, after]), ...]; empty when nothing was evaluated."""
-    both = dict(zip(("before", "after"), evals(run), strict=True))
-    names = eval_names(*both.values())
+    """[("held-out pass@1", [first, last]), ...]; empty when nothing was evaluated."""
+    both = evals(run)
     groups = []
-    for name in names:
+    for name in eval_names(*(figures for _, figures in both)):
         group = [
-            Bar(name, which, value * 100, *(_percent(found, f"{name}{b}") for b in ("_low", "_high")))
-            for which, found in both.items()
+            Bar(when, last, value * 100, *(_percent(found, f"{name}{b}") for b in BOUNDS))
+            for last, (when, found) in enumerate(both)
             if (value := number(found, name)) is not None and 0 <= value <= 1
         ]
         if group:
-            groups.append((_eval_label(name), group))
+            groups.append((f"held-out {visible(name)}", group))
     return groups
 
 
 def percent(figures: dict[str, Any], name: str) -> str:
     value = _percent(figures, name)
-    return "–" if value is None else f"{value:.1f} %"
+    return "–" if value is None else f"{value:.1f}%"
 
 
-def interval(figures: dict[str, Any], name: str, left: str = "", right: str = "") -> str:
-    """ "87.8–92.3", in the brackets given; "" when the figure has none."""
+def interval(figures: dict[str, Any], name: str) -> str:
+    """ "87.8 – 92.3", or "" when the figure has no interval."""
     low, high = _percent(figures, f"{name}_low"), _percent(figures, f"{name}_high")
-    return "" if low is None or high is None else f"{left}{low:.1f}–{high:.1f}{right}"
+    return "" if low is None or high is None else f"{low:.1f} – {high:.1f}"
 
 
 def words(seconds: float | None) -> str:
@@ -193,10 +197,6 @@ def words(seconds: float | None) -> str:
 def _percent(figures: dict[str, Any], name: str) -> float | None:
     value = number(figures, name)
     return value * 100 if value is not None and math.isfinite(value) else None
-
-
-def _eval_label(name: str) -> str:
-    return f"held-out {visible(name)}"
 
 
 def _subtitle(run: Run) -> list[str]:

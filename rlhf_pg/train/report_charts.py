@@ -105,7 +105,7 @@ def chart(
 def stacked(
     title: str, layers: Sequence[tuple[str, list[Point], int]], note: str = "", share: bool = True
 ) -> Chart | None:
-    """Areas on top of each other; with `share` each step is scaled to 100 %. Layers are (label, points, colour)."""
+    """Areas on top of each other; with `share` each step is scaled to 100%. Layers are (label, points, colour)."""
     layers = [layer for layer in layers if any(y for _, y in layer[1])]
     steps = sorted({x for _, points, _ in layers for x, y in points if y is not None})
     if len(steps) < 2:
@@ -127,16 +127,28 @@ def stacked(
 
 
 def smooth(points: list[Point], share: float = 0.05) -> list[Point]:
-    """Exponential mean over about `share` of the series (at least 3 steps), bias-corrected; gaps stay gaps."""
+    """Exponential mean over about `share` of the series (at least 3 steps), bias-corrected; gaps stay gaps.
+
+    Extreme values count as the end of the axis, so that a spike does not drag the curve behind it.
+    """
+    limit = usual_top(sorted(y for _, y in points if y is not None))
     decay = 1 - 2 / (max(len(points) * share, 3.0) + 1)
     mean, weight, out = 0.0, 0.0, []
     for x, y in points:
         if y is None:
             out.append((x, None))
             continue
-        mean, weight = decay * mean + (1 - decay) * y, decay * weight + (1 - decay)
+        mean, weight = decay * mean + (1 - decay) * min(y, limit), decay * weight + (1 - decay)
         out.append((x, mean / weight))
     return out
+
+
+def usual_top(values: list[float]) -> float:
+    """Where the axis of these ascending values ends: at the highest, or below when the top 2 % are far off (8 times)."""
+    if len(values) < 20:
+        return math.inf
+    usual, low = values[math.ceil(len(values) * 0.98) - 1] - values[0], values[0]
+    return low + 1.6 * usual if values[-1] - low > 8 * usual > 0 else math.inf
 
 
 def ticks(low: float, high: float, about: int) -> tuple[list[float], float]:
@@ -151,13 +163,13 @@ def ticks(low: float, high: float, about: int) -> tuple[list[float], float]:
 def number_text(value: float, step: float, unit: str = "") -> str:
     """`value` with the digits that tell values `step` apart; `step` 0 = three significant digits."""
     if abs(value) >= 10_000 and not unit:
-        return compact(value)
+        return compact(value).replace(".0", "")
     digits = (
         max(0, -math.floor(math.log10(step) + 1e-9)) if step else max(0, 2 - math.floor(math.log10(abs(value) or 1)))
     )
     if digits > 5:
         return f"{value:.1e}"
-    return f"{value:.{digits}f}{' ' + unit if unit else ''}"
+    return f"{value:.{digits}f}{unit}"
 
 
 def _legend(drawn: Sequence[Series]) -> list[tuple[str, str, int]]:
@@ -176,12 +188,12 @@ def _lone(drawn: Sequence[Series]) -> bool:
 
 
 def _y_scale(drawn: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[Scale, float | None]:
-    values = sorted(y for s in drawn for _, y in s.points if y is not None)
-    values += [v for s in drawn for pair in s.bounds if pair for v in pair]
-    low, high, beyond = min(values), max(values), None
-    usual = sorted(values)[max(0, math.ceil(len(values) * 0.98) - 1)]
-    if len(values) >= 20 and high - low > 8 * (usual - low) > 0:
-        high, beyond = low + 1.6 * (usual - low), high
+    raw = [s for s in drawn if s.kind == "faint"] or drawn
+    values = sorted(y for s in raw for _, y in s.points if y is not None)
+    ends = [v for s in drawn for pair in s.bounds if pair for v in pair]
+    low, high, beyond = min(values[0], *ends, values[0]), max(values[-1], *ends, values[-1]), None
+    if usual_top(values) < high:
+        high, beyond = usual_top(values), high
     low = min(low, floor) if floor is not None else low
     high = max(high, ceiling) if ceiling is not None else high
     if high - low < 1e-12 * max(abs(high), 1.0):

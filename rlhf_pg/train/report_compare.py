@@ -54,7 +54,7 @@ def equal_samples(runs: list[Run]) -> Table | None:
                 "–" if step is None else f"{step:.0f}",
                 "–" if step is None else clock(seconds_spent(run)[step]),
                 "–" if last is None else f"{last:.3f}",
-                f"{solved[-1][1]:.1f} % (step {solved[-1][0]:.0f})" if solved else "–",
+                f"{solved[-1][1]:.1f}% (step {solved[-1][0]:.0f})" if solved else "–",
             ]
         )
     head = ["run", "step", "seconds in steps", "reward, smoothed", "latest held-out pass@1"]
@@ -96,7 +96,7 @@ def _change(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
     first, last = number(before, key), number(after, key)
     if last is None:
         return "–"
-    return f"{last * 100:.1f} %" if first is None else f"{first * 100:.1f} → {last * 100:.1f} %"
+    return f"{last * 100:.1f}%" if first is None else f"{first * 100:.1f} → {last * 100:.1f}%"
 
 
 def _flat(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -52,12 +52,12 @@ def overlays(runs: list[Run]) -> tuple[list[Chart], list[str]]:
             points = [(at.get(x, 0.0) / scale, y) for x, y in eval_points(run)]
             passes.append(Series(visible(run.name), points, color=color))
             passes.append(Series(visible(run.name), points, "points", color=color))
-        found[f"Reward by {label}"] = chart(f"Reward by {label}", rewards, "smoothed", x_label=label)
+        found[f"Reward by {label}"] = chart(f"Reward by {label}", rewards, x_label=label)
         title = f"Held-out pass@1 by {label}"
         found[title] = chart(title, passes, x_label=label, unit="%")
     for key, title in (("kl/ref", "KL to the reference"), ("entropy", "Entropy"), ("completion/length_mean", "Length")):
         lines = [Series(visible(r.name), smooth(series(r, key)), color=i % COLORS + 1) for i, r in enumerate(runs)]
-        found[title] = chart(title, lines, "smoothed", floor=0)
+        found[title] = chart(title, lines, floor=0)
     return [c for c in found.values() if c], [title for title, c in found.items() if c is None]
 
 
@@ -73,8 +73,10 @@ def eval_points(run: Run, name: str = "pass@1") -> list[Point]:
 
 
 def _bounds(run: Run, points: list[Point], name: str) -> list[tuple[float, float] | None]:
-    by_step = {float(row["step"]): {k.removeprefix("eval/"): v for k, v in row.items()} for row in run.steps}
-    if run.steps:
+    wanted = {step for step, _ in points}
+    rows = [row for row in run.steps if row["step"] in wanted]
+    by_step = {float(row["step"]): {k.removeprefix("eval/"): v for k, v in row.items()} for row in rows}
+    if rows and rows[-1] is run.steps[-1]:
         by_step[float(run.steps[-1]["step"])] |= section(run, "after")
     by_step[0.0] = by_step.get(0.0, {}) | section(run, "before")
     out = []
