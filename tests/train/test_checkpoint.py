@@ -84,6 +84,15 @@ def test_the_library_opens_the_files(tmp_path):
     assert all(torch.equal(opened[name], given[name]) for name in given)
 
 
+def test_every_tensor_is_aligned_to_its_element_size(tmp_path):
+    given = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(1, dtype=torch.int64), "c": torch.ones(1).half()}
+    data = (checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1) / "weights.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    starts = {name: 8 + length + header[name]["data_offsets"][0] for name in given}
+    assert [starts["b"] % 8, starts["c"] % 2, len(data) - starts["a"]] == [0, 0, 3]
+
+
 def test_tied_weights_are_stored_once_and_tied_again(tmp_path):
     table = torch.nn.Parameter(torch.randn(100, 8))
     given = {"embed": table, "head": table.data, "rows": table.data[:50], "copy": table.data.clone()}
@@ -310,6 +319,18 @@ def test_a_fault_at_any_system_call_leaves_the_old_or_the_new_checkpoint(tmp_pat
         assert not [path for path in directory.iterdir() if not path.name[5:].isdigit()]
     assert calls > 25
     assert seen == {2, 9}
+
+
+def test_everything_is_on_disk_before_it_gets_its_name_and_the_name_before_save_returns(tmp_path, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), rename(a, b)))
+    save(tmp_path, 1, 1)
+    unfinished = tmp_path / ".tmp-step_00000001"
+    *before, named, after = events
+    assert set(before) == {str(unfinished), *(str(unfinished / name) for name in FILES)}
+    assert (named, after) == ("rename", str(tmp_path))
 
 
 @contextmanager
