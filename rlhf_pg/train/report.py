@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rlhf_pg.debug.inspect import visible
 from rlhf_pg.train import report_compare, report_curves, report_samples
 from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_figures import BOUNDS, compact, eval_names, number
+from rlhf_pg.train.report_figures import BOUNDS, compact, counted, eval_names, number
 from rlhf_pg.train.report_notices import CHECKED, Notice, late, notices, outcome_totals, values
 from rlhf_pg.train.report_run import Run, dig, read, samples_seen, seconds_spent, section
 
@@ -127,19 +127,13 @@ def cards(run: Run) -> list[Card]:
             out.append(Card(f"{label} {was}", percent(before, name), interval(before, name)))
     reward = values(run, "reward/mean")
     if reward:
-        out.append(
-            Card(
-                "training reward",
-                f"{late(reward):.3f}",
-                "last tenth of steps",
-                f"{late(reward[::-1]):.3f} in the first",
-            )
-        )
+        first = f"{late(reward[::-1]):.3f} in the first" if len(reward) > 1 else ""
+        out.append(Card("training reward", f"{late(reward):.3f}", "last tenth of steps" if first else "", first))
     wall, samples = number(run.summary, "wall_s"), number(run.summary, "samples")
     seconds = wall if wall is not None else max(seconds_spent(run).values(), default=None)
     out.append(Card("wall time" if wall is not None else "time in steps", words(seconds)))
     seen = samples if samples is not None else max(samples_seen(run).values(), default=None)
-    out.append(Card("samples", compact(seen), f"in {len(run.steps):,} steps"))
+    out.append(Card("samples", compact(seen), f"in {counted(len(run.steps), 'step')}"))
     return out
 
 
@@ -207,7 +201,7 @@ def _subtitle(run: Run) -> list[str]:
     )
     planned = dig(run.config, "run.steps")
     done = run.steps[-1]["step"] if run.steps else 0
-    steps = f"{done:,} of {planned:,} steps" if isinstance(planned, int) else f"{done:,} steps"
+    steps = f"{done:,} of {counted(planned, 'step')}" if isinstance(planned, int) else counted(done, "step")
     parts = [algorithm, dig(run.config, "model.path"), source, steps, "" if run.summary else "unfinished"]
     return [visible(str(part)) for part in parts if part]
 

@@ -144,7 +144,7 @@ def smooth(points: list[Point], share: float = 0.05) -> list[Point]:
 
 
 def usual_top(values: list[float]) -> float:
-    """Where the axis of these ascending values ends: at the highest, or below when the top 2 % are far off (8 times)."""
+    """Where the axis of these ascending values must end because the top 2 % are far off; infinity when they are not."""
     if len(values) < 20:
         return math.inf
     usual, low = values[math.ceil(len(values) * 0.98) - 1] - values[0], values[0]

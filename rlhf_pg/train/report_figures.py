@@ -61,6 +61,11 @@ def compact(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def counted(amount: float, noun: str) -> str:
+    """(1, "step") -> "1 step", (12000, "step") -> "12,000 steps"."""
+    return f"{amount:,.0f} {noun}{'' if amount == 1 else 's'}"
+
+
 def clock(seconds: float | None) -> str:
     """Seconds as m:ss or h:mm:ss; None -> "-"."""
     if seconds is None or not math.isfinite(seconds):

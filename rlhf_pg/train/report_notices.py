@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlhf_pg.train.report_figures import compact, number
+from rlhf_pg.train.report_figures import counted, number
 from rlhf_pg.train.report_run import EXPECTED, Run, section, series
 
 CHECKED = (
@@ -47,7 +47,7 @@ def _files(run: Run) -> list[Notice]:
     for file, count in run.unreadable.items():
         lines = count - (file == "metrics.jsonl" and run.torn)
         if lines > 0:
-            what = f": {_count(lines, 'line')}" if file.endswith(".jsonl") else ""
+            what = f": {counted(lines, 'line')}" if file.endswith(".jsonl") else ""
             found.append(Notice("warning", f"{file}{what} could not be read; skipped."))
     if "metrics.jsonl" not in run.missing and not run.steps:
         found.append(Notice("note", "metrics.jsonl has no step yet."))
@@ -64,7 +64,7 @@ def _not_finite(run: Run) -> list[Notice]:
             if row[key] is None or (value is not None and not math.isfinite(value)):
                 bad.setdefault(key, []).append(row["step"])
     return [
-        Notice("problem", f"{key} was not a finite number in {_count(len(steps), 'step')}, first in step {steps[0]}.")
+        Notice("problem", f"{key} was not a finite number in {counted(len(steps), 'step')}, first in step {steps[0]}.")
         for key, steps in bad.items()
     ]
 
@@ -78,7 +78,9 @@ def _outcomes(run: Run) -> list[Notice]:
         "excluded": ("warning", "the reward function asked to leave them out of training"),
     }
     found = [
-        Notice(texts[name][0], f"{_count(totals[name], 'sample')} ({totals[name] / everything:.1%}): {texts[name][1]}.")
+        Notice(
+            texts[name][0], f"{counted(totals[name], 'sample')} ({totals[name] / everything:.1%}): {texts[name][1]}."
+        )
         for name in texts
         if totals.get(name)
     ]
@@ -86,7 +88,9 @@ def _outcomes(run: Run) -> list[Notice]:
     known = sum(totals.get(name, 0) for name in texts)
     if excluded > known:
         found.append(
-            Notice("warning", f"{_count(excluded - known, 'more sample')} had no reward and were left out of training.")
+            Notice(
+                "warning", f"{counted(excluded - known, 'more sample')} had no reward and were left out of training."
+            )
         )
     return found
 
@@ -139,7 +143,7 @@ def _spike(run: Run) -> str:
     if not spikes:
         return ""
     worst = max(spikes, key=lambda i: kl[i])
-    steps = _count(len(spikes), "step")
+    steps = counted(len(spikes), "step")
     return f"KL to the reference leapt in {steps}, highest {kl[worst]:.3g} in step {points[worst][0]:.0f}."
 
 
@@ -159,7 +163,3 @@ def _gain(run: Run) -> list[Notice]:
 def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> float | None:
     first, last = number(before, key), number(after, key)
     return last - first if first is not None and last is not None else None
-
-
-def _count(amount: float, noun: str) -> str:
-    return f"{compact(amount)} {noun}{'' if amount == 1 else 's'}"
