@@ -177,11 +177,15 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error a person can act on; None for one that is ours to mend."""
     from rlhf_pg.errors import RunError
 
-    if isinstance(error, RunError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, RunError) or _is_out_of_memory(error):
         return FAILED
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | ValueError):
         return USAGE
     return FAILED if isinstance(error, OSError) else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, without importing it
 
 
 def _complain(error: Exception) -> None:
@@ -194,5 +198,6 @@ def _complain(error: Exception) -> None:
             print(error, file=sys.stderr)
         return
     who = "rlhf-pg" if os.environ.get("WORLD_SIZE", "1") == "1" else f"rlhf-pg (rank {rank})"
-    text = f"{who}: {error or type(error).__name__} (--debug shows the traceback)"
+    hint = " Lower update.tokens_per_microbatch or rollout.slots." if _is_out_of_memory(error) else ""
+    text = f"{who}: {str(error) or type(error).__name__}{hint} (--debug shows the traceback)"
     print(textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False), file=sys.stderr)

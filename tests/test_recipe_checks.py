@@ -1,0 +1,216 @@
+"""Keys against each other, the algorithm and the files they name: each contradiction by its message."""
+
+from pathlib import Path
+
+import pytest
+from recipe_files import HELD_OUT, SFT, load, problem, problems, write
+
+from rlhf_pg import config
+from rlhf_pg.config import RecipeError, SftRecipe
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_unknown_algorithm_names_the_nearest():
+    line = problem("algorithm.name=grop")
+    assert line.startswith("algorithm.name: no algorithm 'grop': shipped are ")
+    assert "did you mean 'grpo'?" in line
+
+
+def test_algorithm_whose_module_breaks_says_how(monkeypatch):
+    write("raise KeyError('x')\n", "broken_algorithm.py")
+    monkeypatch.syspath_prepend(Path.cwd())
+    line = problem("algorithm.name=broken_algorithm:algorithm")
+    assert line == "algorithm.name: cannot be loaded: KeyError: 'x'"
+
+
+def test_unknown_option_names_the_nearest():
+    assert problem("algorithm.options.cliphigh=1") == (
+        "algorithm.options.cliphigh: unknown key; did you mean algorithm.options.clip_high?"
+    )
+
+
+def test_option_out_of_range():
+    assert problem("algorithm.options.clip_low=2") == "algorithm.options.clip_low: must be less than 1, is 2"
+
+
+def test_option_that_is_not_a_number():
+    assert "algorithm.options.clip_high: must be a number, is nan" in problems("algorithm.options.clip_high=.nan")
+
+
+def test_grpo_with_one_sample_per_prompt():
+    assert problem("rollout.samples_per_prompt=1") == (
+        "rollout.samples_per_prompt: must be at least 2, is 1: GRPO compares the samples of one prompt"
+    )
+
+
+def test_k1_in_the_loss():
+    assert problem("kl.estimator=k1").startswith("kl.estimator: k1 in the loss has zero expected gradient")
+    assert load("kl.estimator=k1", "kl.placement=reward").kl.estimator == "k1"
+
+
+@pytest.mark.parametrize("override", ["kl.estimator=k3", "kl.placement=loss"])
+def test_kl_details_without_kl(override):
+    key = override.partition("=")[0]
+    assert problem("kl.coefficient=0", override) == (
+        f"{key}: has no effect while kl.coefficient is 0: remove it or set it to null"
+    )
+
+
+def test_eval_keys_without_held_out_data():
+    assert problem("eval.every=5") == "eval.every: has no effect without data.eval: remove it or set it to null"
+    assert load("eval.every=5", *HELD_OUT).eval.every == 5
+
+
+def test_more_k_than_samples():
+    assert problem(*HELD_OUT, "eval.samples=4") == (
+        "eval.k: pass@8 needs at least 8 samples per problem, eval.samples is 4"
+    )
+
+
+def test_same_k_twice():
+    assert problem(*HELD_OUT, "eval.k=[1, 2, 1]") == "eval.k: [1, 2, 1] names the same k twice"
+
+
+def test_more_minibatches_than_prompts():
+    assert problem("update.minibatches=33") == (
+        "update.minibatches: 33 cannot share out rollout.prompts_per_step=32 prompts"
+    )
+
+
+def test_warmup_longer_than_the_run():
+    assert problem("run.steps=3", "update.epochs=2", "optimizer.warmup_steps=7") == (
+        "optimizer.warmup_steps: 7 is more than the 6 optimizer steps of the whole run"
+    )
+    assert load("run.steps=3", "update.epochs=2", "optimizer.warmup_steps=6").optimizer.warmup_steps == 6
+    assert load("run.steps=0", "optimizer.warmup_steps=7").run.steps == 0
+
+
+def test_checkpointing_of_shared_prompts():
+    line = problem("model.gradient_checkpointing=true")
+    assert line.startswith("model.gradient_checkpointing: cannot be combined with update.share_prompts")
+    assert load("model.gradient_checkpointing=true", "update.share_prompts=false").model.gradient_checkpointing
+
+
+def test_flash_attention_in_float32():
+    assert problem("model.attention=flash_attention_2") == (
+        "model.attention: flash_attention_2 has no float32 kernel; set model.dtype=bfloat16"
+    )
+
+
+def test_project_without_trackers():
+    assert problem("log.project=x") == ("log.project: has no effect without log.trackers: remove it or set it to null")
+
+
+def test_keep_without_every():
+    assert problem("checkpoint.keep=3") == (
+        "checkpoint.keep: has no effect without checkpoint.every: remove it or set it to null"
+    )
+
+
+def test_unknown_engine_names_the_nearest():
+    line = problem("rollout.engine=nativ")
+    assert line.startswith("rollout.engine: no engine 'nativ': shipped are native")
+    assert "did you mean 'native'?" in line
+
+
+@pytest.mark.parametrize(
+    "override", ["run.steps=5", "run.preflight=true", "data.eval.task=arithmetic", "log.samples=1"]
+)
+def test_sft_refuses_what_only_rollouts_use(override):
+    text = SFT
+    with pytest.raises(RecipeError, match="has no effect in `rlhf-pg sft`"):
+        config.load(write(text), [override], SftRecipe)
+
+
+def test_no_data_source():
+    assert problem("data.train.task=null") == ("data.train: says not where rows come from; give task, path or dataset")
+
+
+def test_two_data_sources():
+    write("{}\n", "rows.jsonl")
+    assert problem("data.train.path=rows.jsonl", "data.train.dataset=a/b") == (
+        "data.train: has both path and dataset; give one"
+    )
+
+
+def test_unknown_task_names_the_nearest():
+    line = problem("data.train.task=arithmetik")
+    assert line.startswith("data.train.task: no task 'arithmetik': shipped are ")
+    assert "did you mean 'arithmetic'?" in line
+
+
+def test_unknown_option_of_a_task():
+    line = problem("data.train.options.digit=3")
+    assert line.startswith("data.train.options: task 'arithmetic' has no option 'digit'")
+
+
+def test_missing_data_file():
+    assert problem("data.train.path=none.jsonl") == "data.train.path: no file none.jsonl"
+    assert problem("data.eval.path=none.jsonl") == "data.eval.path: no file none.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.train.subset=main"], "data.train.subset: has no effect without data.train.dataset"),
+        (
+            ["data.train.path=rows.jsonl", "data.train.split=test"],
+            "data.train.split: has no effect with data.train.path",
+        ),
+        (["data.train.path=rows.jsonl", "data.train.options={count: 3}"], "data.train.options: has no effect unless"),
+        (["data.train.task=gsm8k", "data.train.options={}"], "data.train.options: has no effect unless"),
+    ],
+)
+def test_source_keys_that_another_kind_of_source_would_use(overrides, expected):
+    write("{}\n", "rows.jsonl")
+    assert problem(*overrides).startswith(expected)
+
+
+def test_row_format_without_rows(monkeypatch):
+    write(
+        "from rlhf_pg.tasks.base import Task\ntask = Task('mine')\n",
+        "task_without_rows.py",
+    )
+    monkeypatch.syspath_prepend(Path.cwd())
+    line = problem("data.train.task=task_without_rows:task")
+    assert line == (
+        "data.train: task 'task_without_rows:task' reads rows but has none of its own; give path or dataset"
+    )
+
+
+@pytest.mark.parametrize("path", ["./none", "/none", "../none", "runs/x/model"])
+def test_missing_model_folder(path):
+    assert problem(f"model.path={path}") == f"model.path: no folder {path}"
+    assert problem(f"model.tokenizer={path}") == f"model.tokenizer: no folder {path}"
+
+
+def test_run_folder_that_is_a_file():
+    write("", "taken")
+    assert problem("run.dir=taken") == "run.dir: taken is a file; a run needs a folder of its own"
+
+
+def test_unknown_reward_names_the_nearest():
+    line = problem("rewards.0.fn=gsm8")
+    assert line.startswith("rewards.0.fn: no reward function 'gsm8': there are ")
+    assert "did you mean 'gsm8k'?" in line
+
+
+def test_missing_reward_file_names_the_folder_searched():
+    assert problem("rewards.0.fn=mine.py:score") == f"rewards.0.fn: no file mine.py in {Path.cwd()}"
+
+
+def test_reward_file_is_relative_to_the_current_directory_and_not_imported():
+    write("raise RuntimeError\n", "mine.py")
+    assert load("rewards.0.fn=mine.py:score").rewards[0].fn == "mine.py:score"
+
+
+def test_same_reward_twice():
+    assert problem("rewards=[{fn: gsm8k}, {fn: gsm8k, weight: 2}]") == ("rewards.1.fn: 'gsm8k' is already rewards.0.fn")
+
+
+def test_all_weights_zero():
+    assert problem("rewards.0.weight=0") == "rewards: every weight is 0, so nothing is rewarded"
