@@ -60,7 +60,9 @@ def holed():
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.8), (1.0, 0.95), (0.5, 0.0), (0.0, 0.7)])
 def test_gae_equals_the_slow_sum_with_holes(holed, gamma, lam):
-    assert_close(credit.gae(*holed, gamma, lam)[0], gae_slowly(*holed, gamma, lam), rtol=0, atol=1e-12)
+    reward, value, mask = holed
+    slowly = gae_slowly(reward, value, mask, gamma, lam)
+    assert_close(credit.gae(reward, value, mask, gamma, lam)[0], slowly, rtol=0, atol=1e-12)
 
 
 def test_gae_with_gamma_and_lambda_one_is_return_minus_value(holed):
@@ -109,7 +111,7 @@ def test_default_eps_is_the_papers():
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, 1e-30, 1e30, -0.7])
 @pytest.mark.parametrize("size", [1, 3, 7, 8, 10])
 def test_equal_rewards_give_exactly_zero(dtype, reward, size):
-    """Even where the rounded mean of the group is not the reward: the noise would be divided by eps. Beside a live group."""
+    """Even where the rounded mean of the group is not the reward: the noise would be divided by eps."""
     rewards = torch.cat([torch.full((size,), reward, dtype=dtype), torch.tensor([0.0, 1.0], dtype=dtype)])
     group = torch.tensor([5] * size + [9, 9])
     for scale in (True, False):

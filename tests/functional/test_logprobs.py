@@ -134,8 +134,8 @@ def test_default_chunk_bounds_the_logits_alive(monkeypatch):
 
 def test_the_softmax_is_float32_under_bfloat16_and_gradients_keep_the_dtype():
     hidden, weight, bias, tokens = problem(rows=40, width=8, vocabulary=30, dtype=torch.bfloat16)
-    wide = [x.detach().float().requires_grad_() for x in (hidden, weight, bias)]
-    slow(*wide, tokens, 1.0, None)[0].sum().backward()
+    wide = h, w, b = tuple(x.detach().float().requires_grad_() for x in (hidden, weight, bias))
+    slow(h, w, b, tokens, 1.0, None)[0].sum().backward()
     for chunk in (7, 100):
         hidden.grad = weight.grad = bias.grad = None
         logp, entropy = logprobs.token_logprobs(hidden, weight, tokens, chunk=chunk, bias=bias)

@@ -1,12 +1,14 @@
 """The estimators against the exact gradient of the expected reward, every sequence of a toy world enumerated."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from rlhf_pg.functional import credit, objectives
 
-EXACT = dict(rtol=0, atol=1e-9)
+assert_exact = partial(assert_close, rtol=0, atol=1e-9)
 
 
 def pairs(toy):
@@ -31,25 +33,25 @@ def test_the_toy_worlds_probabilities_add_to_one(toy):
 
 def test_full_return_is_unbiased(toy):
     advantage = credit.trajectory_return(toy.reward, toy.mask)
-    assert_close(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient())
 
 
 def test_reward_to_go_is_unbiased(toy):
     advantage = credit.reward_to_go(toy.reward, toy.mask)
     assert not torch.equal(advantage, credit.trajectory_return(toy.reward, toy.mask))
-    assert_close(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient())
 
 
 def test_any_state_dependent_baseline_is_unbiased(toy):
     baseline = torch.randn(len(toy.theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1))[toy.state]
     advantage = credit.reward_to_go(toy.reward, toy.mask) - baseline
-    assert_close(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient())
 
 
 def test_gae_with_lambda_one_and_any_value_is_unbiased(toy):
     value = torch.randn(len(toy.theta), dtype=torch.float64, generator=torch.Generator().manual_seed(2))[toy.state]
     advantage, _ = credit.gae(toy.reward, value, toy.mask, gamma=1.0, lam=1.0)
-    assert_close(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient())
 
 
 def test_gae_with_lambda_zero_is_unbiased_when_the_value_is_exact(toy):
@@ -62,15 +64,15 @@ def test_gae_with_lambda_zero_is_unbiased_when_the_value_is_exact(toy):
         weight = p[:, None] * here
         value[s] = (weight * to_go).sum() / weight.sum()
     advantage, _ = credit.gae(toy.reward, value[toy.state], toy.mask, gamma=1.0, lam=0.0)
-    assert_close(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(objectives.score_function(toy.logp(), advantage)), toy.true_gradient())
 
 
 def test_ratio_and_clipped_ratio_have_the_policy_gradient_at_ratio_one(toy):
     advantage = credit.reward_to_go(toy.reward, toy.mask)
     logp, old = toy.logp(), toy.logp().detach()
-    assert_close(toy.expected_gradient(objectives.ratio(logp, old, advantage)), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(objectives.ratio(logp, old, advantage)), toy.true_gradient())
     clipped = objectives.clipped_ratio(toy.logp(), old, advantage, 0.2, 0.2)
-    assert_close(toy.expected_gradient(clipped), toy.true_gradient(), **EXACT)
+    assert_exact(toy.expected_gradient(clipped), toy.true_gradient())
 
 
 def test_ratio_corrects_off_policy_samples_of_one_step():
@@ -81,19 +83,19 @@ def test_ratio_corrects_off_policy_samples_of_one_step():
     logp, old = theta.log_softmax(0)[:, None], old_theta.log_softmax(0)[:, None]  # one row per action [5, 1]
     estimate = torch.autograd.grad((old.exp() * objectives.ratio(logp, old, reward[:, None])).sum(), theta)[0]
     exact = torch.autograd.grad((theta.softmax(0) * reward).sum(), theta)[0]
-    assert_close(-estimate, exact, **EXACT)
+    assert_exact(-estimate, exact)
 
 
 def test_leave_one_out_is_unbiased_over_pairs(toy):
     rows, group, probability = pairs(toy)
     advantage = credit.leave_one_out(toy.row_reward()[rows], group)
-    assert_close(expected_pair_gradient(toy, advantage, rows, probability), toy.true_gradient(), **EXACT)
+    assert_exact(expected_pair_gradient(toy, advantage, rows, probability), toy.true_gradient())
 
 
 def test_group_mean_shrinks_the_gradient_by_one_minus_one_over_g(toy):
     rows, group, probability = pairs(toy)
     advantage = credit.group_advantage(toy.row_reward()[rows], group, scale=False)
-    assert_close(expected_pair_gradient(toy, advantage, rows, probability), 0.5 * toy.true_gradient(), **EXACT)
+    assert_exact(expected_pair_gradient(toy, advantage, rows, probability), 0.5 * toy.true_gradient())
 
 
 def test_group_std_turns_rewards_into_ranks_in_a_group_of_two(toy):
@@ -107,6 +109,6 @@ def test_group_std_turns_rewards_into_ranks_in_a_group_of_two(toy):
     advantage = credit.group_advantage(reward[rows], group, scale=True, eps=0.0)
     estimate = expected_pair_gradient(toy, advantage, rows, probability)
     rank = (toy.probability().detach() * (reward[:, None] - reward[None, :]).sign()).sum(dim=1) / 2**0.5
-    assert_close(estimate, toy.true_gradient(rank), **EXACT)
+    assert_exact(estimate, toy.true_gradient(rank))
     cosine = torch.cosine_similarity(estimate.flatten(), toy.true_gradient().flatten(), dim=0)
     assert cosine.item() == pytest.approx(0.981, abs=1e-3)

@@ -40,7 +40,7 @@ def test_two_iterations_by_hand():
 
 
 def test_it_stops_when_the_residual_is_small_relative_to_b():
-    """Condition number 1e4 in 50 dimensions; the bound holds at any scale of b, and a looser one costs fewer products."""
+    """Condition number 1e4 in 50 dimensions. The bound holds at any scale of b; a looser one costs fewer products."""
     random = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64, generator=random))[0]
     matrix = basis @ torch.diag(torch.logspace(0, 4, 50, dtype=torch.float64)) @ basis.T
