@@ -172,8 +172,10 @@ class PromptSampler:
     def _start_epoch(self, epoch: int, carried: list[int]) -> None:
         """`carried`: the indices the step under way has from the epoch before."""
         order = list(permutation(len(self._prompts), f"{self._seed}/{epoch}"))
-        fresh = [i for i in order if i not in carried][: self._per_step - len(carried)] if carried else []
-        self._order = fresh + [i for i in order if i not in set(fresh)]
+        had = set(carried)
+        first = [i for i in order if i not in had][: self._per_step - len(carried)]
+        taken = set(first)
+        self._order = first + [i for i in order if i not in taken]
         self._epoch, self._carried, self._position = epoch, carried, 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_pg.tasks import countdown
 from rlhf_pg.tasks.base import Options, Row, Task, permutation
@@ -16,7 +16,8 @@ from rlhf_pg.tasks.base import Options, Row, Task, permutation
 CARDS = ["A", *map(str, range(2, 11)), "J", "Q", "K"]
 TARGET = 24
 INSTRUCTION = f"{countdown.INSTRUCTION} The numbers are cards: A is 1; J, Q, K are 11, 12, 13 unless stated otherwise."
-Term = tuple[int, int, str]  # an exact rational, numerator and denominator unreduced, and its text
+Tree = int | tuple[Any, str, Any]  # a number, or (left, operation, right)
+Term = tuple[int, int, Tree]  # an exact rational, numerator and denominator unreduced, and how it came about
 
 
 class GeneralPointsOptions(Options):
@@ -48,15 +49,15 @@ def problems(seed: int, options: GeneralPointsOptions, wanted: Callable[[str], b
 
 def solve(numbers: list[int], target: int = TARGET) -> str | None:
     """An expression over all `numbers` that equals `target` exactly, or None when there is none."""
-    found = _search([(number, 1, str(number)) for number in numbers], target)
-    return found and found.removeprefix("(").removesuffix(")")
+    found = _search([(number, 1, number) for number in numbers], target)
+    return None if found is None else _text(found).removeprefix("(").removesuffix(")")
 
 
-def _search(terms: list[Term], target: int) -> str | None:
-    """Join every two terms in every way and search on; joined terms are written in parentheses."""
+def _search(terms: list[Term], target: int) -> Tree | None:
+    """Join every two terms in every way and search on."""
     if len(terms) == 1:
-        numerator, denominator, text = terms[0]
-        return text if numerator == target * denominator else None
+        numerator, denominator, tree = terms[0]
+        return tree if numerator == target * denominator else None
     for i, j in itertools.combinations(range(len(terms)), 2):
         rest = [term for k, term in enumerate(terms) if k not in (i, j)]
         for joined in _joins(terms[i], terms[j]):
@@ -68,14 +69,21 @@ def _search(terms: list[Term], target: int) -> str | None:
 
 def _joins(left: Term, right: Term) -> Iterator[Term]:
     (a, b, x), (c, d, y) = left, right
-    yield a * d + c * b, b * d, f"({x}+{y})"
-    yield a * c, b * d, f"({x}*{y})"
-    yield a * d - c * b, b * d, f"({x}-{y})"
-    yield c * b - a * d, b * d, f"({y}-{x})"
+    yield a * d + c * b, b * d, (x, "+", y)
+    yield a * c, b * d, (x, "*", y)
+    yield a * d - c * b, b * d, (x, "-", y)
+    yield c * b - a * d, b * d, (y, "-", x)
     if c:
-        yield a * d, b * c, f"({x}/{y})"
+        yield a * d, b * c, (x, "/", y)
     if a:
-        yield c * b, a * d, f"({y}/{x})"
+        yield c * b, a * d, (y, "/", x)
+
+
+def _text(tree: Tree) -> str:
+    if isinstance(tree, int):
+        return str(tree)
+    left, operation, right = tree
+    return f"({_text(left)}{operation}{_text(right)})"
 
 
 task = Task("general_points", problems, GeneralPointsOptions, template="plain", instruction=INSTRUCTION)

@@ -6,7 +6,7 @@ import re
 
 from rlhf_pg.tasks.base import Task, as_given
 
-BOX = re.compile(r"\\f?boxed\s*")
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 
 
 def last_boxed(text: str) -> str:
