@@ -10,16 +10,16 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
+    Qwen2ForCausalLM,
 )
-from transformers import Qwen2ForCausalLM as Qwen2
 
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 TINY = "tiny"
-TINY_CONTEXT = 512
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -50,12 +50,16 @@ def load_model(
     return model.train()
 
 
-def context_length(path: str, *, trust_remote_code: bool = False) -> int:
-    """The most positions the model was made for, read from its configuration only."""
+def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration alone; no weights are read."""
     if path == TINY:
-        return TINY_CONTEXT
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
-    return int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        return tiny_config(len(character_tokenizer()))
+    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """The most positions the model was made for."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
 
 def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
@@ -72,26 +76,38 @@ def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
     return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
 
 
-def tiny_model(*, seed: int, vocabulary: int, layers: int = 2, hidden: int = 128, attention: str = "sdpa") -> Qwen2:
-    """A Qwen2 of about 0.4 million parameters with random weights, the same for the same seed."""
+def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) -> Qwen2ForCausalLM:
+    """The embedded Qwen2 with random weights, the same for the same seed."""
+    config = tiny_config(vocabulary, attn_implementation=attention, **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config).float().train()
+
+
+def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
+    """The embedded default: 2 layers, hidden size 128, 0.4 million parameters."""
     tokenizer = character_tokenizer()
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
+    defaults = dict(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=TINY_CONTEXT,
+        max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation=attention,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen2(config).float().train()
+    return Qwen2Config(vocab_size=vocabulary, **(defaults | shape))
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model folder that transformers and vLLM open; a LoRA adapter is merged into the weights (for good)."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _refuse_pickle(folder: Path) -> None:

@@ -6,6 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_pg.config import Recipe
@@ -14,6 +17,31 @@ from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout import collect
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.types import Prompt, Rollout, Sampling
+
+
+def run(recipe: Recipe) -> int:
+    """`rlhf-pg eval`: measure `model.path` on the held-out problems, print a table, write nothing."""
+    from rlhf_pg.train.setup import build
+
+    session = build(recipe, learn=False)
+    try:
+        with Progress() as bar, session.learner.backend.autocast():
+            task = bar.add_task("evaluating")
+            advance = lambda done, total, tokens: bar.update(task, completed=done, total=total)  # noqa: E731
+            measured = evaluate(
+                recipe, session.engine, session.tokenizer, session.scorer, session.eval_prompts, advance
+            )
+    finally:
+        session.close()
+    table = Table(
+        "measure", "value", "95 % interval", title=f"{recipe.model.path}: {len(session.eval_prompts)} problems"
+    )
+    for name, value in measured.items():
+        if not name.endswith(("_low", "_high")):
+            low, high = measured.get(f"{name}_low"), measured.get(f"{name}_high")
+            table.add_row(name, f"{value:.4g}", "" if low is None else f"{low:.3f} to {high:.3f}")
+    Console().print(table)
+    return 0
 
 
 def evaluate(

@@ -8,16 +8,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.console import Console
+
 from rlhf_pg import config
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.debug import checks
+from rlhf_pg.models.load import save_model
 from rlhf_pg.rollout import collect
 from rlhf_pg.train import checkpoint, gradient_step, report
 from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.metrics import credit_metrics, mean_of, rollout_metrics, sample_rows
-from rlhf_pg.train.plan import plan, show
+from rlhf_pg.train.plan import show
 from rlhf_pg.train.resume import Pending, Progress, restore, snapshot
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session, build
@@ -67,6 +70,7 @@ def train(recipe: Recipe) -> int:
         stack.callback(session.close)
         progress = _resume(session, folder)
         folder.write_text("config.yaml", config.dump(recipe))
+        show(session.plan, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, recipe.log.live))
         run = Run(session, folder, view, stop, progress)
         folder.continue_clock(progress.elapsed_s)
@@ -182,7 +186,7 @@ def finish(run: Run) -> None:
     """The last evaluation, the model in Hugging Face format, the summary and the report."""
     recipe, session, progress = run.recipe, run.session, run.progress
     after = measure(run) if session.eval_prompts else None
-    export(session.model, session.tokenizer, run.folder.path / "model")
+    save_model(session.model, session.tokenizer, run.folder.path / "model")
     save(run)
     summary = {
         "algorithm": recipe.algorithm.name,
@@ -194,14 +198,6 @@ def finish(run: Run) -> None:
     }
     run.folder.write_json("summary.json", summary)
     run.view.message(f"report: {report.write([run.folder.path])}")
-
-
-def export(model, tokenizer, folder) -> None:
-    """The trained model as transformers and vLLM open it; a LoRA adapter is merged into the weights."""
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _resume(session: Session, folder: RunDir) -> Progress:

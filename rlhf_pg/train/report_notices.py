@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf_pg.debug.inspect import visible
 from rlhf_pg.train.report_figures import counted, number
 from rlhf_pg.train.report_run import EXPECTED, Run, section, series
 
@@ -64,7 +65,10 @@ def _not_finite(run: Run) -> list[Notice]:
             if row[key] is None or (value is not None and not math.isfinite(value)):
                 bad.setdefault(key, []).append(row["step"])
     return [
-        Notice("problem", f"{key} was not a finite number in {counted(len(steps), 'step')}, first in step {steps[0]}.")
+        Notice(
+            "problem",
+            f"{visible(key)} was not a finite number in {counted(len(steps), 'step')}, first in step {steps[0]}.",
+        )
         for key, steps in bad.items()
     ]
 

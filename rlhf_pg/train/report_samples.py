@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,14 @@ def choose(run: Run) -> list[tuple[str, list[Shown]]]:
     """[(heading, samples)]: best and worst of the last steps, those left out of training, some of the first steps."""
     late = [row for path in run.rollouts[-LATE_FILES:] for row in rows(path, run)]
     early = [row for path in run.rollouts[:-LATE_FILES][:EARLY_FILES] for row in rows(path, run)]
-    ranked = sorted((r for r in late if _finite(r) is not None), key=lambda r: _finite(r) or 0.0, reverse=True)
-    half = min(PER_GROUP, math.ceil(len(ranked) / 2))
-    excluded = [r for r in late if _finite(r) is None]
+    scored = [row for row in late if _finite(row) is not None]
+    excluded = [row for row in late if _finite(row) is None]
+    best = _ranked(scored, -1.0)[: min(PER_GROUP, math.ceil(len(scored) / 2))]
+    worst = _ranked([row for row in scored if not any(row is b for b in best)], 1.0)[:PER_GROUP]
     tokenizer = _tokenizer(run)
     groups = [
-        ("Best of the last steps", _varied(ranked)[:half]),
-        ("Worst of the last steps", _varied(ranked[::-1])[: min(half, len(ranked) - half)]),
+        ("Best of the last steps", best),
+        ("Worst of the last steps", worst),
         ("Left out of training", excluded[:PER_GROUP]),
         ("From the first steps", _spread(early)),
     ]
@@ -60,15 +62,15 @@ def _finite(row: dict[str, Any]) -> float | None:
     return reward if reward is not None and math.isfinite(reward) else None
 
 
-def _varied(ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same order, but one sample of each prompt before the second of any."""
-    seen: set[Any] = set()
-    first, again = [], []
-    for row in ranked:
-        key = str(row.get("prompt_id", row.get("prompt")))
-        (again if key in seen else first).append(row)
-        seen.add(key)
-    return first + again
+def _ranked(scored: list[dict[str, Any]], sign: float) -> list[dict[str, Any]]:
+    """By reward, ascending for `sign` 1; among equals one sample of each prompt before the second of any."""
+    seen: Counter[tuple[float, str]] = Counter()
+    keys = []
+    for row in scored:
+        reward, prompt = _finite(row) or 0.0, str(row.get("prompt_id", row.get("prompt")))
+        keys.append((sign * reward, seen[reward, prompt]))
+        seen[reward, prompt] += 1
+    return [scored[i] for i in sorted(range(len(scored)), key=lambda i: keys[i])]
 
 
 def _spread(early: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,7 +88,7 @@ def _shown(row: dict[str, Any], tokenizer: Any) -> Shown:
     tokens = _tokens(row, tokenizer)
     matches = _letters("".join(t.text for t in tokens)).startswith(_letters(visible(completion[:200]))[:100])
     return Shown(
-        step=str(row.get("step", "?")),
+        step=visible(cut(str(row.get("step", "?")), 40)),
         reward="excluded" if reward is None else f"{reward:.3g}",
         good=reward is not None and reward > 0,
         notes=[cut(note, 160) for note in notes],

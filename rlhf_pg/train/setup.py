@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
 from rlhf_pg.config import DataSource, Recipe
 from rlhf_pg.data import prompts as prompt_data
-from rlhf_pg.models.load import add_adapter, context_length, load_model, load_tokenizer
+from rlhf_pg.models.load import add_adapter, context_length, load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
@@ -18,6 +18,8 @@ from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.gradient_step import Learner, Objective
+from rlhf_pg.train.plan import Plan
+from rlhf_pg.train.plan import plan as make_plan
 from rlhf_pg.train.signals import Reference, reference
 from rlhf_pg.types import Prompt
 
@@ -38,6 +40,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
+    plan: Plan
     reference_identity: str | None = None  # digest of its weights, taken once
 
     def close(self) -> None:
@@ -53,13 +56,15 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     rewards = [plugin.resolve(r.fn, r.weight, r.timeout_s) for r in recipe.rewards]
     where = dict(trust_remote_code=recipe.model.trust_remote_code)
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, **where)
-    context = context_length(recipe.model.path, **where)
+    config = load_config(recipe.model.path, **where)
+    context = context_length(config)
     notes: list[str] = []
     train = _prompts(recipe, recipe.data.train, "train", tokenizer, context, notes)
     held_out = _prompts(recipe, recipe.data.eval, "eval", tokenizer, context, notes) if recipe.data.eval else []
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
+    longest = max(len(prompt.tokens) for prompt in train)
 
     backend = Backend(recipe.model.dtype, recipe.log.trackers, recipe.run.dir)
     model = load_model(recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed, **where)
@@ -84,6 +89,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
         eval_prompts=held_out,
         sampler=sampler,
         notes=notes,
+        plan=make_plan(recipe, config, longest_prompt=longest),
     )
 
 

@@ -14,13 +14,12 @@ from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.data import prompts as prompt_data
-from rlhf_pg.models.load import context_length, load_model, load_tokenizer
+from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.gradient_step import Learner, Objective
 from rlhf_pg.train.live import LiveView
-from rlhf_pg.train.loop import export
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
@@ -34,7 +33,7 @@ def sft(recipe: SftRecipe) -> int:
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path)
-    examples = _examples(recipe, tokenizer, context_length(recipe.model.path))
+    examples = _examples(recipe, tokenizer, context_length(load_config(recipe.model.path)))
     batches = -(-len(examples) // recipe.sft.batch_size) * recipe.sft.epochs
     with RunDir.open(recipe.run.dir, recipe.run.resume) as folder, LiveView(batches, recipe.log.live) as view:
         folder.truncate_after(0)
@@ -50,7 +49,7 @@ def sft(recipe: SftRecipe) -> int:
                 kept = {name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}
                 folder.append_metrics({"step": step + 1, **kept})
                 view.finish_step({"step": step + 1, **kept}, [])
-        export(learner.policy.model, tokenizer, folder.path / "model")
+        save_model(learner.policy.model, tokenizer, folder.path / "model")
         view.message(f"model: {folder.path / 'model'}")
     return 0
 
