@@ -1,0 +1,67 @@
+import re
+
+import pytest
+
+from rlhf_pg.train.report_charts import Point, Series, chart, number_text, smooth, stacked, ticks
+
+
+def test_a_line_goes_from_its_first_to_its_last_value_and_breaks_at_gaps():
+    made = chart("t", [Series("a", [(0, 0.0), (5, 1.0), (6, None), (8, 0.5), (10, 0.0)])], floor=0, ceiling=1)
+    assert made is not None
+    (mark,) = made.marks
+    assert mark.path == "M0.0 1000.0L500.0 0.0M800.0 500.0L1000.0 1000.0"
+    assert [label for _, label in made.y_ticks] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert [top for top, _ in made.y_ticks] == pytest.approx([100, 80, 60, 40, 20, 0])
+    assert [label for _, label in made.x_ticks] == ["0", "2", "4", "6", "8", "10"]
+
+
+def test_a_long_line_keeps_its_extremes():
+    points: list[Point] = [(float(i), 1.0 if i == 4321 else -1.0 if i == 8765 else 0.0) for i in range(10_000)]
+    made = chart("t", [Series("a", points)], floor=-1, ceiling=1)
+    assert made is not None
+    heights = [float(y) for y in re.findall(r" (-?[\d.]+)", made.marks[0].path)]
+    assert min(heights) == 0.0 and max(heights) == 1000.0 and len(heights) <= 600
+
+
+def test_a_series_without_a_finite_value_is_no_chart():
+    assert chart("t", [Series("a", [(1, None)])]) is None
+    assert chart("t", []) is None
+    assert stacked("t", [("a", [(1, 0.0), (2, 0.0)], 1)]) is None
+
+
+def test_shares_stack_to_the_whole():
+    made = stacked("t", [("a", [(0, 3.0), (1, 1.0)], 1), ("b", [(0, 1.0), (1, 1.0)], 2)])
+    assert made is not None
+    below, above = made.marks
+    assert below.path == "M0.0 250.0L1000.0 500.0L1000.0 1000.0L0.0 1000.0Z"  # 75 % then 50 % of the height
+    assert above.path == "M0.0 0.0L1000.0 0.0L1000.0 500.0L0.0 250.0Z"
+
+
+def test_a_spike_does_not_flatten_the_curve_and_is_told():
+    points: list[Point] = [(float(i), 500.0 if i == 50 else float(i % 3)) for i in range(100)]
+    made = chart("t", [Series("a", points)], floor=0)
+    assert made is not None and "the axis ends below the highest value, 500" in made.note
+    assert all(float(label) < 5 for _, label in made.y_ticks)
+
+
+def test_smoothing_keeps_a_constant_and_follows_a_step():
+    assert smooth([(0, 2.0), (1, None), (2, 2.0)]) == [(0, 2.0), (1, None), (2, 2.0)]
+    (_, first), (_, second) = smooth([(0, 0.0), (1, 1.0)])  # window 3: decay 1/2, weights 1/4 and 1/2
+    assert first == 0.0 and second == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (3, 97, [20, 40, 60, 80]), (-1, 1, [-1, -0.5, 0, 0.5, 1])],
+)
+def test_ticks_are_round_numbers_inside_the_axis(low, high, expected):
+    assert ticks(low, high, 5)[0] == pytest.approx(expected)
+
+
+def test_numbers_have_the_digits_their_axis_needs():
+    assert number_text(0.6000000001, 0.2) == "0.6" and number_text(0.05, 0.05) == "0.05"
+    assert (
+        number_text(1e-6, 5e-7) == "1.0e-06"
+        and number_text(25_000, 5_000) == "25k"
+        and number_text(40, 20, "%") == "40%"
+    )
