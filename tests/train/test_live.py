@@ -65,6 +65,15 @@ def test_the_last_step_is_printed_when_a_run_ends_early():
     assert out.file.getvalue().splitlines()[-1].startswith("step     3/100")  # type: ignore[attr-defined]
 
 
+def test_the_last_step_is_printed_before_what_follows_it():
+    out = console(False)
+    with LiveView(2, console=out) as view:
+        for step in (1, 2):
+            view.start_step(step)
+            view.finish_step(METRICS, [])
+        assert "step     2/2" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_off_prints_nothing():
     assert lines(3, mode="off") == []
 

@@ -4,6 +4,7 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -40,7 +41,7 @@ class Page(HTMLParser):
         return re.findall(r"<h3>([^<]*)</h3>", self.html)
 
 
-def row(step, reward=0.5, **more):
+def row(step: int, reward: float = 0.5, **more: Any) -> dict[str, Any]:
     return {"step": step, "reward/mean": reward, "time/step_s": 2.0, "outcome/scored": 10, "outcome/error": 0} | more
 
 
@@ -62,7 +63,9 @@ def texts(run_dir):
 
 @pytest.fixture
 def hostile(tmp_path):
-    everywhere = {f"{kind}/{h}": v for h in HOSTILE for kind, v in (("reward", 0.5), ("outcome", 1), ("odd", None))}
+    everywhere: dict[str, Any] = {
+        f"{kind}/{h}": v for h in HOSTILE for kind, v in (("reward", 0.5), ("outcome", 1), ("odd", None))
+    }
     everywhere[f"eval/pass@{HOSTILE[0]}"] = 0.1
     samples = [
         {k: h for k in ("prompt", "completion", "answer", "outcome", "finish", "detail", "prompt_id")}

@@ -46,8 +46,8 @@ def test_a_spike_does_not_flatten_the_curve_and_is_told():
 
 def test_smoothing_keeps_a_constant_and_follows_a_step():
     assert smooth([(0, 2.0), (1, None), (2, 2.0)]) == [(0, 2.0), (1, None), (2, 2.0)]
-    (_, first), (_, second) = smooth([(0, 0.0), (1, 1.0)])  # window 3: decay 1/2, weights 1/4 and 1/2
-    assert first == 0.0 and second == pytest.approx(2 / 3)
+    (_, first), (_, second) = smooth([(0, 0.0), (1, 1.0)], share=2.0)  # window 4: weights 0.4 * 0.6 and 0.4
+    assert first == 0.0 and second == pytest.approx(0.4 / 0.64)
 
 
 @pytest.mark.parametrize(
