@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_pg.data.source import Rows, load_rows
 from rlhf_pg.data.templates import choose
-from rlhf_pg.tasks.base import Row, Task, as_given, permutation
+from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, as_given, permutation
 from rlhf_pg.tasks.base import resolve as resolve_task
 from rlhf_pg.types import Prompt
 
@@ -50,9 +50,9 @@ def to_prompts(
     record = resolve_task(task) if isinstance(task, str) else task
     rows = rows if isinstance(rows, Rows) else Rows(list(rows), split_name)
     question_of, gold_of = _columns(rows, record, prompt_column, answer_column)
-    if template in (None, "auto") and record:
-        template = record.template
-    chosen = choose(template or "auto", tokenizer, (record or Task("")).instruction)
+    record_template, instruction = (record.template, record.instruction) if record else ("auto", BOXED_INSTRUCTION)
+    wanted = record_template if template in (None, "auto") else template
+    chosen = choose(wanted, tokenizer, instruction)
     room = min(max_prompt_tokens, context_length - max_new_tokens)
     prompts, shortest = [], None
     for index, row in enumerate(rows):

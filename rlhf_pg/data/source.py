@@ -51,6 +51,8 @@ def load_rows(
     elif dataset or (record and record.dataset and record.problems is None):
         rows = _read_hub(record, dataset, subset, split or "train")
     elif record:
+        if subset:
+            raise ValueError(f"subset {subset!r} does nothing without a data set: task {record.name!r} makes its rows")
         rows = Rows(record.rows(split or "train", seed, options), f"task {record.name}")
     else:
         raise ValueError("no data: give a task, a path or a data set name")
