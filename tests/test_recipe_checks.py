@@ -118,7 +118,17 @@ def test_unknown_engine_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "override", ["run.steps=5", "run.preflight=true", "data.eval.task=arithmetic", "log.samples=1"]
+    "override",
+    [
+        "run.steps=5",
+        "run.preflight=true",
+        "model.lora.rank=4",
+        "model.gradient_checkpointing=true",
+        "model.trust_remote_code=true",
+        "data.eval.task=arithmetic",
+        "log.trackers=[wandb]",
+        "log.samples=1",
+    ],
 )
 def test_sft_refuses_what_only_rollouts_use(override):
     text = SFT

@@ -1,10 +1,16 @@
 """Wrong keys and values: the words they are refused with."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 from recipe_files import load, problem, problems
 
 from rlhf_pg import config
-from rlhf_pg.config import RecipeError, SftRecipe
+from rlhf_pg.config import RecipeError
+from rlhf_pg.recipe import messages, reading
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +85,25 @@ def test_wrong_value_names_key_and_what_fits(override, expected):
 
 
 def test_every_key_has_a_description():
-    from rlhf_pg.recipe.messages import keys
+    for schema in (config.Recipe, config.SftRecipe):
+        assert [key.name for key in messages.keys(schema) if not key.field.description] == []
 
-    for schema in (config.Recipe, SftRecipe):
-        assert [key.name for key in keys(schema) if not key.field.description] == []
+
+def test_every_key_is_in_the_documentation_with_its_default():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    script = runpy.run_path(str(ROOT / "scripts" / "recipe_table.py"))
+    assert script["filled"](page) == page, "run scripts/recipe_table.py"
+    lines = page.splitlines()
+    for key in messages.keys(config.Recipe):
+        assert any(line.startswith(f"| `{key.name}` |") for line in lines), key.name
+    assert "| `kl.coefficient` | a number | `0.04` | weight of the KL to the reference; 0 = none |" in lines
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_right_but_for_files_not_made_yet(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    schema = config.SftRecipe if "sft" in reading.read(path) else config.Recipe
+    try:
+        config.load(path, (), schema)
+    except config.RecipeError as error:
+        assert [p for p in error.problems if ": no folder " not in p and ": no file " not in p] == []

@@ -15,6 +15,17 @@ from rlhf_pg.tasks import base as tasks
 if TYPE_CHECKING:
     from rlhf_pg.config import DataSource, Recipe, SftRecipe
 
+IDLE_IN_SFT = (
+    "run.steps",
+    "run.preflight",
+    "model.lora",
+    "model.gradient_checkpointing",
+    "model.trust_remote_code",
+    "data.eval",
+    "log.trackers",
+    "log.samples",
+)
+
 
 def is_training(recipe: Recipe | SftRecipe) -> TypeGuard[Recipe]:
     """Whether this is a recipe for reinforcement learning, not for `rlhf-pg sft`."""
@@ -65,7 +76,7 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _of_sft() -> Iterator[tuple[str, str]]:
-    for key in ("run.steps", "run.preflight", "data.eval", "log.samples"):
+    for key in IDLE_IN_SFT:
         yield key, "in `rlhf-pg sft`"
 
 

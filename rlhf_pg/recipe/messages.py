@@ -88,7 +88,8 @@ def words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(words(part) for part in parts)
     if origin is list:
-        return f"a list of {words(parts[0])}"
+        each = words(parts[0])
+        return f"a list of {each.removeprefix('a ') + 's' if each.startswith('a ') else each}"
     if origin is tuple:
         return f"[{', '.join(words(part) for part in parts)}]"
     return WORDS.get(origin or annotation, "a section")

@@ -1,0 +1,49 @@
+"""Write the tables of keys in docs/recipes.md from the schema: `python scripts/recipe_table.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from rlhf_pg import config
+from rlhf_pg.recipe import messages
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+
+
+def table(schema: type[BaseModel], only: tuple[str, ...] = ()) -> str:
+    """A Markdown table with a row per key: name, value, default, meaning. `only`: these sections, default all."""
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for key in messages.keys(schema):
+        if only and not key.name.startswith(only):
+            continue
+        kind = messages.words(key.field.annotation)
+        cells = (f"`{key.name}`", kind, _default(key), key.field.description or "")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def filled(page: str) -> str:
+    """The page with both tables as the schema has them now."""
+    page = _replace(page, "train", table(config.Recipe))
+    return _replace(page, "sft", table(config.SftRecipe, ("sft.", "optimizer.lr")))
+
+
+def _default(key: messages.Key) -> str:
+    if key.field.is_required():
+        return "required"
+    value = key.field.default
+    if value is None:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else list(value) if isinstance(value, tuple) else value}`"
+
+
+def _replace(page: str, name: str, text: str) -> str:
+    pattern = rf"(<!-- keys: {name} -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{text}\n{found[2]}", page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
