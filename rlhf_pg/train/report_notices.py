@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf_pg.debug.inspect import visible
 from rlhf_pg.train.report_figures import counted, number
@@ -153,17 +153,21 @@ def _spike(run: Run) -> str:
 
 def _gain(run: Run) -> list[Notice]:
     before, after = section(run, "before"), section(run, "after")
-    high, low = number(before, "pass@1_high"), number(after, "pass@1_low")
-    gain = _difference(before, after, "pass@1")
-    if gain is None or high is None or low is None:
-        return []
-    if gain < 0:
-        return [Notice("problem", f"Held-out pass@1 fell by {-gain * 100:.1f} points.")]
-    if low <= high:
-        return [Notice("note", "The intervals of pass@1 before and after overlap: the gain may be chance.")]
-    return []
+    found = []
+    failed = max((number(part, "failed") or 0 for part in (before, after)), default=0)
+    if failed > 0:
+        found.append(Notice("problem", f"{counted(failed, 'held-out sample')} could not be graded."))
+    first, last = _figure(before), _figure(after)
+    if first is None or last is None:
+        return found
+    if last[2] < first[1]:
+        found.append(Notice("problem", f"Held-out pass@1 fell by {(first[0] - last[0]) * 100:.1f} points."))
+    elif last[1] <= first[2]:
+        found.append(Notice("note", "The intervals of pass@1 before and after overlap: the difference may be chance."))
+    return found
 
 
-def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> float | None:
-    first, last = number(before, key), number(after, key)
-    return last - first if first is not None and last is not None else None
+def _figure(part: dict[str, Any]) -> tuple[float, float, float] | None:
+    """pass@1 with the ends of its interval, if all three are there."""
+    value, low, high = number(part, "pass@1"), number(part, "pass@1_low"), number(part, "pass@1_high")
+    return (value, low, high) if value is not None and low is not None and high is not None else None

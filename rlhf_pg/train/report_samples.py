@@ -41,7 +41,7 @@ class Shown:
 
 def choose(run: Run) -> list[tuple[str, list[Shown]]]:
     """[(heading, samples)]: best and worst of the last steps, those left out of training, some of the first steps."""
-    late = [row for path in run.rollouts[-LATE_FILES:] for row in rows(path, run)]
+    late = [row for path in run.rollouts[: -LATE_FILES - 1 : -1] for row in rows(path, run)]
     early = [row for path in run.rollouts[:-LATE_FILES][:EARLY_FILES] for row in rows(path, run)]
     scored = [row for row in late if _finite(row) is not None]
     excluded = [row for row in late if _finite(row) is None]
@@ -63,7 +63,7 @@ def _finite(row: dict[str, Any]) -> float | None:
 
 
 def _ranked(scored: list[dict[str, Any]], sign: float) -> list[dict[str, Any]]:
-    """By reward, ascending for `sign` 1; among equals one sample of each prompt before the second of any."""
+    """By reward, ascending for `sign` 1; equals as given, but one sample of each prompt before the second of any."""
     seen: Counter[tuple[float, str]] = Counter()
     keys = []
     for row in scored:

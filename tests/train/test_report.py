@@ -185,11 +185,19 @@ def test_a_steady_run_has_nothing_noteworthy(tmp_path):
 
 
 def test_a_fall_of_reward_and_of_pass_at_1_are_problems(tmp_path):
-    part = {"pass@1_low": 0.0, "pass@1_high": 1.0}
-    summary = {"before": part | {"pass@1": 0.5}, "after": part | {"pass@1": 0.4}}
+    before = {"pass@1": 0.5, "pass@1_low": 0.45, "pass@1_high": 0.55}
+    summary = {"before": before, "after": {"pass@1": 0.4, "pass@1_low": 0.35, "pass@1_high": 0.44}}
     run_dir = make(tmp_path / "run", [row(i, 1 - i / 50) for i in range(1, 41)], summary=summary)
     problems = [n.text for n in notices(read(run_dir)) if n.level == "problem"]
     assert problems == ["The reward fell, from 0.950 to 0.230.", "Held-out pass@1 fell by 10.0 points."]
+
+
+def test_overlapping_intervals_are_no_proof_either_way(tmp_path):
+    before = {"pass@1": 0.5, "pass@1_low": 0.45, "pass@1_high": 0.55}
+    for name, shift in (("better", 0.1), ("worse", -0.1)):
+        after = {key: value + shift for key, value in before.items()}
+        found = texts(make(tmp_path / name, [row(1)], summary={"before": before, "after": after}))
+        assert found == ["The intervals of pass@1 before and after overlap: the difference may be chance."]
 
 
 def test_best_worst_and_excluded_samples_are_shown_under_their_heading(tmp_path):
@@ -199,9 +207,9 @@ def test_best_worst_and_excluded_samples_are_shown_under_their_heading(tmp_path)
     page = Page(report.write([make(tmp_path / "run", [row(1)], samples={s: found(s) for s in range(1, 9)})]))
     headings = ["Best of the last steps", "Worst of the last steps", "Left out of training", "From the first steps"]
     best, worst, left_out, early = re.split("|".join(headings), page.text)[1:]
-    assert re.findall(r"c\d \S+", best) == ["c4 1.0", "c5 1.0", "c6 1.0"]
-    assert re.findall(r"c\d \S+", worst) == ["c4 0.0", "c5 0.0", "c6 0.0"]
-    assert re.findall(r"c\d \S+", left_out) == ["c4 None", "c5 None", "c6 None"]
+    assert re.findall(r"c\d \S+", best) == ["c8 1.0", "c7 1.0", "c6 1.0"]
+    assert re.findall(r"c\d \S+", worst) == ["c8 0.0", "c7 0.0", "c6 0.0"]
+    assert re.findall(r"c\d \S+", left_out) == ["c8 None", "c7 None", "c6 None"]
     assert re.findall(r"c\d \S+", early) == ["c1 0.25", "c1 None", "c2 0.25"]
 
 
