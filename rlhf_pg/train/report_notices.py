@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_pg.debug.inspect import visible
 from rlhf_pg.train.report_figures import counted, number

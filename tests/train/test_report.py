@@ -38,7 +38,7 @@ class Page(HTMLParser):
         self.text += f"{data} "
 
     def titles(self):
-        return re.findall(r"<h3>([^<]*)</h3>", self.html)
+        return set(re.findall(r"<h3>([^<]*)</h3>", self.html))
 
 
 def row(step: int, reward: float = 0.5, **more: Any) -> dict[str, Any]:
@@ -220,15 +220,8 @@ def test_among_equal_rewards_different_prompts_come_first_and_none_is_shown_twic
 
 
 def test_tokens_are_shaded_by_one_minus_their_probability(tmp_path):
-    run_dir = make(
-        tmp_path / "run",
-        [row(1)],
-        samples={
-            1: [
-                {"completion": "ab é", "reward": 1.0, "tokens": [0, 1, 2, 3], "logp": [math.log(0.25), 0.0, -9.0, -9.0]}
-            ]
-        },
-    )
+    sample = {"completion": "ab é", "reward": 1.0, "tokens": [0, 1, 2, 3], "logp": [math.log(0.25), 0.0, -9, -9]}
+    run_dir = make(tmp_path / "run", [row(1)], samples={1: [sample]})
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ĠÃ": 2, "©": 3}, []))
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     (run_dir / "model").mkdir()
@@ -274,7 +267,7 @@ def test_two_runs_are_compared_at_equal_samples(tmp_path):
     assert "At equal samples: 300" in words
     assert equal == [["few", "30", "1:00", "0.250", "–"], ["many", "10", "0:20", "0.500", "40.0% (step 5)"]]
     assert ["a.b", "1", "2"] in [re.findall(r"<td>([^<]*)</td>", c) for c in cells]
-    assert {"Reward by samples", "Reward by seconds", "Held-out pass@1 by samples"} <= set(page.titles())
+    assert {"Reward by samples", "Reward by seconds", "Held-out pass@1 by samples"} <= page.titles()
     assert (few / "report.html").exists() and not (many / "report.html").exists()
 
 
