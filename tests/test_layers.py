@@ -77,13 +77,13 @@ def allowed(found: Import, part: str) -> bool:
         case "cli" | "__main__":
             return found.lazy or standard or found.of("rlhf_pg.cli", "rlhf_pg.__version__", "rlhf_pg.config")
         case _ if part in MIDDLE:
-            return not found.of("rlhf_pg.train", "rlhf_pg.cli", "rlhf_pg.config", "rlhf_pg.algorithms")
+            return not found.of(*(f"rlhf_pg.{upper}" for upper in ("train", "cli", "config", "recipe", "algorithms")))
         case _:
             return not found.of("rlhf_pg.cli")
 
 
 def modules() -> dict[str, str]:
-    """Dotted name -> source of each file of the package; an __init__ as `part.__init__`, which relative imports need."""
+    """Dotted name -> source of each file of the package; an __init__ as `part.__init__`, for relative imports."""
     files = sorted(PACKAGE.rglob("*.py"))
     return {".".join(["rlhf_pg", *f.relative_to(PACKAGE).with_suffix("").parts]): f.read_text() for f in files}
 

@@ -122,9 +122,17 @@ def test_equal_rewards_give_exactly_zero(dtype, reward, size):
         assert (credit.leave_one_out(rewards, group)[:size] == 0).all()
 
 
+def test_a_group_that_begins_and_ends_with_the_same_reward_is_not_taken_for_equal():
+    """Rewards 1, 0, 1: mean 2/3; the others' means are 1/2, 1, 1/2."""
+    reward, group = torch.tensor([1.0, 0, 1], dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    found = credit.group_advantage(reward, group, scale=False)
+    assert_close(found, torch.tensor([1 / 3, -2 / 3, 1 / 3], dtype=torch.float64))
+    assert_close(credit.leave_one_out(reward, group), torch.tensor([0.5, -1, 0.5], dtype=torch.float64))
+
+
 def test_row_order_changes_no_bit():
     random = torch.Generator().manual_seed(0)
-    reward = torch.rand(96, generator=random)
+    reward = torch.rand(96, dtype=torch.float64, generator=random)
     group = torch.randint(0, 9, (96,), generator=random) * 1000 - 4000
     for function in (credit.group_advantage, credit.leave_one_out):
         expected = function(reward, group)
