@@ -1,7 +1,7 @@
 """Whether a completion's answer is the reference answer, mathematically: 1.0 or 0.0.
 
-The answer is the last `\\boxed{}` after any reasoning block, otherwise what `rlhf_pg.rewards.extract` finds. A completion
-that exhausts time or memory is rejected: it scores 0 with outcome "timeout".
+The answer is the last `\\boxed{}` after any reasoning block, otherwise what `rlhf_pg.rewards.extract` finds. A
+completion that exhausts time or memory is rejected: it scores 0 with outcome "timeout".
 """
 
 from rlhf_pg.rewards import extract, math
@@ -18,4 +18,4 @@ def math_answer(completion: str, answer: str, finish: str = "stop", prompt: str 
 
 
 math_answer.on_limit = 0.0
-math_answer.limit_s = 4.0
+math_answer.limit_s = 5.0

@@ -24,10 +24,10 @@ def same(a: Node, b: Node) -> bool:
     for point in range(3):
         values = {n: _sample(n, point) for n in names}
         try:
-            x, y = (_settle(n, values) for n in (a, b))
-        except (ZeroDivisionError, ArithmeticError):
+            agree = _same_at(a, b, values)
+        except ArithmeticError:
             continue
-        if not close(x, y):
+        if not agree:
             return False
         tried += 1
         if not names:
@@ -45,7 +45,7 @@ def proportional(a: Node, b: Node) -> Any:
         values = {n: _sample(n, point) for n in names}
         try:
             ratios.append(_divide(evaluate(a, values), evaluate(b, values)))
-        except (ZeroDivisionError, ArithmeticError):
+        except ArithmeticError:
             continue
     if len(ratios) < 3 or not all(close(ratios[0], r) for r in ratios[1:]) or close(ratios[0], Fraction(0)):
         return None
@@ -60,16 +60,32 @@ def value(text: str) -> Any:
     return evaluate(node, {})
 
 
-def close(x: Any, y: Any) -> bool:
-    """Fractions exactly; otherwise to 40 digits of the larger."""
+def _same_at(a: Node, b: Node, values: dict[str, Any]) -> bool:
+    x, y = _settle(a, values, DIGITS), _settle(b, values, DIGITS)
+    digits = DIGITS + max(0, _size(x), _size(y))
+    if digits > DIGITS + 10 and not (isinstance(x, Fraction) and isinstance(y, Fraction)):
+        x, y = _settle(a, values, digits), _settle(b, values, digits)
+    return close(x, y, digits)
+
+
+def close(x: Any, y: Any, digits: int = DIGITS) -> bool:
+    """Fractions exactly; otherwise to 40 decimal places, or 40 significant digits of a number below 1."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
     mp = _mp()
-    with mp.workdps(DIGITS):
+    with mp.workdps(digits):
         x, y = _float(x), _float(y)
         if mp.isinf(x) or mp.isinf(y):
             return x == y
-        return abs(x - y) <= max(abs(x), abs(y)) * mp.mpf(10) ** -AGREE
+        return abs(x - y) <= min(mp.mpf(1), max(abs(x), abs(y))) * mp.mpf(10) ** -AGREE
+
+
+def _size(x: Any) -> int:
+    """Digits before the decimal point, about."""
+    mp = _mp()
+    if isinstance(x, Fraction):
+        return (x.numerator.bit_length() - x.denominator.bit_length()) * 3 // 10
+    return 0 if mp.isinf(x) or x == 0 else int(mp.log10(abs(x)))
 
 
 def within(x: Any, y: Fraction, distance: Fraction) -> bool:
@@ -87,13 +103,13 @@ def evaluate(node: Node, values: dict[str, Any], digits: int = DIGITS) -> Any:
         return _evaluate(node, values)
 
 
-def _settle(node: Node, values: dict[str, Any]) -> Any:
+def _settle(node: Node, values: dict[str, Any], digits: int) -> Any:
     """The value; a difference that cancels, and so shrinks as digits are added, is 0 and no tiny number."""
     mp = _mp()
-    x = evaluate(node, values)
+    x = evaluate(node, values, digits)
     if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREE - DIGITS):
         return x
-    finer = _float(evaluate(node, values, 5 * DIGITS))
+    finer = _float(evaluate(node, values, digits + 4 * DIGITS))
     return Fraction(0) if abs(finer) <= abs(x) * mp.mpf(10) ** (-3 * DIGITS) else x
 
 
@@ -149,6 +165,8 @@ def _function(name: str, args: list[Any]) -> Any:
         if not isinstance(x, Fraction) and (mp.im(x) != 0 or abs(x) > 10**30):
             raise TooBig(name)
         return Fraction(int(math.floor(x) if name == "floor" else math.ceil(x)))
+    if len(args) > 1 and name != "log":
+        raise Unreadable(f"{name} of irrational numbers")
     x = _float(x)
     if abs(x) > mp.mpf(10) ** 12 and name not in ("ln", "log", "lg"):
         raise TooBig(name)

@@ -15,7 +15,8 @@ MAX_ANSWER = 1_000  # characters of an answer
 MAX_BOXES = 12  # more different boxes than this are no answer but a list of guesses
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 MATH = re.compile(
-    r"\$\$((?s:.+?))\$\$|(?<![\\$])\$((?:[^$\n\\]|\\.)+)\$|(?<!\\)\\\(([^\n]+?)\\\)|(?<!\\)\\\[((?s:.+?))\\\]"
+    r"\$\$((?s:.{1,1000}?))\$\$|(?<![\\$])\$((?:[^$\n\\]|\\.){1,1000})\$"
+    r"|(?<!\\)\\\(([^\n]{1,1000}?)\\\)|(?<!\\)\\\[((?s:.{1,1000}?))\\\]"
 )
 BROKEN = re.compile(r"(?<![$\\])(?:\$|\\\()[ \t]*\n")  # inline math does not run over lines
 JOINT = re.compile(
@@ -24,7 +25,6 @@ JOINT = re.compile(
 )
 MARKER = re.compile(r"(?:\b(?:final\s+)?answer\b\s*(?:is|:|=)+|\banswer\s+is\b)(?:\s*:)?\s*\**\s*", re.IGNORECASE)
 HASHES = re.compile(r"####\s*([^\n]+)")
-ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 NUMBER = re.compile(
     r"(?<![\w.])[-−]?(?:[$€£]\s?)?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?(?:\s?(?:%|percent\b|pct\b))?"
 )
@@ -36,9 +36,10 @@ def answer(text: str, finished: bool = True) -> str | None:
     if visible is None:
         return None
     visible = visible[-TAIL:]
-    tags = ANSWER_TAG.findall(visible)
-    if tags:
-        return _within(tags[-1]) or _short(tags[-1])
+    before, closed, _ = visible.rpartition("</answer>")
+    if closed and "<answer>" in before:
+        block = before.rpartition("<answer>")[2]
+        return _within(block) or _short(block)
     found = _within(visible)
     if found is None and finished:
         found = _alone(visible) or _last_stated(visible)
@@ -73,13 +74,13 @@ def _boxed(text: str) -> str | None:
     """The last box; boxes side by side, or joined by "and", are one answer with several parts."""
     boxes: list[tuple[int, int, str]] = []
     for match in BOX.finditer(text):
-        end = matching(text, match.end())
-        if end < 0:
+        if boxes and match.start() < boxes[-1][1]:
+            continue  # a box within a box
+        end = matching(text[: match.end() + 2 * MAX_ANSWER], match.end())
+        if end < 0:  # never closed: what is left, if that is short
             end = len(text.rstrip("$ .\n"))
             if end <= match.end() or end - match.end() > 200:
                 continue
-        if boxes and match.start() < boxes[-1][1]:
-            continue  # a box within a box
         boxes.append((match.start(), end + 1, text[match.end() + 1 : end].strip()))
     if not boxes or len({b[2] for b in boxes}) > MAX_BOXES:
         return "" if boxes else None

@@ -1,4 +1,4 @@
-"""Answers as text: one spelling for what LaTeX and people spell in many ways. Plain string work, nothing is evaluated."""
+"""Answers as text: one spelling for what LaTeX and people spell in many ways. Nothing is evaluated."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SAME = {
 }  # fmt: skip
 RULES = [
     (r"\\(?:left|right)\s*\.", ""),
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|strut|rm|bf|it)(?![a-zA-Z])", ""),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|strut|rm|bf|it)(?![a-zA-Z])", ""),
     (r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ""),
     (r"(?<=\d)(?:\s?\{,\s?\}|\\,|\\;|\\:|\\ |~|[ ])(?=\d{3}(?!\d))", ""),
-    (r"\\[,;:!> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|enspace|thinspace|phantom\{[^{}]*\})(?![a-zA-Z])", " "),
+    (r"(?<!\\)\\[,;:!> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|enspace|phantom(?:\{[^{}]*\})?)(?![a-zA-Z])", " "),
     (r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|hbox|textup|emph|mathrm|mathbf|mathsf|mathit|mathtt|operatorname\*?|"
      r"boldsymbol|bm|mathop)\s*\{([^{}]*)\}", r"\\text{\1}"),
     (r"(?:\^\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\text\{\s*degrees?\s*\})", r"^\\circ "),
     (r"\\text\{\s*\(?([a-zA-Z])\)?\s*\}", r" \1 "),
-    (r"\\text\{\s*\}", " "),
+    (r"\\text\{((?:\s*[A-Z]\s*,)+\s*[A-Z]\s*|\s*-?[\d.,]+\s*|\s*)\}", r" \1 "),
     (r"<=|=<", r"\\leq "),
     (r">=|=>", r"\\geq "),
     (r"!=|/=", r"\\neq "),
@@ -46,11 +46,11 @@ COMPILED = [(re.compile(k), v) for k, v in RULES]
 
 
 def clean(text: str) -> str:
-    """One spelling: ASCII signs, plain brackets, digits without grouping by space, `\\text{...}` for every kind of text.
+    """One spelling: ASCII signs, plain brackets, no spaces within numbers, `\\text{...}` for any text.
 
     The reading of `1,000` is left open: it depends on what the comma separates.
     """
-    text = text.translate(TABLE)
+    text = re.sub(r"√\s*(\d+)", r"\\sqrt{\1}", text).translate(TABLE)
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # escaped twice, as JSON printed by a program
     if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:

@@ -1,4 +1,4 @@
-"""Are two mathematical answers the same? Exact where possible, and in doubt no: a wrong accept costs more than a reject.
+"""Are two mathematical answers the same? Exact where possible, and in doubt no: a wrong accept costs more.
 
 An answer is read into a `Value`: a number or formula with its unit, a tuple or interval, a set or list, a union, a
 matrix, an equation, a ratio, or words. Values are compared part by part; formulas by `evaluate.same`. What this reader
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from rlhf_pg.rewards import evaluate, expression
+from rlhf_pg.rewards import evaluate, expression, symbolic
 from rlhf_pg.rewards.expression import TooBig, Unreadable
 from rlhf_pg.rewards.latex import clean, matching, split, squeeze
 
@@ -34,7 +34,27 @@ UNITS = {
     "mph": "mph", "unit": "unit units", "radian": "rad rads radian radians",
 }  # fmt: skip
 UNIT = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings.split()}
-NOT_UNITS = set(["or", "and", "not", "no", "is", "isn't", "than", "less", "more", "about", "approximately", "between", "from", "to", "if", "when", "except"])
+NOT_UNITS = set(
+    [
+        "or",
+        "and",
+        "not",
+        "no",
+        "is",
+        "isn't",
+        "than",
+        "less",
+        "more",
+        "about",
+        "approximately",
+        "between",
+        "from",
+        "to",
+        "if",
+        "when",
+        "except",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +85,9 @@ def equal(gold: str, answer: str) -> bool:
         try:
             if _same(read(reading[0]), read(reading[1])):
                 return True
-        except (Unreadable, TooBig, ArithmeticError, RecursionError):
+        except Unreadable:
+            return symbolic.equal(left, right)
+        except (TooBig, ValueError, ArithmeticError, RecursionError):
             continue
     return False
 
@@ -73,8 +95,6 @@ def equal(gold: str, answer: str) -> bool:
 def _readings(gold: str, answer: str) -> list[tuple[str, str]]:
     """A comma between digits separates thousands, decimals or items: the pairs of readings that may be compared."""
     pairs = [(_thousands(gold), _thousands(answer))]
-    if gold != pairs[0][0]:
-        pairs.append((gold, answer))
     decimal = re.fullmatch(r"(\D{0,3})(\d+),(\d+)(\D.{0,10})?", answer)
     if decimal and re.fullmatch(r"-?\d+\.\d+", gold):
         pairs.append((gold, f"{decimal[2]}.{decimal[3]}"))
@@ -85,8 +105,8 @@ def _readings(gold: str, answer: str) -> list[tuple[str, str]]:
 
 
 def _thousands(text: str) -> str:
-    """Drop commas that group digits, when the whole is one number (with sign, currency, unit)."""
-    match = re.fullmatch(r"([^\d,()\[\]{}=]*)(\d{1,3}(?:,\d{3})+)((?:\.\d+)?(?:[^,\d].*)?)", text)
+    """Drop commas that group digits, when the whole is one number (with a name, sign, currency, unit)."""
+    match = re.fullmatch(r"([^\d,()\[\]{}]*)(\d{1,3}(?:,\d{3})+)((?:\.\d+)?(?:[^,\d].*)?)", text)
     return match[1] + match[2].replace(",", "") + match[3] if match else text
 
 
@@ -215,9 +235,9 @@ def _read_ratio(text: str, depth: int) -> Value | None:
 
 
 def _read_simple(text: str) -> Value:
-    based = re.fullmatch(r"([0-9A-F]+)_(?:\{?\s*(?:\\text\{)?\s*(\w+)\s*\}{0,2})", text)
+    based = re.fullmatch(r"(-?[0-9A-F]+)_(?:\{?\s*(?:\\text\{)?\s*(\w+)\s*\}{0,2})", text)
     if based:
-        return Value("based", f"{based[1].lstrip('0')}_{based[2].lower()}")
+        return Value("based", f"{based[1]}_{based[2].lower()}")
     if text in (r"\mathbb{R}", r"\mathbb R"):
         return read(r"(-\infty,\infty)")
     body, unit, factor = _unit(text)
@@ -227,7 +247,7 @@ def _read_simple(text: str) -> Value:
         word = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
         if re.fullmatch(r"\(?\s*[a-zA-Z]\s*\)", word):
             return Value("words", re.sub(r"\W", "", word))
-        if re.fullmatch(r"[a-zA-Z][a-zA-Z' .\-]*", word) and (word != text or len(word) > 2):
+        if re.fullmatch(r"[a-zA-Z][\w' .\-]*", word) and (word != text or re.fullmatch(r"[a-zA-Z' .\-]{3,}", word)):
             return Value("words", re.sub(r"[\W_]", "", word).lower() if len(word) > 1 else word)
         raise
     return Value("formula", body, node=("mul", node, ("num", Fraction(factor), "")) if factor != 1 else node, unit=unit)
@@ -287,6 +307,9 @@ def _same(gold: Value, answer: Value) -> bool:
         return _same_relation(gold, answer)
     if gold.kind in ("words", "based") and gold.kind == answer.kind:
         return bool(gold.text) and gold.text == answer.text
+    if gold.kind == "words" and answer.kind == "formula":  # unmarked letters read as a product
+        letters = answer.text.replace(" ", "")
+        return letters.isalpha() and len(letters) > 1 and gold.text == letters.lower()
     if gold.kind == answer.kind == "ratio":
         if gold.unit and gold.unit != answer.unit:
             return False
@@ -388,9 +411,9 @@ def _below_one(value: Value) -> bool:
 
 
 def _rounded(gold: Value, answer: Value) -> bool:
-    """A decimal of at least 6 significant digits may stand for a number that has no finite decimal."""
+    """A decimal of at least 8 places, rightly rounded or cut, may stand for a number that has no finite decimal."""
     decimal = answer.text.strip()
-    if not re.fullmatch(r"-?\d*\.\d+", decimal) or len(re.sub(r"\D", "", decimal).lstrip("0")) < 6:
+    if not re.fullmatch(r"-?\d*\.\d{8,}", decimal):
         return False
     if expression.symbols(gold.node):
         return False

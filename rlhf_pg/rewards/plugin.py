@@ -52,9 +52,9 @@ def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0) -> Reward:
     """Find a reward function.
 
     `fn`: a shipped name, an entry point of group `rlhf_pg.rewards`, `file.py:function`, `pkg.mod:function` or
-    `pkg.mod.function`. Without `:function` a file's function has the file's name. A function may carry two attributes: `on_limit` (the
-    reward of a completion that exhausts time or memory, otherwise such a sample is excluded) and `limit_s` (an upper
-    bound on `timeout_s`).
+    `pkg.mod.function`. Without `:function` a file's function has the file's name. A function may carry attributes:
+    `on_limit` (the reward of a completion that exhausts time or memory; without it such a sample is excluded),
+    `limit_s` (an upper bound on `timeout_s`) and `setup` (called once in each worker, outside any time limit).
     Raises ValueError naming what is missing and the nearest name.
     """
     if not timeout_s > 0:

@@ -45,7 +45,7 @@ def test_right_answers_count(completion, answer):
         ("#### 1.8", "#### 18"),
         ("#### -18", "#### 18"),
         ("18 and then #### 26", "#### 18"),
-        ("#### 18,5", "#### 185"),
+        ("#### 18, 5", "#### 185"),
     ],
 )
 def test_wrong_answers_do_not(completion, answer):
@@ -54,6 +54,7 @@ def test_wrong_answers_do_not(completion, answer):
 
 def test_a_solution_in_calculator_notation_without_marker_was_cut_off():
     assert verdict("so 3*4 = <<3*4=12>>12", "#### 12") == (0.0, "unparseable")
+    assert verdict("3*4 = <<3*4=12>>12, the answer is 12 if", "#### 12") == (0.0, "unparseable")
     assert verdict("so 3*4 = 12", "3*4=<<3*4=12>>12\nA: 12") == (0.0, "unparseable")
 
 
