@@ -70,7 +70,8 @@ def train(recipe: Recipe) -> int:
         stack.callback(session.close)
         progress = _resume(session, folder)
         folder.write_text("config.yaml", config.dump(recipe))
-        show(session.plan, Console())
+        if recipe.log.live != "off":
+            show(session.plan, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, recipe.log.live))
         run = Run(session, folder, view, stop, progress)
         folder.continue_clock(progress.elapsed_s)
@@ -92,6 +93,7 @@ def _run(run: Run) -> None:
         checks.preflight(run.session, run.view.message)
     if run.session.eval_prompts and progress.before is None:
         progress.before = measure(run)
+        run.view.message(f"before: {headline(progress.before)}")
     while progress.step < recipe.run.steps:
         metrics = train_step(run)
         due = recipe.eval.every and progress.step % recipe.eval.every == 0 and progress.step < recipe.run.steps
@@ -197,7 +199,15 @@ def finish(run: Run) -> None:
         "wall_s": round(progress.elapsed_s, 1),
     }
     run.folder.write_json("summary.json", summary)
+    if after:
+        run.view.message(f"after: {headline(after)}")
     run.view.message(f"report: {report.write([run.folder.path])}")
+
+
+def headline(measured: dict[str, float]) -> str:
+    """One line: pass@1 0.43 [0.39, 0.47]  pass@8 0.86 [0.82, 0.90]  greedy 0.55 [0.48, 0.62]"""
+    names = [name for name in measured if f"{name}_low" in measured]
+    return "  ".join(f"{n} {measured[n]:.2f} [{measured[f'{n}_low']:.2f}, {measured[f'{n}_high']:.2f}]" for n in names)
 
 
 def _resume(session: Session, folder: RunDir) -> Progress:

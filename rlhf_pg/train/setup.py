@@ -75,7 +75,9 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     frozen, frozen_policy = None, None
     if learn and recipe.kl.coefficient > 0:
         frozen, frozen_policy = reference(policy, recipe.update.tokens_per_microbatch, backend.autocast)
-    engine = NativeEngine(model, prompt_data.eos_ids(tokenizer, model.config), slots=recipe.rollout.slots)
+    engine = NativeEngine(
+        model, prompt_data.eos_ids(tokenizer, model.config, model.generation_config), slots=recipe.rollout.slots
+    )
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,

@@ -1,0 +1,17 @@
+# Sourced by the scripts beside it: creates .venv with the pinned set, torch first. Quick when nothing has changed.
+# RLHF_PG_EXTRAS names optional dependency groups to install beside the base set (default: test).
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "Python 3.11 or newer is needed; $python is $("$python" --version 2>&1). Set PYTHON to another one." >&2
+  exit 2
+fi
+extras=${RLHF_PG_EXTRAS:-test}
+stamp=$(cat pyproject.toml constraints.txt <(echo "$extras") | sha256sum | cut -d' ' -f1)
+if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
+  echo "installing the pinned packages into .venv (a few minutes, once)"
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet "$(grep '^torch==' constraints.txt)"
+  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
+  echo "$stamp" > .venv/.installed
+fi
