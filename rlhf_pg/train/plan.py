@@ -108,15 +108,28 @@ def count_parameters(model_config: PretrainedConfig, lora: Lora | None = None) -
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
-def micro_batches(recipe: Recipe, prompt: int) -> int:
-    """Micro-batches per optimizer step when all rows are as long as can be; groups are cut only when they must be."""
-    update, samples = recipe.update, recipe.rollout.samples_per_prompt
+def largest_micro_batch(recipe: Recipe, prompt: int) -> tuple[int, int]:
+    """(prompts, rows) of a full micro-batch, all rows as long as can be; groups are cut only when they must be."""
+    update, samples, length = recipe.update, recipe.rollout.samples_per_prompt, recipe.rollout.max_new_tokens
     prompts = math.ceil(recipe.rollout.prompts_per_step / update.minibatches)
-    group = prompt + samples * recipe.rollout.max_new_tokens
-    if group <= update.tokens_per_microbatch:
-        return math.ceil(prompts / (update.tokens_per_microbatch // group))
-    rows = max(1, (update.tokens_per_microbatch - prompt) // recipe.rollout.max_new_tokens)
-    return prompts * math.ceil(samples / rows)
+    groups = min(prompts, update.tokens_per_microbatch // (prompt + samples * length))
+    if groups:
+        return groups, groups * samples
+    return 1, min(samples, max(1, (update.tokens_per_microbatch - prompt) // length))
+
+
+def micro_batches(recipe: Recipe, prompt: int) -> int:
+    """Micro-batches per optimizer step, at most."""
+    samples = recipe.rollout.samples_per_prompt
+    prompts = math.ceil(recipe.rollout.prompts_per_step / recipe.update.minibatches)
+    groups, rows = largest_micro_batch(recipe, prompt)
+    return math.ceil(prompts / groups) if rows >= samples else prompts * math.ceil(samples / rows)
+
+
+def forwarded_tokens(recipe: Recipe, prompt: int) -> int:
+    """Positions of the largest micro-batch's forward: prompts once per group if shared, else once per row."""
+    groups, rows = largest_micro_batch(recipe, prompt)
+    return (groups if recipe.update.share_prompts else rows) * prompt + rows * recipe.rollout.max_new_tokens
 
 
 def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: int, prompt: int) -> dict[str, int]:
@@ -128,11 +141,12 @@ def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: 
         parts["reference copy"] = parameters * FLOAT32
     slots = min(recipe.rollout.slots, recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt)
     parts["rollout: KV cache"] = slots * longest * cache_per_token(shape) * width
-    tokens = max(recipe.update.tokens_per_microbatch, longest)
+    tokens = forwarded_tokens(recipe, prompt)
     checkpointed = recipe.model.gradient_checkpointing
     parts["update: activations"] = tokens * activations_per_token(shape, checkpointed) * width
     vocabulary = shape.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
-    logits = min(max(CHUNK_LOGITS, vocabulary), tokens * vocabulary)
+    scored = largest_micro_batch(recipe, prompt)[1] * recipe.rollout.max_new_tokens
+    logits = min(max(CHUNK_LOGITS, vocabulary), scored * vocabulary)
     parts["update: logits chunk"] = LOGITS_COPIES * logits * FLOAT32
     return parts
 

@@ -105,7 +105,24 @@ def test_checkpointing_keeps_one_number_per_hidden_unit_and_layer():
     switched = {"model": {"gradient_checkpointing": True}, "update": {"share_prompts": False}}
     made = plan(recipe(**switched), Qwen2Config(**TINY), parameters=1)
     one_layer = 7 * 32 + 2 * 16 + 4 * 64
-    assert made.memory["update: activations"] == 16384 * (3 * 32 + one_layer) * 4
+    assert made.memory["update: activations"] == 24 * (20 + 10) * (3 * 32 + one_layer) * 4  # prompts not shared
+
+
+def test_activations_are_those_of_the_largest_micro_batch():
+    per_token = 3 * (7 * 32 + 2 * 16 + 4 * 64) * 4
+    whole = plan(recipe(), Qwen2Config(**TINY), parameters=1)
+    assert whole.memory["update: activations"] == (6 * 20 + 24 * 10) * per_token  # everything fits
+    two_groups = plan(recipe(update={"tokens_per_microbatch": 130}), Qwen2Config(**TINY), parameters=1)
+    assert two_groups.memory["update: activations"] == 2 * (20 + 4 * 10) * per_token
+    half_a_group = plan(recipe(update={"tokens_per_microbatch": 45}), Qwen2Config(**TINY), parameters=1)
+    assert half_a_group.memory["update: activations"] == (20 + 2 * 10) * per_token
+
+
+def test_logits_of_completion_tokens_only_and_of_one_chunk_at_most():
+    made = plan(recipe(), Qwen2Config(**TINY), parameters=1)
+    assert made.memory["update: logits chunk"] == 24 * 10 * 50 * 3 * 4
+    large = plan(recipe(), Qwen2Config(**{**TINY, "vocab_size": 2**20}), parameters=1)
+    assert large.memory["update: logits chunk"] == 2**24 * 3 * 4
 
 
 def test_a_measured_longest_prompt_replaces_the_limit():
