@@ -1,0 +1,267 @@
+"""The native engine keeps the engine contract, and its own promises about memory, work and the model it borrows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from rlhf_pg.rollout.native import NativeEngine
+from rlhf_pg.types import Prompt, Sampling
+from tests.random_models import SHAPE, random_model
+from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
+
+
+class TestNativeContract(EngineContract):
+    def build(self, model, eos_ids):
+        return NativeEngine(model, eos_ids, slots=64)
+
+
+class TestNativeContractInFewSlots(EngineContract):
+    """Fewer slots than a group: everything is refilled and every group enters in parts."""
+
+    @pytest.fixture
+    def model(self):
+        return random_model()
+
+    def build(self, model, eos_ids):
+        return NativeEngine(model, eos_ids, slots=3 if len(eos_ids) > 1 else 500)
+
+
+class Forwards:
+    """Counts what a model's forward is given: (rows, columns) of each call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self.prompts: list[int] = []
+        model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, module, args, kwargs):
+        self.shapes.append(tuple(kwargs["input_ids"].shape))
+        if "logits_to_keep" in kwargs:
+            self.prompts.append(len(kwargs["input_ids"]))
+
+    @property
+    def decoded(self) -> int:
+        return sum(rows for rows, _ in self.shapes) - sum(self.prompts)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_tokens_do_not_depend_on_the_number_of_slots(kind):
+    model = random_model(kind).double()  # rounding differs with the batch: in fp64 too little to reach a token
+    runs = [NativeEngine(model, EOS, slots).generate(ragged_prompts(9), SAMPLING) for slots in (1, 3, 7, 64)]
+    assert all(tokens_of(run) == tokens_of(runs[0]) for run in runs[1:])
+    assert sum(len(row) for group in tokens_of(runs[0]) for row in group) > 150
+
+
+@pytest.mark.parametrize(("slots", "prefills"), [(1, 36), (3, 18), (4, 9), (7, 9), (64, 9)])
+def test_rows_stay_within_slots_prompts_are_prefilled_once_and_finished_rows_are_not_decoded(slots, prefills):
+    model = random_model()
+    forwards = Forwards(model)
+    groups = NativeEngine(model, EOS, slots).generate(ragged_prompts(9), SAMPLING)
+    lengths = [len(c.tokens) for group in groups for c in group]
+    assert max(rows for rows, _ in forwards.shapes) <= slots
+    assert sum(forwards.prompts) == prefills  # 9 prompts of 4 samples; split groups are prefilled once per part
+    assert forwards.decoded == sum(lengths) - len(lengths)  # the first token of a row comes from its prompt's prefill
+    assert len(set(lengths)) > 3
+
+
+def test_slots_are_refilled_while_others_are_in_use():
+    model = random_model()
+    forwards = Forwards(model)
+    prompts = sorted(ragged_prompts(24), key=lambda prompt: -len(prompt.tokens))  # the order they enter in
+    groups = NativeEngine(model, EOS, slots=4).generate(prompts, replace(SAMPLING, samples=1))
+    lengths = [len(group[0].tokens) for group in groups]
+    steps = len(forwards.shapes) - len(forwards.prompts)
+    assert steps < sum(max(lengths[i : i + 4]) - 1 for i in range(0, 24, 4))  # four at a time, waiting for the longest
+    assert steps < 1.25 * (sum(lengths) - 24) / 4 + 9  # nearly always four rows at once, but for the end
+
+
+def test_the_cache_is_reused_grows_when_needed_and_follows_the_dtype():
+    model = random_model()
+    engine = NativeEngine(model, EOS, slots=8)
+    engine.generate(ragged_prompts(6), SAMPLING)
+    first = engine._cache
+    engine.generate(ragged_prompts(3), replace(SAMPLING, max_new_tokens=5))
+    assert engine._cache is first and first is not None
+    engine.generate(ragged_prompts(3), replace(SAMPLING, max_new_tokens=40))
+    assert engine._cache is not first and engine._cache is not None
+    assert engine._cache.keys.shape == (2, 8, 2, 47, 8)  # layers, slots, heads, longest prompt 7 + 40, head size
+    model.bfloat16()
+    engine.generate(ragged_prompts(3), SAMPLING)
+    assert engine._cache.keys.dtype == torch.bfloat16
+    engine.close()
+    assert engine._cache is None
+
+
+class Unit(nn.Module):
+    """A submodule left in evaluation mode inside a model in training mode."""
+
+
+def trainable_model():
+    model = random_model("llama", attention_dropout=0.5)
+    model.add_module("frozen", Unit())
+    model.train()
+    model.get_submodule("frozen").eval()
+    model.get_submodule("model.layers.0.mlp").eval()
+    model.lm_head.weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_modes_dtypes_gradient_flags_and_random_state_are_left_alone(fail):
+    model = trainable_model()
+
+    def picture():
+        modes = {name: module.training for name, module in model.named_modules()}
+        flags = {n: (p.dtype, p.requires_grad, p.grad is None, p._version) for n, p in model.named_parameters()}
+        return modes, flags, torch.get_rng_state().tolist(), torch.is_grad_enabled()
+
+    def leave(*place):
+        assert not any(module.training for module in model.modules())
+        if fail:
+            raise KeyboardInterrupt
+
+    before = picture()
+    try:
+        NativeEngine(model, EOS).generate(ragged_prompts(), SAMPLING, leave)
+    except KeyboardInterrupt:
+        assert fail
+    assert picture() == before
+
+
+def test_dropout_and_checkpointing_of_a_model_in_training_do_not_reach_the_samples():
+    prompts = ragged_prompts()
+    plain = NativeEngine(random_model("llama").eval(), EOS).generate(prompts, SAMPLING)
+    model = trainable_model()
+    model.gradient_checkpointing_enable()
+    groups = NativeEngine(model, EOS).generate(prompts, SAMPLING)
+    assert tokens_of(groups) == tokens_of(plain)
+
+
+def test_completions_can_be_used_under_autograd_and_the_model_trained_afterwards():
+    model = random_model().train()
+    prompt = ragged_prompts(1)[0]
+    completion = NativeEngine(model, EOS).generate([prompt], SAMPLING)[0][0]
+    scale = torch.ones((), requires_grad=True)
+    (scale * completion.logp).sum().backward()
+    assert scale.grad is not None and not completion.tokens.is_inference()
+    context = torch.tensor([[*prompt.tokens, *completion.tokens.tolist()]])
+    model(context).logits.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("qwen2", "eager"), ("llama", "eager"), ("qwen2", "masked")])
+def test_every_way_to_mask_gives_the_same_samples(kind, attention):
+    model = random_model(kind).double()
+    expected = NativeEngine(model, EOS, slots=7).generate(ragged_prompts(9), SAMPLING)
+    engine = NativeEngine(model, EOS, slots=7)
+    assert engine.attention.as_bias
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+        engine = NativeEngine(model, EOS, slots=7)
+    else:
+        engine.attention.as_bias = False  # what other devices and architectures use
+    assert not engine.attention.as_bias
+    assert tokens_of(engine.generate(ragged_prompts(9), SAMPLING)) == tokens_of(expected)
+
+
+def test_a_two_dimensional_mask_as_flash_attention_takes_it_gives_the_same_samples():
+    model = random_model().double()
+    expected = NativeEngine(model, EOS, slots=7).generate(ragged_prompts(9), SAMPLING)
+    engine = NativeEngine(model, EOS, slots=7)
+    engine.attention.kind = "flash_attention_2"  # only the arguments: the model itself still computes with sdpa
+    assert tokens_of(engine.generate(ragged_prompts(9), SAMPLING)) == tokens_of(expected)
+
+
+def test_bfloat16_log_probs_are_near_a_bfloat16_full_forward():
+    model = random_model().bfloat16()
+    prompts = ragged_prompts()
+    for prompt, group in zip(prompts, NativeEngine(model, EOS).generate(prompts, SAMPLING), strict=True):
+        for completion in group:
+            assert completion.logp.dtype == torch.float32
+            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
+            torch.testing.assert_close(completion.logp, expected, atol=0.15, rtol=0)
+
+
+def other_models() -> Iterator[Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape: dict[str, Any] = SHAPE | dict(vocab_size=23, max_position_embeddings=128)
+        yield Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=16))
+        yield MistralForCausalLM(MistralConfig(**shape, sliding_window=20))
+        adapted = get_peft_model(random_model(), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5))
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+        yield adapted
+
+
+@pytest.mark.parametrize("model", other_models(), ids=["qwen3", "mistral", "peft-qwen2"])
+def test_other_models_and_adapters_log_probs_are_those_of_their_own_forward(model):
+    prompts = ragged_prompts()
+    groups = NativeEngine(model, EOS, slots=7).generate(prompts, SAMPLING)
+    model.eval()
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
+            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
+
+
+def test_a_sliding_window_is_a_limit_on_length():
+    _, mistral, _ = other_models()
+    NativeEngine(mistral, EOS).generate([Prompt("a", "", (6,) * 10)], SAMPLING)
+    with pytest.raises(ValueError, match=r"11 tokens.*21.*context of 20"):
+        NativeEngine(mistral, EOS).generate([Prompt("a", "", (6,) * 11)], SAMPLING)
+
+
+def test_models_the_cache_cannot_serve_are_refused():
+    dynamic = random_model(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0))
+    with pytest.raises(ValueError, match="dynamic rotary positions"):
+        NativeEngine(dynamic, EOS)
+    flex = random_model()
+    flex.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="flex_attention"):
+        NativeEngine(flex, EOS)
+    linear = random_model()
+    linear.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ValueError, match="linear_attention"):
+        NativeEngine(linear, EOS)
+    with pytest.raises(ValueError, match="slots"):
+        NativeEngine(random_model(), EOS, slots=0)
+    with pytest.raises(ValueError, match="eos_ids"):
+        NativeEngine(random_model(), [])
+
+
+def test_diverged_weights_are_an_error_and_leave_nothing_behind():
+    model = random_model("llama")
+    engine = NativeEngine(model, EOS)
+    expected = tokens_of(engine.generate(ragged_prompts(), SAMPLING))
+    good = model.model.layers[1].mlp.down_proj.weight.detach().clone()
+    name = "model.layers.1.mlp.down_proj.weight"
+    engine.load_weights([(name, torch.full_like(good, torch.nan))], version=1)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        engine.generate(ragged_prompts(), SAMPLING)
+    engine.load_weights([(name, good)], version=2)
+    assert tokens_of(engine.generate(ragged_prompts(), SAMPLING)) == expected
+
+
+def test_loaded_weights_land_in_the_live_parameters_in_their_own_dtype():
+    model = random_model().bfloat16()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    new = torch.randn(weight.shape)
+    NativeEngine(model, EOS).load_weights([("model.layers.0.mlp.up_proj.weight", new)], version=1)
+    assert weight.dtype == torch.bfloat16 and weight.requires_grad and torch.equal(weight, new.bfloat16())
+
+
+def test_sampling_in_chunks_of_rows_changes_nothing(monkeypatch):
+    model = random_model().double()
+    expected = NativeEngine(model, EOS).generate(ragged_prompts(), Sampling(3, 8))
+    monkeypatch.setattr("rlhf_pg.rollout.native.CHOOSE_ELEMENTS", 5 * 23)
+    assert tokens_of(NativeEngine(model, EOS).generate(ragged_prompts(), Sampling(3, 8))) == tokens_of(expected)
