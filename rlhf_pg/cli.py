@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rlhf_pg import __version__
 
@@ -104,10 +105,23 @@ def _rewards_commands(commands) -> None:
     )
     for made in (check, score):
         made.add_argument("fn", metavar="FN", help="shipped name, file.py:function or dotted.path:function")
-        made.add_argument("--data", type=Path, required=True, help="rows: .jsonl, .json or .parquet")
+        _optional(made, "--prompt", metavar="COLUMN", help="column with the problem; default: prompt")
+        _optional(made, "--timeout-s", type=float, metavar="S", help="seconds a sample may take; default: 10")
+    _optional(check, "--data", type=Path, help="rows: .jsonl; without it, only say what the function asks for")
+    _optional(check, "--answer", metavar="COLUMN", help="column with the gold answer; default: answer")
+    _optional(check, "--completion", metavar="COLUMN", help="column with the text to score; default: gold answers")
+    _optional(check, "--rows", type=int, metavar="N", help="use the first N rows; default: 8")
+    score.add_argument("--data", type=Path, required=True, help="rows: .jsonl")
     score.add_argument("--completion", required=True, metavar="COLUMN", help="column with the text to score")
-    score.add_argument("--answer", metavar="COLUMN", default="answer", help="column with the gold answer")
+    score.add_argument("--answer", required=True, metavar="COLUMN", help="column with the gold answer")
     score.add_argument("--out", type=Path, required=True, help="a line per row: score, outcome")
+    _optional(score, "--workers", type=int, metavar="N", help="processes that score; default: 2")
+    _optional(score, "--memory-mb", type=int, metavar="MB", help="memory of each; default: 2048")
+
+
+def _optional(made: argparse.ArgumentParser, name: str, **options) -> None:
+    """An option that is passed on only when given: its default is the called function's."""
+    made.add_argument(name, default=argparse.SUPPRESS, **options)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -158,19 +172,17 @@ def _report(arguments: argparse.Namespace) -> int:
 def _rewards_check(arguments: argparse.Namespace) -> int:
     from rlhf_pg.rewards import command
 
-    return command.check(fn=arguments.fn, data=arguments.data)
+    return command.check(**_given(arguments))
 
 
 def _rewards_score(arguments: argparse.Namespace) -> int:
     from rlhf_pg.rewards import command
 
-    return command.score(
-        fn=arguments.fn,
-        data=arguments.data,
-        completion=arguments.completion,
-        answer=arguments.answer,
-        out=arguments.out,
-    )
+    return command.score(**_given(arguments))
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(arguments).items() if name not in ("command", "run", "debug")}
 
 
 def _exit_code(error: Exception) -> int | None:

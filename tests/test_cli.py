@@ -78,10 +78,10 @@ def test_rewards_commands_pass_their_options(monkeypatch):
     given = []
     keep = lambda **options: given.append(options)  # noqa: E731
     stand_in(monkeypatch, "rlhf_pg.rewards.command", check=keep, score=keep)
-    assert cli.main(["rewards", "check", "gsm8k", "--data", "f.jsonl"]) == 0
+    assert cli.main(["rewards", "check", "gsm8k", "--data", "f.jsonl", "--rows", "3"]) == 0
     score = ["rewards", "score", "gsm8k", "--data", "f.jsonl", "--completion", "c", "--answer", "a", "--out", "o.jsonl"]
     assert cli.main(score) == 0
-    assert given[0] == {"fn": "gsm8k", "data": Path("f.jsonl")}
+    assert given[0] == {"fn": "gsm8k", "data": Path("f.jsonl"), "rows": 3}
     assert given[1] == {
         "fn": "gsm8k",
         "data": Path("f.jsonl"),

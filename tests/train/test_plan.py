@@ -8,6 +8,7 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg import config
+from rlhf_pg.functional.logprobs import CHUNK_LOGITS
 from rlhf_pg.train.plan import bytes_text, count_parameters, count_text, plan, show
 
 TINY: dict[str, Any] = dict(
@@ -122,7 +123,7 @@ def test_logits_of_completion_tokens_only_and_of_one_chunk_at_most():
     made = plan(recipe(), Qwen2Config(**TINY), parameters=1)
     assert made.memory["update: logits chunk"] == 24 * 10 * 50 * 3 * 4
     large = plan(recipe(), Qwen2Config(**{**TINY, "vocab_size": 2**20}), parameters=1)
-    assert large.memory["update: logits chunk"] == 2**24 * 3 * 4
+    assert large.memory["update: logits chunk"] == CHUNK_LOGITS * 3 * 4
 
 
 def test_a_measured_longest_prompt_replaces_the_limit():
