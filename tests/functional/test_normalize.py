@@ -85,12 +85,12 @@ def test_masked_mean_ignores_what_is_masked():
         normalize.masked_mean(NAN, torch.zeros_like(MASK))
 
 
-def test_dtype_is_kept_and_large_bfloat16_sums_do_not_saturate():
-    """1,024 ones add to 1,024 in float32; bfloat16 addition would stick at 256."""
+def test_dtype_is_kept_and_bfloat16_is_rounded_only_at_the_end():
+    """514 / 257 = 2; in bfloat16 the sum would round to 512 and the count to 256."""
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        ones = torch.ones(4, 256, dtype=dtype)
-        total = normalize.total(ones, torch.ones(4, 256, dtype=torch.bool), count=1)
-        assert (total.dtype, total.item()) == (dtype, 1024)
+        ones = torch.ones(2, 257, dtype=dtype)
+        total = normalize.total(ones, torch.ones(2, 257, dtype=torch.bool), count=257)
+        assert (total.dtype, total.item()) == (dtype, 2)
 
 
 @pytest.mark.parametrize(
