@@ -9,77 +9,20 @@ import re
 from fractions import Fraction
 
 MAX_TOKENS, MAX_DEPTH, MAX_DIGITS, MAX_EXPONENT = 400, 40, 2_000, 4_000
-FUNCTIONS = set(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "sinh",
-        "cosh",
-        "tanh",
-        "coth",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "asin",
-        "acos",
-        "atan",
-        "ln",
-        "log",
-        "lg",
-        "exp",
-        "sqrt",
-        "abs",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "floor",
-        "ceil",
-    ]
+FUNCTIONS = frozenset(
+    re.findall(
+        r"\S+",
+        "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan asin acos atan ln log lg exp "
+        "sqrt abs gcd lcm max min floor ceil",
+    )
 )
-GREEK = set(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-        "ell",
-    ]
+GREEK = frozenset(
+    re.findall(
+        r"\S+",
+        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+        "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi "
+        "Omega ell",
+    )
 )
 TOKEN = re.compile(
     r"\s*(?:(?P<repeating>\d*\.\d*\\overline\{\d+\})|(?P<number>(?:\d+\.\d+|\d+\.?|\.\d+)(?:[eE][+-]?\d+(?![a-zA-Z]))?)"

@@ -35,13 +35,14 @@ def answer(text: str, finished: bool = True) -> str | None:
     visible = after_reasoning(text)
     if visible is None:
         return None
+    boxes = BOX.search(visible) is not None
     visible = visible[-TAIL:]
     before, closed, _ = visible.rpartition("</answer>")
     if closed and "<answer>" in before:
         block = before.rpartition("<answer>")[2]
-        return _within(block) or _short(block)
-    found = _within(visible)
-    if found is None and finished:
+        return _short(_within(block) or ("" if BOX.search(block) else block))
+    found = _boxed(visible) if boxes else _within(visible)
+    if found is None and finished and not boxes:
         found = _alone(visible) or _last_stated(visible)
     return _short(found) if found else None
 
@@ -62,7 +63,8 @@ def after_reasoning(text: str) -> str | None:
 
 
 def _within(text: str) -> str | None:
-    return _boxed(text) or _last(HASHES, text) or _marked(text)
+    """A text with boxes answers in a box or not at all."""
+    return _boxed(text) if BOX.search(text) else _last(HASHES, text) or _marked(text)
 
 
 def _short(text: str) -> str | None:
@@ -83,7 +85,7 @@ def _boxed(text: str) -> str | None:
                 continue
         boxes.append((match.start(), end + 1, text[match.end() + 1 : end].strip()))
     if not boxes or len({b[2] for b in boxes}) > MAX_BOXES:
-        return "" if boxes else None
+        return None
     joined = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         between = text[box[1] : joined[0][0]]
