@@ -124,7 +124,6 @@ def test_unknown_engine_names_the_nearest():
         "run.preflight=true",
         "model.lora.rank=4",
         "model.gradient_checkpointing=true",
-        "model.trust_remote_code=true",
         "data.eval.task=arithmetic",
         "log.trackers=[wandb]",
         "log.samples=1",

@@ -20,7 +20,6 @@ IDLE_IN_SFT = (
     "run.preflight",
     "model.lora",
     "model.gradient_checkpointing",
-    "model.trust_remote_code",
     "data.eval",
     "log.trackers",
     "log.samples",
