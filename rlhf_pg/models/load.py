@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -87,7 +88,7 @@ def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) 
 def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
     """The embedded default: 2 layers, hidden size 128, 0.4 million parameters."""
     tokenizer = character_tokenizer()
-    defaults = dict(
+    defaults: dict[str, Any] = dict(
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=2,
@@ -99,7 +100,7 @@ def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2Config(vocab_size=vocabulary, **(defaults | shape))
+    return Qwen2Config(vocab_size=vocabulary, **(defaults | shape))  # pyright: ignore[reportArgumentType]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -10,9 +10,12 @@ algorithms see only [B, C] tensors. Two exact ways to the same numbers:
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from rlhf_pg.functional.logprobs import token_logprobs
 from rlhf_pg.types import Batch
@@ -37,7 +40,7 @@ class Policy(nn.Module):
         hidden = self._shared(batch) if self.share_prompts else self._plain(batch)  # [B, C, H]
         rows, width = batch.tokens.shape
         scored = batch.mask.reshape(-1).nonzero().squeeze(1)  # [M]: the head is applied to these positions only
-        head = self.model.get_output_embeddings()
+        head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
         logp, entropy = token_logprobs(
             hidden.reshape(rows * width, -1).index_select(0, scored),
             head.weight,
@@ -56,7 +59,7 @@ class Policy(nn.Module):
         width = batch.tokens.shape[1]
         if width == 1:
             return first
-        for layer in cache.layers:
+        for layer in cast(list[DynamicLayer], cache.layers):
             layer.keys, layer.values = _repeat(layer.keys, batch.group), _repeat(layer.values, batch.group)
         lengths = batch.prompt_lengths[batch.group]  # [B]
         columns = torch.arange(width - 1, device=lengths.device)
@@ -89,7 +92,7 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
     return all(kind == "full_attention" for kind in kinds) and not getattr(config, "sliding_window", None)
 
 
-def _repeat(x: Tensor, group: Tensor) -> Tensor:
+def _repeat(x: Any, group: Tensor) -> Tensor:
     """Rows x[group]; a regular layout (equal adjacent groups) expands, whose backward is a plain deterministic sum."""
     size, odd = divmod(len(group), len(x))
     if not odd and torch.equal(group, torch.arange(len(x), device=group.device).repeat_interleave(size)):

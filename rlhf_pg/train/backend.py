@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +14,14 @@ from torch import Tensor, nn
 class Backend:
     """One process group. Objectives are divided by counts summed over it, so its size cannot change the gradient."""
 
-    def __init__(self, dtype: Literal["float32", "bfloat16"] = "float32", trackers: list[str] | None = None, dir=None):
+    def __init__(
+        self,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+    ):
         precision = "bf16" if dtype == "bfloat16" else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=dir)
+        self.accelerator = Accelerator(mixed_precision=precision, log_with=[*trackers] or None, project_dir=folder)
         if self.accelerator.num_processes > 1:
             raise ValueError("training on several processes is not supported yet: start one process")
         self.device = self.accelerator.device
@@ -33,8 +40,30 @@ class Backend:
 
     def clip(self, parameters, max_norm: float) -> float:
         """Scale gradients to at most `max_norm` (global 2-norm) and return the norm they had."""
-        return float(self.accelerator.clip_grad_norm_(parameters, max_norm))
+        return float(self.accelerator.clip_grad_norm_(parameters, max_norm))  # pyright: ignore[reportArgumentType]
+
+    def start_trackers(self, project: str, run: str, config: Mapping[str, Any]) -> None:
+        """Open the trackers given at the start, under `project`, with the recipe as their configuration."""
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(project, config=dict(_flat(config)), init_kwargs={"wandb": {"name": run}})
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """One step's numbers to the trackers."""
+        self.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+
+    def close(self) -> None:
+        """Flush and close the trackers."""
+        self.accelerator.end_training()
 
     def autocast(self):
         """The arithmetic of `model.dtype`, for forwards outside the prepared policy (the engine's)."""
         return self.accelerator.autocast()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("optimizer.lr", 1e-6), ...: what trackers take as configuration."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, int | float) else str(value)

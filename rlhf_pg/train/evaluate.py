@@ -91,7 +91,7 @@ def _pass_at_k(verdicts: dict[str, list[bool]], ks: Sequence[int]) -> dict[str, 
     for k in ks:
         enough = [v for v in verdicts.values() if len(v) >= k]
         if enough:
-            n, c = np.array([len(v) for v in enough]), np.array([sum(v) for v in enough])
+            n, c = [len(v) for v in enough], [sum(v) for v in enough]
             metrics |= _mean(f"pass@{k}", [float(x) for x in np.asarray(pass_at_k(n, c, k))])
     return metrics
 

@@ -134,8 +134,8 @@ def _token_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The unreduced loss [B, C] of one micro-batch, and what to log of it."""
     logp, entropy = policy(batch)
-    if signals.logp_old is None:
-        signals = replace(signals, logp_old=logp.detach())
+    old = logp.detach() if signals.logp_old is None else signals.logp_old
+    signals = replace(signals, logp_old=old)
     token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit, objective.options)
     loss, metrics = token_loss.loss, dict(token_loss.metrics)
     if signals.logp_ref is not None:
@@ -143,7 +143,7 @@ def _token_loss(
         if objective.kl_in_loss:
             loss = loss + objective.kl.coefficient * getattr(F.kl, objective.kl.estimator)(logp, signals.logp_ref)
     metrics["entropy"] = entropy
-    metrics["mismatch/kl"] = F.kl.k3(batch.logp_rollout, signals.logp_old)
+    metrics["mismatch/kl"] = F.kl.k3(batch.logp_rollout, old)
     return loss, metrics
 
 

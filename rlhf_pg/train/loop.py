@@ -18,7 +18,7 @@ from rlhf_pg.models.load import save_model
 from rlhf_pg.rollout import collect
 from rlhf_pg.train import checkpoint, gradient_step, report
 from rlhf_pg.train.evaluate import evaluate
-from rlhf_pg.train.live import LiveView
+from rlhf_pg.train.live import LiveView, Phase
 from rlhf_pg.train.metrics import credit_metrics, mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.plan import show
 from rlhf_pg.train.resume import Pending, Progress, restore, snapshot
@@ -54,7 +54,7 @@ class Run:
             self.view.progress(*done)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
         self.view.phase(name)
         started = time.monotonic()
         yield
@@ -70,6 +70,7 @@ def train(recipe: Recipe) -> int:
         stack.callback(session.close)
         progress = _resume(session, folder)
         folder.write_text("config.yaml", config.dump(recipe))
+        session.learner.backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.model_dump(mode="json"))
         if recipe.log.live != "off":
             show(session.plan, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, recipe.log.live))
@@ -173,7 +174,7 @@ def measure(run: Run) -> dict[str, float]:
 def record(run: Run, metrics: dict[str, float]) -> None:
     """Write one step's line, show it, and pass it to the trackers."""
     run.folder.append_metrics(metrics)
-    run.session.learner.backend.accelerator.log(metrics, step=run.progress.step)
+    run.session.learner.backend.log(metrics, run.progress.step)
     run.view.finish_step(metrics, run.samples)
 
 

@@ -1,8 +1,9 @@
-"""From a recipe to the live parts of a run, cheap checks first: data and rewards are read before any model is loaded."""
+"""From a recipe to the live parts of a run, cheap checks first: data and rewards come before any model is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
-from rlhf_pg.rollout.native import NativeEngine
+from rlhf_pg.rollout.engine import resolve as resolve_engine
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.gradient_step import Learner, Objective
 from rlhf_pg.train.plan import Plan
@@ -46,6 +47,7 @@ class Session:
     def close(self) -> None:
         self.engine.close()
         self.scorer.close()
+        self.learner.backend.close()
 
 
 def build(recipe: Recipe, *, learn: bool = True) -> Session:
@@ -54,20 +56,32 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     Raises ValueError naming the key, file or column that is wrong.
     """
     rewards = [plugin.resolve(r.fn, r.weight, r.timeout_s) for r in recipe.rewards]
-    where = dict(trust_remote_code=recipe.model.trust_remote_code)
-    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, **where)
-    config = load_config(recipe.model.path, **where)
-    context = context_length(config)
-    notes: list[str] = []
-    train = _prompts(recipe, recipe.data.train, "train", tokenizer, context, notes)
-    held_out = _prompts(recipe, recipe.data.eval, "eval", tokenizer, context, notes) if recipe.data.eval else []
+    trust = recipe.model.trust_remote_code
+    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
+    config = load_config(recipe.model.path, trust_remote_code=trust)
+    sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
+    made = {
+        name: read_prompts(
+            source,
+            name,
+            tokenizer,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            context=context_length(config),
+            max_new_tokens=recipe.rollout.max_new_tokens,
+        )
+        for name, source in sources.items()
+        if source
+    }
+    train = made["train"].prompts
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
     longest = max(len(prompt.tokens) for prompt in train)
 
     backend = Backend(recipe.model.dtype, recipe.log.trackers, recipe.run.dir)
-    model = load_model(recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed, **where)
+    model = load_model(
+        recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed, trust_remote_code=trust
+    )
     if recipe.model.lora:
         model = add_adapter(model, recipe.model.lora)
     model.to(backend.device)  # pyright: ignore[reportArgumentType]
@@ -75,9 +89,8 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     frozen, frozen_policy = None, None
     if learn and recipe.kl.coefficient > 0:
         frozen, frozen_policy = reference(policy, recipe.update.tokens_per_microbatch, backend.autocast)
-    engine = NativeEngine(
-        model, prompt_data.eos_ids(tokenizer, model.config, model.generation_config), slots=recipe.rollout.slots
-    )
+    stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
+    engine = resolve_engine(recipe.rollout.engine)(model, stops, slots=recipe.rollout.slots)
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -88,9 +101,9 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
         engine=engine,
         scorer=Scorer(rewards),
         train_prompts=train,
-        eval_prompts=held_out,
+        eval_prompts=made["eval"].prompts if "eval" in made else [],
         sampler=sampler,
-        notes=notes,
+        notes=[_note(name, prompts) for name, prompts in made.items()],
         plan=make_plan(recipe, config, longest_prompt=longest),
     )
 
@@ -114,30 +127,39 @@ def _learner(recipe: Recipe, policy: Policy, backend: Backend) -> Learner:
     )
 
 
-def _prompts(
-    recipe: Recipe, source: DataSource, name: str, tokenizer: PreTrainedTokenizerBase, context: int, notes: list[str]
-) -> list[Prompt]:
-    """The prompts of one data source; what was dropped and which template was used goes into `notes`."""
+def _note(name: str, made: prompt_data.Prompts) -> str:
+    dropped = f", {made.dropped} left out as too long" if made.dropped else ""
+    return f"data.{name}: {len(made.prompts)} prompts, template {made.template}{dropped}"
+
+
+def read_prompts(
+    source: DataSource,
+    name: Literal["train", "eval"],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_tokens: int,
+    context: int,
+    max_new_tokens: int,
+) -> prompt_data.Prompts:
+    """The prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option."""
     rows = prompt_data.load_rows(
         task=source.task,
         path=source.path,
         dataset=source.dataset,
         subset=source.subset,
-        split=source.split or ("heldout" if name == "eval" else "train"),
+        split=source.split or {"train": "train", "eval": "heldout"}[name],
         limit=source.limit,
         options=source.options,
     )
-    made = prompt_data.to_prompts(
+    return prompt_data.to_prompts(
         rows,
         tokenizer,
         split_name=name,
         prompt_column=source.prompt,
         answer_column=source.answer,
         template=source.template or "auto",
-        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        max_prompt_tokens=max_prompt_tokens,
         context_length=context,
-        max_new_tokens=recipe.rollout.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         task=source.task,
     )
-    notes.append(f"data.{name}: {len(made.prompts)} prompts, template {made.template}, {made.dropped} too long dropped")
-    return made.prompts

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg import config
 from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
-from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
@@ -21,6 +20,7 @@ from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.gradient_step import Learner, Objective
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.train.setup import read_prompts
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 
@@ -32,13 +32,18 @@ def sft(recipe: SftRecipe) -> int:
     if recipe.run.resume != "never" and (recipe.run.dir / "model" / "config.json").exists():
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
-    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path)
-    examples = _examples(recipe, tokenizer, context_length(load_config(recipe.model.path)))
+    tokenizer = load_tokenizer(
+        recipe.model.tokenizer or recipe.model.path, trust_remote_code=recipe.model.trust_remote_code
+    )
+    examples, dropped = _examples(recipe, tokenizer)
     batches = -(-len(examples) // recipe.sft.batch_size) * recipe.sft.epochs
     with RunDir.open(recipe.run.dir, recipe.run.resume) as folder, LiveView(batches, recipe.log.live) as view:
         folder.truncate_after(0)
         folder.write_text("config.yaml", config.dump(recipe))
-        learner = _learner(recipe, batches)
+        view.message(
+            f"data.train: {len(examples)} solutions" + (f", {dropped} left out as too long" if dropped else "")
+        )
+        learner, model = _learner(recipe, batches)
         for step, rows in enumerate(_shuffled(examples, recipe)):
             view.start_step(step + 1)
             view.phase("update")
@@ -49,30 +54,21 @@ def sft(recipe: SftRecipe) -> int:
                 kept = {name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}
                 folder.append_metrics({"step": step + 1, **kept})
                 view.finish_step({"step": step + 1, **kept}, [])
-        save_model(learner.policy.model, tokenizer, folder.path / "model")
+        save_model(model, tokenizer, folder.path / "model")
         view.message(f"model: {folder.path / 'model'}")
     return 0
 
 
-def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase, context: int) -> list[Rollout]:
-    """The data as rollouts that an expert played: the solution's tokens, then EOS."""
-    source = recipe.data.train
-    where = dict(task=source.task, path=source.path, dataset=source.dataset, subset=source.subset)
-    rows = prompt_data.load_rows(**where, split=source.split or "train", limit=source.limit, options=source.options)
-    made = prompt_data.to_prompts(
-        rows,
-        tokenizer,
-        split_name="train",
-        prompt_column=source.prompt,
-        answer_column=source.answer,
-        template=source.template or "auto",
-        max_prompt_tokens=recipe.data.max_prompt_tokens,
-        context_length=context,
-        max_new_tokens=1,
-        task=source.task,
-    )
-    column = recipe.sft.completion or "solution"
-    return [_expert(prompt, column, tokenizer) for prompt in made.prompts]
+def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], int]:
+    """The data as rollouts that an expert played (the solution's tokens, then EOS), and how many were too long."""
+    context = context_length(load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code))
+    limits = dict(max_prompt_tokens=recipe.data.max_prompt_tokens, context=context, max_new_tokens=1)
+    made = read_prompts(recipe.data.train, "train", tokenizer, **limits)
+    played = [_expert(prompt, recipe.sft.completion or "solution", tokenizer) for prompt in made.prompts]
+    fitting = [r for r in played if len(r.prompt.tokens) + len(r.completion.tokens) <= context]
+    if not fitting:
+        raise ValueError(f"all {len(played)} solutions are longer than the model's context of {context} tokens")
+    return fitting, made.dropped + len(played) - len(fitting)
 
 
 def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> Rollout:
@@ -91,15 +87,21 @@ def _shuffled(examples: Sequence[Rollout], recipe: SftRecipe) -> Iterator[list[R
             yield [examples[i] for i in rows.tolist()]
 
 
-def _learner(recipe: SftRecipe, total: int) -> Learner:
+def _learner(recipe: SftRecipe, total: int) -> tuple[Learner, PreTrainedModel]:
     backend = Backend(recipe.model.dtype)
-    model = load_model(recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed)
-    policy = Policy(model.to(backend.device), share_prompts=False)  # pyright: ignore[reportArgumentType]
+    model = load_model(
+        recipe.model.path,
+        attention=recipe.model.attention,
+        seed=recipe.run.seed,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    model.to(backend.device)  # pyright: ignore[reportArgumentType]
+    policy = Policy(model, share_prompts=False)
     o = recipe.optimizer
     optimizer = torch.optim.AdamW(policy.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     prepared, optimizer = backend.prepare(policy, optimizer)
     imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
-    return Learner(prepared, optimizer, backend, imitation, Update(), o, recipe.run.seed, total)
+    return Learner(prepared, optimizer, backend, imitation, Update(), o, recipe.run.seed, total), model
 
 
 def _imitate(logp, entropy, batch: Batch, signals: Signals, credit: Credit, options: Options) -> TokenLoss:

@@ -1,4 +1,4 @@
-"""What is computed once per step, without gradient, before credit and objective: old and reference log-probs, rewards."""
+"""What is computed once per step, without gradient, before credit and objective: log-probs and token rewards."""
 
 from __future__ import annotations
 

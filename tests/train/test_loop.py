@@ -162,7 +162,8 @@ LONG = dict(run={"steps": 12}, update=EPOCHS, checkpoint={"every": 2})
 
 def test_killed_with_sigkill_twice_a_run_ends_bitwise_where_it_would_have(tmp_path):
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    whole.parent.mkdir(), killed.parent.mkdir()
+    whole.parent.mkdir()
+    killed.parent.mkdir()
     other = launch(whole, **LONG)
     for step in (3, 8):
         process = launch(killed, **LONG)
