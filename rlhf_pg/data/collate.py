@@ -63,17 +63,19 @@ def lengths(mask: Tensor) -> Tensor:
     return (mask * columns).amax(dim=1)
 
 
-def micro_batches(batch: Batch, rows: Tensor, tokens: int) -> Iterator[Tensor]:
+def micro_batches(batch: Batch, rows: Tensor, tokens: int, shared: bool = True) -> Iterator[Tensor]:
     """Split rows [M] into lists of rows whose forward covers at most `tokens` positions (one row at the least).
 
-    Positions of a list = its prompts * longest prompt + its rows * longest completion. Rows of a prompt stay together
-    when they fit; similar lengths go together. How rows are split cannot change the gradient, only its cost.
+    Positions of a list = its prompts (its rows, unless prompts are `shared`) * longest prompt + its rows * longest
+    completion. Rows of a prompt stay together when they fit; similar lengths go together. How rows are split cannot
+    change the gradient, only its cost.
     """
     current: list[int] = []
     prompts = width = prompt_width = 0
-    for chunk, length, prompt_length in _chunks(batch, rows, tokens):
+    for chunk, length, prompt_length in _chunks(batch, rows, tokens, shared):
         wide, prompt_wide = max(width, length), max(prompt_width, prompt_length)
-        if current and (len(current) + len(chunk)) * wide + (prompts + 1) * prompt_wide > tokens:
+        count = len(current) + len(chunk)
+        if current and count * wide + (prompts + 1 if shared else count) * prompt_wide > tokens:
             yield rows[torch.tensor(current, device=rows.device)]
             current, prompts, wide, prompt_wide = [], 0, length, prompt_length
         current = current + chunk
@@ -82,7 +84,7 @@ def micro_batches(batch: Batch, rows: Tensor, tokens: int) -> Iterator[Tensor]:
         yield rows[torch.tensor(current, device=rows.device)]
 
 
-def _chunks(batch: Batch, rows: Tensor, tokens: int) -> Iterator[tuple[list[int], int, int]]:
+def _chunks(batch: Batch, rows: Tensor, tokens: int, shared: bool) -> Iterator[tuple[list[int], int, int]]:
     """(positions in `rows`, longest completion, prompt length) of one prompt each, longest first, at most `tokens`."""
     row_length = lengths(batch.mask[rows]).tolist()
     members: dict[int, list[int]] = {}
@@ -91,7 +93,8 @@ def _chunks(batch: Batch, rows: Tensor, tokens: int) -> Iterator[tuple[list[int]
     longest = {prompt: max(row_length[i] for i in of) for prompt, of in members.items()}
     for prompt in sorted(members, key=lambda p: (-longest[p], p)):
         prompt_length = int(batch.prompt_lengths[prompt])
-        size = max(1, (tokens - prompt_length) // max(1, longest[prompt]))
+        room, each = (tokens - prompt_length, 0) if shared else (tokens, prompt_length)
+        size = max(1, room // max(1, longest[prompt] + each))
         ordered = sorted(members[prompt], key=lambda i: (-row_length[i], i))
         for start in range(0, len(ordered), size):
             part = ordered[start : start + size]

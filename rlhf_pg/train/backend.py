@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 
@@ -21,7 +22,8 @@ class Backend:
         folder: Path | None = None,
     ):
         precision = "bf16" if dtype == "bfloat16" else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, log_with=[*trackers] or None, project_dir=folder)
+        places = ProjectConfiguration(project_dir=folder, logging_dir=folder / "trackers") if folder else None
+        self.accelerator = Accelerator(mixed_precision=precision, log_with=[*trackers] or None, project_config=places)
         if self.accelerator.num_processes > 1:
             raise ValueError("training on several processes is not supported yet: start one process")
         self.device = self.accelerator.device

@@ -115,7 +115,8 @@ def accumulate(
     count = learner.backend.sum(F.normalize.count(mask, how, constant_length))
     sums: dict[str, Tensor] = {}
     forwarded = 0
-    for micro in collate.micro_batches(batch, rows, learner.update.tokens_per_microbatch):
+    budget, shared = learner.update.tokens_per_microbatch, learner.update.share_prompts
+    for micro in collate.micro_batches(batch, rows, budget, shared):
         poll()
         part = collate.select(batch, micro)
         of_part = (_select(signals, micro, part), _select(credit, micro, part))

@@ -84,11 +84,13 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     )
     if recipe.model.lora:
         model = add_adapter(model, recipe.model.lora)
+    if recipe.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to(backend.device)  # pyright: ignore[reportArgumentType]
     policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts)
     frozen, frozen_policy = None, None
     if learn and recipe.kl.coefficient > 0:
-        frozen, frozen_policy = reference(policy, recipe.update.tokens_per_microbatch, backend.autocast)
+        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
     engine = resolve_engine(recipe.rollout.engine)(model, stops, slots=recipe.rollout.slots)
     return Session(
@@ -120,7 +122,7 @@ def _learner(recipe: Recipe, policy: Policy, backend: Backend) -> Learner:
         optimizer=optimizer,
         backend=backend,
         objective=Objective(algorithm, options, recipe.kl, recipe.rollout.max_new_tokens),
-        update=recipe.update,
+        update=recipe.update.model_copy(update={"share_prompts": policy.share_prompts}),
         optimization=o,
         seed=recipe.run.seed,
         total_updates=recipe.run.steps * recipe.update.epochs * recipe.update.minibatches,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_pg import functional as F
+from rlhf_pg.config import Update
 from rlhf_pg.data import collate
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train.gradient_step import Learner, on_policy
@@ -19,11 +20,11 @@ Reference = Callable[[Batch], Tensor]  # batch -> logp_ref [B, C]
 
 
 @torch.no_grad()
-def log_probs(policy: nn.Module, batch: Batch, tokens: int) -> Tensor:
-    """The policy's log-prob of every sampled token, [B, C], 0 where the mask is False; `tokens` positions at a time."""
+def log_probs(policy: nn.Module, batch: Batch, update: Update) -> Tensor:
+    """The policy's log-prob of every sampled token, [B, C], 0 where the mask is False, in micro-batches."""
     logp = torch.zeros_like(batch.logp_rollout)
     rows = torch.arange(len(batch.group), device=batch.group.device)
-    for micro in collate.micro_batches(batch, rows, tokens):
+    for micro in collate.micro_batches(batch, rows, update.tokens_per_microbatch, update.share_prompts):
         part = collate.select(batch, micro)
         logp[micro, : part.tokens.shape[1]] = policy(part)[0].to(logp.dtype)
     return logp
@@ -35,30 +36,30 @@ def frozen_copy(policy: Policy) -> Policy:
     return Policy(model, policy.temperature, policy.share_prompts).eval()
 
 
-def reference(policy: Policy, tokens: int, autocast: Callable = nullcontext) -> tuple[Reference, Policy | None]:
+def reference(policy: Policy, update: Update, autocast: Callable = nullcontext) -> tuple[Reference, Policy | None]:
     """The frozen initial policy: the adapter switched off for a LoRA policy, else a copy of the weights (returned)."""
     if hasattr(policy.model, "disable_adapter"):
 
         def adapter_off(batch: Batch) -> Tensor:
             with policy.model.disable_adapter(), autocast():  # pyright: ignore[reportCallIssue]
-                return log_probs(policy, batch, tokens)
+                return log_probs(policy, batch, update)
 
         return adapter_off, None
     kept = frozen_copy(policy)
 
     def copied(batch: Batch) -> Tensor:
         with autocast():
-            return log_probs(kept, batch, tokens)
+            return log_probs(kept, batch, update)
 
     return copied, kept
 
 
 def signals(learner: Learner, reference: Reference | None, batch: Batch) -> Signals:
     """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
-    kl, tokens = learner.objective.kl, learner.update.tokens_per_microbatch
+    kl = learner.objective.kl
     in_reward = kl.coefficient > 0 and kl.placement == "reward"
     needs_old = learner.objective.algorithm.needs_old and not on_policy(learner.update)
-    logp_old = log_probs(learner.policy, batch, tokens) if needs_old or in_reward else None
+    logp_old = log_probs(learner.policy, batch, learner.update) if needs_old or in_reward else None
     logp_ref = reference(batch) if reference else None
     token_reward = terminal_reward(batch)
     if in_reward and logp_old is not None and logp_ref is not None:

@@ -34,14 +34,16 @@ def test_an_excluded_sample_is_left_out_and_never_becomes_a_zero():
 
 
 @pytest.mark.parametrize("tokens", [1, 12, 20, 33, 80, 1000])
-def test_micro_batches_partition_the_rows_within_the_budget(tokens):
+@pytest.mark.parametrize("shared", [True, False])
+def test_micro_batches_partition_the_rows_within_the_budget(tokens, shared):
     batch = random_batch(prompts=6, samples=5, seed=2)
     rows = torch.arange(30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
-    parts = list(collate.micro_batches(batch, rows, tokens))
+    parts = list(collate.micro_batches(batch, rows, tokens, shared))
     assert sorted(torch.cat(parts).tolist()) == list(range(30))
     for part in parts:
         picked = collate.select(batch, part)
-        size = picked.prompt_tokens.numel() + picked.tokens.numel()
+        prompts = len(picked.prompt_lengths) if shared else len(part)
+        size = prompts * picked.prompt_tokens.shape[1] + picked.tokens.numel()
         assert size <= tokens or len(part) == 1
 
 

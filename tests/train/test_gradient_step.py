@@ -32,14 +32,14 @@ def gradient(batch, *, denominator="sequence", tokens=10_000, share=True, seed=0
         optimizer=torch.optim.SGD(policy.parameters(), lr=0.0),
         backend=Backend(),
         objective=Objective(algorithm, options, KL(coefficient=0.1), LENGTH),
-        update=Update(tokens_per_microbatch=tokens),
+        update=Update(tokens_per_microbatch=tokens, share_prompts=share),
         optimization=Optimizer(),
         seed=0,
         total_updates=1,
     )
     batch = replace(batch, reward=batch.reward.double(), logp_rollout=batch.logp_rollout.double())
     signals = Signals(
-        terminal_reward(batch), log_probs(policy, batch, 10_000) + 0.01, log_probs(reference, batch, 10_000)
+        terminal_reward(batch), log_probs(policy, batch, Update()) + 0.01, log_probs(reference, batch, Update())
     )
     credit = algorithm.credit(batch, signals, options)
     rows = torch.arange(len(batch.group))
