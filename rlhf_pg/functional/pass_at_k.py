@@ -21,8 +21,8 @@ def pass_at_k(n: Counts, c: Counts, k: int) -> Tensor:
     if bool(((right < 0) | (right > samples)).any()):
         raise ValueError("c must be between 0 and n: a problem cannot have more right samples than samples")
     drawn = torch.arange(k, device=samples.device)  # [k]
-    wrong_left = (samples - right)[..., None] - drawn  # [..., k]; at 0 no wrong sample is left to draw
-    return 1 - (wrong_left.clamp(min=0).double() / (samples[..., None] - drawn).double()).prod(dim=-1)
+    wrong_left = (samples - right)[..., None] - drawn  # [..., k]; passes 0 if k draws exhaust the wrong ones
+    return 1 - (wrong_left.double() / (samples[..., None] - drawn).double()).prod(dim=-1)
 
 
 def bootstrap_interval(
