@@ -66,10 +66,10 @@ def clean(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """For comparing as strings: no spaces, no braces around single signs, no `\\text`."""
+    """For comparing as strings: no spaces but between digits, no braces around single signs, no `\\text`."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
-    return re.sub(r"\s+|\\ ", "", text)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\ ", "", text)
 
 
 def _strip_ends(text: str) -> str:

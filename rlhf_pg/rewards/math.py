@@ -52,6 +52,8 @@ def _readings(gold: str, answer: str) -> list[tuple[str, str]]:
 
 def _same(gold: Value, answer: Value) -> bool:
     """Part by part; see docs/rewards.md for which kinds may meet."""
+    if _is_membership(gold) and _is_membership(answer) and squeeze(gold.items[0].text) != squeeze(answer.items[0].text):
+        return False
     gold, answer = _bare(gold, answer, is_gold=True), _bare(answer, gold)
     if gold.kind == answer.kind == "formula":
         return _same_formula(gold, answer)
@@ -100,7 +102,7 @@ def _bare(value: Value, other: Value, is_gold: bool = False) -> Value:
 
 
 def _is_membership(value: Value) -> bool:
-    return value.open == (r"\in",) and _is_name(value.items[0])
+    return value.kind == "relation" and value.open == (r"\in",) and _is_name(value.items[0])
 
 
 def _is_name(value: Value) -> bool:
@@ -173,7 +175,9 @@ def _rounded(gold: Value, answer: Value) -> bool:
     if isinstance(exact, Fraction) and re.fullmatch(r"[25]*", _factors(exact.denominator)):
         return False
     half = Fraction(1, 2 * 10 ** len(decimal.partition(".")[2]))
-    return evaluate.within(exact, Fraction(decimal), 2 * half)
+    stated = Fraction(decimal)
+    cut = stated + (half if stated > 0 else -half)  # middle of the numbers that are cut to this
+    return evaluate.within(exact, stated, half) or evaluate.within(exact, cut, half)
 
 
 def _factors(number: int) -> str:

@@ -21,6 +21,7 @@ UNIT = {spelling: unit for unit, spellings in UNITS.items() for spelling in spel
 NOT_UNITS = frozenset(
     re.findall(
         r"\S+",
+        "at least most exactly only over under half twice nearly almost unknown any other both "
         "or and not no is isn't than less more about approximately between from to if when except",
     )
 )
