@@ -47,7 +47,7 @@ def check(
         with Scorer([reward], workers=1) as scorer:
             scores = scorer.score([_sample(row, text, prompt, answer) for text, row in trials])
     except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"[red]{_safe(str(error))}[/red]", markup=True)
+        Console(stderr=True, highlight=False).print(f"[red]{_safe(str(error))}[/red]", soft_wrap=True)
         return 1
     console.print(_table([text for text, _ in trials], scores))
     failed = sum(s.reward is None for s in scores)
@@ -84,7 +84,7 @@ def score(
                 line = {"score": scored.reward, "outcome": scored.outcome, "parts": scored.parts}
                 sink.write(json.dumps(line | {"detail": scored.detail}) + "\n")
     except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"[red]{_safe(str(error))}[/red]", markup=True)
+        Console(stderr=True, highlight=False).print(f"[red]{_safe(str(error))}[/red]", soft_wrap=True)
         return 1
     return 0
 
