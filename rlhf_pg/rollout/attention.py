@@ -58,9 +58,7 @@ class Attention:
         real = column >= start  # [n, P]
         if self.kind == "flash_attention_2":
             return {"position_ids": position, "attention_mask": real.long()}
-        causal = column <= column[:, None]  # [P, P]
-        itself = column == column[:, None]  # so that a padding row's softmax is over something
-        seen = (causal & real[:, None]) | itself  # [n, P, P]
+        seen = (column <= column[:, None]) & real[:, None]  # [n, P, P]
         return {"position_ids": position, "attention_mask": self._additive(seen[:, None])}
 
     def decode(self, position: Tensor, longest: int) -> dict[str, Tensor]:
@@ -71,5 +69,5 @@ class Attention:
         return {"position_bias" if self.as_bias else "attention_mask": self._additive(seen[:, None, None])}
 
     def _additive(self, seen: Tensor) -> Tensor:
-        low = torch.finfo(self.dtype).min
+        low = torch.finfo(self.dtype).min  # not -inf: a padding row, which sees nothing, must stay finite
         return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, low)
