@@ -1,0 +1,140 @@
+"""Preflight refuses a reward that does not tell right from wrong, and an end of sequence that gets lost."""
+
+from dataclasses import replace
+
+import pytest
+
+from rlhf_pg.data import collate
+from rlhf_pg.debug import checks
+from rlhf_pg.models.tokenizer import character_tokenizer
+from rlhf_pg.rewards import plugin
+from rlhf_pg.rewards.score import Scorer
+from tests.debug.sessions import EOS
+
+# ---- gold answers
+
+REWARDS = """
+import time
+def one(completion, answer): return 1.0
+def zero(completion, answer): return 0.0
+def half(completion, answer): return 0.5
+def raises(completion, answer): raise KeyError("no such thing")
+def hangs(completion, answer): time.sleep(60)
+def boxed_only(completion, answer): return float(completion == "\\\\boxed{" + answer + "}")
+def tagged_only(completion, answer): return float(completion.endswith("<answer>" + answer + "</answer>"))
+def solution_only(completion, solution): return 2.0 * (completion == solution)
+def batched(completions, answer, **rest): return [float(c == a) for c, a in zip(completions, answer)]
+def first_is_wrong(completion, answer, question): return float(completion == answer and answer != FIRST)
+def length(completion): return float(len(completion))
+"""
+
+
+def with_reward(session, tmp_path, function, timeout_s=10.0):
+    path = tmp_path / "rewards_here.py"
+    path.write_text(REWARDS + f"FIRST = {session.train_prompts[0].columns['answer']!r}\n")
+    session.scorer = Scorer([plugin.resolve(f"{path}:{function}", timeout_s=timeout_s)], workers=2)
+    with session.scorer:
+        return checks.gold_answers(session, pytest.fail)
+
+
+@pytest.mark.parametrize("function", ["boxed_only", "tagged_only", "solution_only", "batched"])
+def test_gold_in_any_usual_form_is_enough(session, tmp_path, function):
+    found = with_reward(session, tmp_path, function)
+    assert found.ok and found.figure == "gold right 16 of 16, other rows' answers 0 of 16"
+
+
+@pytest.mark.parametrize(
+    ("function", "figure"),
+    [
+        ("one", "gold right 16 of 16, other rows' answers 16 of 16"),
+        ("zero", "gold right 0 of 16, other rows' answers 0 of 16; judged wrong: train/0"),
+        ("half", "gold right 0 of 16"),
+        ("first_is_wrong", "gold right 15 of 16, other rows' answers 0 of 16; judged wrong: train/0, gold"),
+    ],
+)
+def test_a_reward_that_does_not_tell_right_from_wrong_is_refused(session, tmp_path, function, figure):
+    found = with_reward(session, tmp_path, function)
+    assert found.ok is False and found.figure.startswith(figure)
+
+
+@pytest.mark.parametrize(("function", "why"), [("raises", "no such thing"), ("hangs", "no answer within 0.2 s")])
+def test_a_reward_that_raises_or_hangs_costs_two_calls(session, tmp_path, function, why):
+    with pytest.raises(RuntimeError, match=rf"(?s)every one of 2 samples failed.*{why}"):
+        with_reward(session, tmp_path, function, timeout_s=0.2)
+
+
+def test_a_reward_that_reads_no_column_is_not_judged(session, tmp_path):
+    found = with_reward(session, tmp_path, "length")
+    assert found.ok is None and "'length' asks for no column by name" in found.figure
+
+
+def test_rows_that_all_have_one_answer_are_judged_by_their_gold_alone(session, tmp_path):
+    session.train_prompts = [replace(p, columns=p.columns | {"answer": "7"}) for p in session.train_prompts]
+    found = with_reward(session, tmp_path, "batched")
+    assert found.ok and "other rows' answers 0 of 0" in found.figure
+
+
+# ---- end of sequence
+
+
+class Spelled:
+    """A tokenizer that is another one but for what a test overrides."""
+
+    def __init__(self, tokenizer, **overrides):
+        self.tokenizer, self.overrides = tokenizer, overrides
+
+    def __getattr__(self, name):
+        return self.overrides[name] if name in self.overrides else getattr(self.tokenizer, name)
+
+
+def eos_fault(session) -> str:
+    found = checks.end_of_sequence(session, pytest.fail)
+    assert found.ok is False
+    return found.figure
+
+
+def test_an_engine_that_stops_at_another_token_is_refused(session):
+    session.engine.eos_ids = (5,)
+    assert eos_fault(session) == "the engine stops at [5], not at '<eos>' (1)"
+
+
+def test_an_eos_that_shows_in_the_text_is_refused(session):
+    decode = session.tokenizer.decode
+    session.tokenizer = Spelled(session.tokenizer, decode=lambda ids, skip_special_tokens=False: decode(ids))
+    assert "decodes as" in eos_fault(session) and "<eos>" in eos_fault(session)
+
+
+def test_decoding_that_drops_more_than_the_eos_is_refused(session):
+    decode = session.tokenizer.decode
+
+    def drops(ids, skip_special_tokens=False):
+        return decode(ids[1:] if skip_special_tokens else ids, skip_special_tokens=skip_special_tokens)
+
+    session.tokenizer = Spelled(session.tokenizer, decode=drops)
+    assert "decodes as" in eos_fault(session)
+
+
+def test_an_eos_spelled_with_several_tokens_is_refused(session):
+    letters = character_tokenizer()
+    letters.add_tokens(["<end>"])  # an id that no text is encoded to
+    spelled = Spelled(
+        session.tokenizer, encode=lambda text, **kw: [3, 4, 5] if text == "<eos>" else letters.encode(text, **kw)
+    )
+    session.tokenizer = spelled
+    assert eos_fault(session) == "'<eos>' is not a single token"
+
+
+def test_a_prompt_that_ends_with_eos_is_refused(session):
+    session.train_prompts = [replace(p, tokens=(*p.tokens, EOS)) for p in session.train_prompts]
+    assert eos_fault(session) == "the prompt ends with token 1, which ends a completion"
+
+
+def test_a_collator_that_takes_eos_for_padding_is_refused(session, monkeypatch):
+    right = collate.collate
+
+    def pad_is_eos(rollouts):
+        batch = right(rollouts)
+        return replace(batch, mask=batch.mask & (batch.tokens != EOS))
+
+    monkeypatch.setattr(collate, "collate", pad_is_eos)
+    assert eos_fault(session) == "the collator masks '<eos>' away"
