@@ -96,6 +96,7 @@ def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=0.05,  # 0.6 / sqrt(hidden size); the default 0.02 suits hidden sizes in the thousands
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

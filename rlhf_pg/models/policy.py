@@ -42,10 +42,12 @@ class Policy(nn.Module):
         scored = batch.mask.reshape(-1).nonzero().squeeze(1)  # [M]: the head is applied to these positions only
         head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
         logp, entropy = token_logprobs(
-            hidden.reshape(rows * width, -1).index_select(0, scored),
+            hidden.reshape(rows * width, -1).index_select(0, scored).to(head.weight.dtype),
             head.weight,
             batch.tokens.reshape(-1).index_select(0, scored),
             temperature=self.temperature,
+            bias=head.bias,
+            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
         )
         return tuple(x.new_zeros(rows * width).index_copy(0, scored, x).view(rows, width) for x in (logp, entropy))  # pyright: ignore[reportReturnType]
 

@@ -3,7 +3,9 @@
 Style "answer" imitates the digits alone. Style "steps" works like school: one column a step, lowest first, every
 step the two digits, the carry coming in, then the carry going out and the digit: 27+48= -> "7+8+0=15 2+4+1=07 =75".
 Each step is one small look-up, so a small model learns it from few examples. For a < b the difference b - a is worked
-out and negated; products are worked out by the digits of b: 27*48= -> "27*8=216 27*40=1080 =1296".
+out and negated; products are worked out by the digits of b: 27*48= -> "27*8=216 27*40=1080 =1296". A share of `direct`
+of these solutions leaves the steps out and only claims the result, "=75": a cold start from it thinks before it answers
+only some of the time, and reinforcement learning can find out that thinking pays.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_pg.tasks.base import Options, Row, Task, permutation
+from rlhf_pg.tasks.base import Options, Row, Task, permutation, uniform
 
 
 class ArithmeticOptions(Options):
@@ -22,6 +24,7 @@ class ArithmeticOptions(Options):
     low: int | None = Field(None, ge=0)  # or operands from low to high
     high: int | None = Field(None, ge=0)
     style: Literal["answer", "steps"] = "answer"
+    direct: float = Field(default=0.0, ge=0, le=1)  # of "steps": the share of solutions without the steps
 
     @field_validator("operations")
     @classmethod
@@ -29,6 +32,12 @@ class ArithmeticOptions(Options):
         if not value or set(value) - set("+-*") or len(set(value)) < len(value):
             raise ValueError(f"{value!r} must be some of the characters + - *, each once")
         return value
+
+    @model_validator(mode="after")
+    def _direct_is_of_steps(self) -> ArithmeticOptions:
+        if self.direct and self.style != "steps":
+            raise ValueError('direct is a share of the solutions of style "steps"')
+        return self
 
     @model_validator(mode="after")
     def _one_range(self) -> ArithmeticOptions:
@@ -57,13 +66,16 @@ def problems(seed: int, options: ArithmeticOptions, wanted: Callable[[str], bool
         operation, a, b = options.operations[which], a + low, b + low
         key = f"{a}-{b}" if operation == "-" else f"{min(a, b)}{operation}{max(a, b)}"
         if wanted(key):
-            yield _row(a, operation, b, options.style)
+            yield _row(a, operation, b, options)
 
 
-def _row(a: int, operation: str, b: int, style: str) -> Row:
-    answer = str({"+": a + b, "-": a - b, "*": a * b}[operation])
-    solution = answer if style == "answer" else f"{_steps(a, operation, b)} ={answer}"
-    return {"question": f"{a}{operation}{b}=", "answer": answer, "solution": solution}
+def _row(a: int, operation: str, b: int, options: ArithmeticOptions) -> Row:
+    question, answer = f"{a}{operation}{b}=", str({"+": a + b, "-": a - b, "*": a * b}[operation])
+    solution = answer
+    if options.style == "steps":
+        direct = uniform(f"direct/{question}") < options.direct
+        solution = f"={answer}" if direct else f"{_steps(a, operation, b)} ={answer}"
+    return {"question": question, "answer": answer, "solution": solution}
 
 
 def _steps(a: int, operation: str, b: int) -> str:

@@ -128,9 +128,13 @@ def permutation(size: int, key: str) -> Iterator[int]:
         moved[j] = moved.pop(i, i)
 
 
+def uniform(text: str) -> float:
+    """A number in [0, 1) that is the same for the same text everywhere."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
 def _is_heldout(task: str, key: str) -> bool:
-    digest = hashlib.sha256(f"{task}/{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELDOUT_SHARE * 2**64
+    return uniform(f"{task}/{key}") < HELDOUT_SHARE
 
 
 def _nearest(name: str, known: list[str]) -> str:
