@@ -1,4 +1,4 @@
-"""The data that flows between the parts: prompts, completions, rollouts, batches. Data only, no logic, no torch at run time.
+"""The data that flows between the parts: prompts, completions, rollouts, batches. No logic, no torch at run time.
 
 Letters used in every shape: N prompts, G samples per prompt, B = N * G rows, P prompt length, C completion length,
 V vocabulary, H hidden size.

@@ -4,7 +4,8 @@
     L   = mean_i mean_t [ -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) + beta * k3(pi, pi_ref) ]
 
 with rho = pi / pi_old per token. The KL term is the recipe's `kl` section and is added by the trainer.
-Degenerates: a group whose rewards are all equal has advantage 0 (counted as reward/zero_std_groups); a group of one is refused.
+Degenerates: a group whose rewards are all equal has advantage 0 (counted as reward/zero_std_groups); a group of one
+is refused.
 On-policy with one optimizer step rho = 1, and the gradient is REINFORCE's with a group baseline.
 """
 

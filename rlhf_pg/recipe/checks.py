@@ -81,10 +81,6 @@ def _update(recipe: Recipe) -> Iterator[str]:
     update, prompts = recipe.update, recipe.rollout.prompts_per_step
     if update.minibatches > prompts:
         yield f"update.minibatches: {update.minibatches} cannot share out rollout.prompts_per_step={prompts} prompts"
-    total = recipe.run.steps * update.epochs * update.minibatches
-    warmup = recipe.optimizer.warmup_steps
-    if recipe.run.steps and warmup > total:
-        yield f"optimizer.warmup_steps: {warmup} is more than the {total} optimizer steps of the whole run"
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
