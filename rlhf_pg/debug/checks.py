@@ -29,7 +29,6 @@ from rlhf_pg.debug.probe import (
     perturbed,
     rollout,
     sample,
-    short_prompts,
     trainer_log_probs,
     untouched,
 )
@@ -138,10 +137,10 @@ def weights_reach_engine(session: Session, probe: Callable[[], Probe]) -> Findin
     try:
         with perturbed(session.model):
             session.engine.load_weights((), version=version + 1)  # the training loop's own call
-            changed = sample(session, prompts=1, new_tokens=6)
+            changed = sample(session, prompts=1, new_tokens=4)
     finally:
         session.engine.load_weights((), version=version)
-    restored = sample(session, prompts=1, new_tokens=6)
+    restored = sample(session, prompts=1, new_tokens=4)
     mask = changed.batch.mask
     moved = near.gap(changed.trained, trainer_log_probs(session, changed.batch), mask)
     off = near.gap(changed.batch.logp_rollout, changed.trained, mask)
@@ -232,7 +231,7 @@ def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
     """An EOS that the policy samples ends the completion, is learned from, and does not show in the text."""
-    tokenizer, prompt = session.tokenizer, short_prompts(session.train_prompts, 1)[0]
+    tokenizer, prompt = session.tokenizer, session.train_prompts[0]
     stops = tuple(getattr(session.engine, "eos_ids", ())) or eos_ids(
         tokenizer, session.model.config, session.model.generation_config
     )

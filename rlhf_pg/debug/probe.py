@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from rlhf_pg.train.signals import log_probs
 from rlhf_pg.types import Batch, Completion, Prompt, Rollout, Sampling, Score
 
 PROMPTS, SAMPLES, NEW_TOKENS = 2, 2, 12  # of a probe: seconds for half a billion parameters on two CPU cores
+PROMPT_TOKENS = 48  # of a probe's prompts, at most
 CANDIDATES = 64  # prompts looked at for short ones
 FLIPPED_BIT = 4  # a perturbed weight moves by 2**-4 of its power of two: by 3 to 6 %
 
@@ -58,7 +59,7 @@ class Closeness:
 
 
 def sample(session: Session, prompts: int = PROMPTS, new_tokens: int = NEW_TOKENS) -> Probe:
-    """Completions of short training prompts, from the engine as training asks for them; the data cursor stays."""
+    """Completions of beginnings of training prompts, sampled as training samples them; the data cursor stays."""
     sampling = Sampling(
         samples=SAMPLES,
         max_new_tokens=min(new_tokens, session.recipe.rollout.max_new_tokens),
@@ -74,10 +75,13 @@ def sample(session: Session, prompts: int = PROMPTS, new_tokens: int = NEW_TOKEN
 
 
 def short_prompts(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """Short prompts of different lengths where there are such: a mistake in padding or positions needs them to show."""
-    by_length = {len(prompt.tokens): prompt for prompt in reversed(prompts[:CANDIDATES])}
-    different = [by_length[length] for length in sorted(by_length)]
-    return different[:count] if len(different) >= count else list(prompts[:count])
+    """The beginnings of short prompts, all of different lengths: a fault in padding or positions needs them to show.
+
+    Log-probs agree or not whatever the prompt says; the bound keeps the time of the checks off the length of the data.
+    """
+    shortest = sorted(prompts[:CANDIDATES], key=lambda prompt: len(prompt.tokens))[:count]
+    kept = [min(len(prompt.tokens), PROMPT_TOKENS) * (2 + i) // (1 + count) for i, prompt in enumerate(shortest)]
+    return [replace(p, tokens=p.tokens[: max(1, n)]) for p, n in zip(shortest, kept, strict=True)]
 
 
 def rollout(prompt: Prompt, completion: Completion) -> Rollout:

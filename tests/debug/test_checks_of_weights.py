@@ -1,12 +1,14 @@
 """Preflight sees whether changed weights reach the engine, and puts every weight back bit for bit."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlhf_pg.debug import probe
 from rlhf_pg.rollout.native import NativeEngine
+from rlhf_pg.types import Prompt
 from tests.debug.sessions import EOS, Wrapped, everything, finding, refused
 
 
@@ -100,3 +102,10 @@ def test_a_perturbation_changes_every_trained_weight_a_little_and_undoes_itself_
         assert (model.bias == 2**-7).all() and (model.frozen == 1).all()
         raise KeyboardInterrupt
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_probe_of_long_prompts_is_short_and_its_lengths_differ():
+    prompts = [Prompt(f"train/{i}", "", tuple(range(1, 1001))) for i in range(3)]
+    assert [p.tokens for p in probe.short_prompts(prompts, 2)] == [tuple(range(1, 33)), tuple(range(1, 49))]
+    assert [len(p.tokens) for p in probe.short_prompts([replace(p, tokens=(7, 8)) for p in prompts], 2)] == [1, 2]
+    assert [p.tokens for p in probe.short_prompts([replace(prompts[0], tokens=(7,))], 1)] == [(7,)]
