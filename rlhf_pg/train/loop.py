@@ -21,7 +21,7 @@ from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.live import LiveView, Phase
 from rlhf_pg.train.metrics import credit_metrics, mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.plan import show
-from rlhf_pg.train.resume import Pending, Progress, restore, snapshot
+from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, restore, snapshot
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.train.signals import signals
@@ -65,6 +65,8 @@ def train(recipe: Recipe) -> int:
     """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit status."""
     with ExitStack() as stack:
         folder = stack.enter_context(RunDir.open(recipe.run.dir, recipe.run.resume))
+        if folder.resume_from:
+            refuse_another_run(recipe, folder.path / "config.yaml")
         stop = stack.enter_context(StopRequest())
         session = build(recipe)
         stack.callback(session.close)

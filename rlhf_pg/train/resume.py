@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rlhf_pg import config
+from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.train import state as run_state
 from rlhf_pg.train.setup import Session
@@ -76,6 +79,25 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         progress.pending = Pending(batch, signals, **state["pending"])
     run_state.restore_random_state(tensors["random"], state["random"])
     return progress
+
+
+def refuse_another_run(recipe: Recipe, saved: Path) -> None:
+    """Raise ValueError when what is learned, or from what, is not as in the run that `saved` describes.
+
+    Length, logging, checkpoints, evaluation, and how the optimizer goes on may change.
+    """
+    before = config.load(saved)
+    asked = {
+        "run.seed": (before.run.seed, recipe.run.seed),
+        **{key: (getattr(before, key), getattr(recipe, key)) for key in ("model", "rewards", "algorithm", "kl")},
+        "data.train": (before.data.train, recipe.data.train),
+    }
+    changed = [f"{key} (was {old}, is {new})" for key, (old, new) in asked.items() if old != new]
+    if changed:
+        raise ValueError(
+            f"{saved.parent} holds another run; changed: {'; '.join(changed)}. Continue with the same recipe, or "
+            "choose another run.dir (or remove this one)"
+        )
 
 
 def reference_identity(session: Session) -> str | None:

@@ -142,6 +142,14 @@ def test_a_reference_that_changed_on_disk_is_refused_at_resume(tmp_path):
         small_run.run(tmp_path / "run", model=base, checkpoint={"every": 1}, run={"resume": "auto", "steps": 4})
 
 
+def test_resuming_with_another_recipe_is_refused_and_names_what_changed(tmp_path):
+    small_run.run(tmp_path, checkpoint={"every": 1})
+    with pytest.raises(ValueError, match=r"another run; changed: run\.seed \(was 0, is 3\)"):
+        small_run.run(tmp_path, checkpoint={"every": 1}, run={"resume": "auto", "seed": 3})
+    small_run.run(tmp_path, checkpoint={"every": 1}, run={"resume": "auto", "steps": 4})
+    assert metrics(tmp_path)[-1]["step"] == 4
+
+
 def launch(folder, **changes):
     recipe = folder.parent / "recipe.yaml"
     recipe.write_text(config.dump(small_run.recipe(folder, **changes)))
