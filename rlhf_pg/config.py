@@ -65,7 +65,6 @@ class Run(Section):
 class Lora(Section):
     rank: int = Field(default=16, ge=1, description="rank of the adapter matrices")
     alpha: float = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the adapter")
     targets: str | list[str] = Field(default="all-linear", description="modules that get an adapter")
 
 

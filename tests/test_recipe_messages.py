@@ -64,7 +64,6 @@ def test_required_keys():
         ("optimizer.betas=[0.9]", "optimizer.betas.1: required, but not given"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: must be less than 1, is 1"),
         ("optimizer.betas=[0.9, 0.9, 0.9]", "optimizer.betas: must have at most 2 items, has 3"),
-        ("model.lora.dropout=1", "model.lora.dropout: must be less than 1, is 1"),
         ("model.lora.targets=3", "model.lora.targets: must be text or a list of text"),
         ("run.preflight=perhaps", "run.preflight: must be true or false, is 'perhaps'"),
         ("log.project=1", "log.project: must be text (in quotes), is 1"),

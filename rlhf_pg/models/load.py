@@ -63,6 +63,15 @@ def context_length(config: PretrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
 
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """A policy is scored as it samples: with dropout, two forwards of the same weights would disagree."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if getattr(module, "attention_dropout", 0):
+            module.attention_dropout = 0.0
+
+
 def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
     """The model with a fresh LoRA adapter (PEFT); only the adapter is trainable. `lora` is the recipe's section."""
     from peft import LoraConfig, get_peft_model
@@ -70,7 +79,6 @@ def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
         target_modules=lora.targets,
         task_type="CAUSAL_LM",
     )

@@ -91,8 +91,12 @@ class SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write one key and value per row [n, heads, 1, size]; return views [n, heads, longest, size]."""
-        self.flat_keys.index_copy_(0, self.at, key_states.reshape(-1, key_states.shape[-1]))
-        self.flat_values.index_copy_(0, self.at, value_states.reshape(-1, value_states.shape[-1]))
+        keys, values = (
+            key_states.to(self.flat_keys.dtype),
+            value_states.to(self.flat_values.dtype),
+        )  # autocast: bfloat16
+        self.flat_keys.index_copy_(0, self.at, keys.reshape(-1, keys.shape[-1]))
+        self.flat_values.index_copy_(0, self.at, values.reshape(-1, values.shape[-1]))
         return self.keys[: self.rows, :, : self.longest], self.values[: self.rows, :, : self.longest]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

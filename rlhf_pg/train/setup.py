@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
 from rlhf_pg.config import DataSource, Recipe
 from rlhf_pg.data import prompts as prompt_data
-from rlhf_pg.models.load import add_adapter, context_length, load_config, load_model, load_tokenizer
+from rlhf_pg.models.load import add_adapter, context_length, load_config, load_model, load_tokenizer, switch_off_dropout
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
@@ -84,6 +84,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     )
     if recipe.model.lora:
         model = add_adapter(model, recipe.model.lora)
+    switch_off_dropout(model)
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to(backend.device)  # pyright: ignore[reportArgumentType]

@@ -78,3 +78,13 @@ def test_a_model_with_sliding_window_attention_is_scored_by_whole_rows():
 def test_temperature_zero_is_refused():
     with pytest.raises(ValueError, match="temperature above 0"):
         Policy(random_model(), temperature=0.0)
+
+
+def test_dropout_is_switched_off_so_that_two_forwards_of_the_same_weights_agree():
+    from rlhf_pg.models.load import switch_off_dropout
+
+    model, batch = random_model(attention_dropout=0.5).train(), random_batch()
+    first, second = Policy(model)(batch)[0], Policy(model)(batch)[0]
+    assert not torch.equal(first, second)
+    switch_off_dropout(model)
+    assert torch.equal(Policy(model)(batch)[0], Policy(model)(batch)[0])

@@ -68,3 +68,17 @@ def test_about_a_tenth_is_held_out():
 
 def test_nine_digits_cost_no_more_than_what_is_taken():
     assert len(resolve("arithmetic").rows("train", options={"digits": 9, "count": 100})) == 100
+
+
+def test_a_share_of_direct_solutions_only_claims_the_result_and_changes_no_question_or_answer():
+    worked = task.rows("train", 0, {"style": "steps", "count": 2000})
+    mixed = task.rows("train", 0, {"style": "steps", "direct": 0.7, "count": 2000})
+    assert [(r["question"], r["answer"]) for r in mixed] == [(r["question"], r["answer"]) for r in worked]
+    direct = [r for r in mixed if r["solution"] == f"={r['answer']}"]
+    assert 0.66 < len(direct) / 2000 < 0.74  # 1.3 standard errors a percent
+    assert all(m == w for m, w in zip(mixed, worked, strict=True) if m not in direct)
+
+
+def test_direct_without_steps_is_refused():
+    with pytest.raises(ValueError, match="direct"):
+        task.rows("train", 0, {"style": "answer", "direct": 0.5})
