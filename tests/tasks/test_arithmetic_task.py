@@ -71,6 +71,7 @@ def test_nine_digits_cost_no_more_than_what_is_taken():
 
 
 def test_a_share_of_direct_solutions_only_claims_the_result_and_changes_no_question_or_answer():
+    task = resolve("arithmetic")
     worked = task.rows("train", 0, {"style": "steps", "count": 2000})
     mixed = task.rows("train", 0, {"style": "steps", "direct": 0.7, "count": 2000})
     assert [(r["question"], r["answer"]) for r in mixed] == [(r["question"], r["answer"]) for r in worked]
@@ -81,4 +82,4 @@ def test_a_share_of_direct_solutions_only_claims_the_result_and_changes_no_quest
 
 def test_direct_without_steps_is_refused():
     with pytest.raises(ValueError, match="direct"):
-        task.rows("train", 0, {"style": "answer", "direct": 0.5})
+        resolve("arithmetic").rows("train", 0, {"style": "answer", "direct": 0.5})
