@@ -11,7 +11,7 @@ import select
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ from rlhf_pg.types import Outcome, Sample, Score
 
 PRECEDENCE: tuple[Outcome, ...] = ("error", "excluded", "timeout", "truncated", "unparseable", "scored")
 ASYNC_GRACE_S = 1.0
+POLL_S = 1.0  # the longest wait between two calls of `poll`
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ class Scorer:
         self._workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
-    def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """One Score per sample, in order. Raises RuntimeError when no worker can start or every sample failed."""
+    def score(self, samples: Sequence[Sample], poll: Callable[[], None] = lambda: None) -> list[Score]:
+        """One Score per sample, in order. `poll` is called at least every second and may raise, to leave at once.
+
+        Raises RuntimeError when no worker can start or every sample failed.
+        """
         verdicts: list[list[Verdict | None]] = [[None] * len(samples) for _ in self.rewards]
         queue = deque(self._jobs(len(samples)))
         for worker in self._workers:
@@ -69,6 +73,7 @@ class Scorer:
             while queue or any(w.job for w in self._workers):
                 self._assign(queue, samples)
                 self._wait()
+                poll()
                 for worker in list(self._workers):
                     self._step(worker, samples, queue, verdicts)
         except BaseException:
@@ -128,7 +133,7 @@ class Scorer:
             if worker.outbox:
                 poll.register(worker.stdin, select.POLLOUT)
         remaining = min(w.due for w in busy) - time.monotonic()
-        poll.poll(max(0.0, remaining) * 1000)
+        poll.poll(min(max(0.0, remaining), POLL_S) * 1000)
 
     def _step(self, worker: Worker, samples: Sequence[Sample], queue: deque[Job], verdicts: list[list]) -> None:
         """Take in what one worker has said; replace it when it is late or gone."""

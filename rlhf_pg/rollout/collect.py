@@ -23,13 +23,16 @@ def generate(
 
 
 def score(
-    scorer: Scorer, tokenizer: PreTrainedTokenizerBase, generated: Sequence[tuple[Prompt, Completion]]
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    generated: Sequence[tuple[Prompt, Completion]],
+    poll: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
-    """Decode and score completions. Texts are decoded without special tokens."""
+    """Decode and score completions. Texts are decoded without special tokens. `poll` may raise, to leave at once."""
     texts = [str(tokenizer.decode(c.tokens.tolist(), skip_special_tokens=True)) for _, c in generated]
     samples = [
         Sample(prompt.text, text, completion.finish, prompt.columns)
         for (prompt, completion), text in zip(generated, texts, strict=True)
     ]
-    scores = scorer.score(samples)
+    scores = scorer.score(samples, poll)
     return [Rollout(p, c, text, score) for (p, c), text, score in zip(generated, texts, scores, strict=True)]

@@ -51,6 +51,7 @@ def evaluate(
     scorer: Scorer,
     prompts: Sequence[Prompt],
     progress: Callable[[int, int, int], None] | None = None,
+    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`pass@k` for every k asked (over problems, with a 95 % bootstrap interval), `greedy`, and what was left out.
 
@@ -63,13 +64,13 @@ def evaluate(
         temperature=recipe.eval.temperature,
         seed=recipe.run.seed,
     )
-    sampled = collect.score(scorer, tokenizer, collect.generate(engine, prompts, sampling, progress))
+    sampled = collect.score(scorer, tokenizer, collect.generate(engine, prompts, sampling, progress), poll)
     metrics = _pass_at_k(_verdicts(sampled), recipe.eval.k)
     metrics["failed"] = sum(r.score.reward is None for r in sampled)
     metrics["length_mean"] = float(np.mean([len(r.completion.tokens) for r in sampled]))
     if recipe.eval.greedy:
         once = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
-        greedy = _verdicts(collect.score(scorer, tokenizer, collect.generate(engine, prompts, once, progress)))
+        greedy = _verdicts(collect.score(scorer, tokenizer, collect.generate(engine, prompts, once, progress), poll))
         metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in greedy.values()])
     return metrics
 

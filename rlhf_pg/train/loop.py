@@ -67,7 +67,6 @@ def train(recipe: Recipe) -> int:
         folder = stack.enter_context(RunDir.open(recipe.run.dir, recipe.run.resume))
         if folder.resume_from:
             refuse_another_run(recipe, folder.path / "config.yaml")
-        stop = stack.enter_context(StopRequest())
         session = build(recipe)
         stack.callback(session.close)
         progress = _resume(session, folder)
@@ -76,33 +75,48 @@ def train(recipe: Recipe) -> int:
         if recipe.log.live != "off":
             show(session.plan, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, recipe.log.live))
-        run = Run(session, folder, view, stop, progress)
+        for note in session.notes:
+            view.message(note)
+        if recipe.run.preflight:
+            checks.preflight(session, view.message)
+        stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
-        try:
-            _run(run)
-        except Stopped:
-            save(run)
-            view.message(f"stopped at step {progress.step}; saved. Continue with run.resume=auto")
-            return 130
+        return _guarded(Run(session, folder, view, stop, progress))
+
+
+def _guarded(run: Run) -> int:
+    """Run to the end; when stopped or broken, save first what was paid for. Returns the exit status."""
+    try:
+        _run(run)
+    except Stopped:
+        save(run)
+        run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
+        return 130
+    except Exception:
+        if run.progress.step or run.progress.pending:
+            try:
+                save(run)
+                run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")
+            except OSError as error:  # a full disk is often the very reason: the first cause is what is raised
+                run.view.message(f"failed after step {run.progress.step}, and could not save: {error}")
+        raise
     return 0
 
 
 def _run(run: Run) -> None:
-    """Preflight, measure, all steps, measure again, export."""
+    """Measure, all steps, measure again, export."""
     recipe, progress = run.recipe, run.progress
-    for note in run.session.notes:
-        run.view.message(note)
-    if recipe.run.preflight:
-        checks.preflight(run.session, run.view.message)
     if run.session.eval_prompts and progress.before is None:
         progress.before = measure(run)
         run.view.message(f"before: {headline(progress.before)}")
     while progress.step < recipe.run.steps:
         metrics = train_step(run)
         due = recipe.eval.every and progress.step % recipe.eval.every == 0 and progress.step < recipe.run.steps
-        if due and run.session.eval_prompts:
-            metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
-        record(run, metrics)
+        try:
+            if due and run.session.eval_prompts:
+                metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
+        finally:
+            record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
             save(run)
     finish(run)
@@ -153,7 +167,7 @@ def roll_out(run: Run) -> Pending:
         with run.phase("rollout"), session.learner.backend.autocast():
             generated = collect.generate(session.engine, session.sampler.next(), sampling, run.poll)
         with run.phase("reward"):
-            rollouts = collect.score(session.scorer, session.tokenizer, generated)
+            rollouts = collect.score(session.scorer, session.tokenizer, generated, run.poll)
         run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
         run.folder.write_rollouts(sampling.step, run.samples)
         with run.phase("update"):
@@ -170,7 +184,9 @@ def measure(run: Run) -> dict[str, float]:
     """Evaluate the current weights on the held-out problems."""
     session = run.session
     with run.phase("eval"), session.learner.backend.autocast():
-        return evaluate(run.recipe, session.engine, session.tokenizer, session.scorer, session.eval_prompts, run.poll)
+        return evaluate(
+            run.recipe, session.engine, session.tokenizer, session.scorer, session.eval_prompts, run.poll, run.poll
+        )
 
 
 def record(run: Run, metrics: dict[str, float]) -> None:

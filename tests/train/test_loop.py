@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_pg import config
 from rlhf_pg.train import loop
-from rlhf_pg.train.stop import StopRequest
+from rlhf_pg.train.stop import Stopped, StopRequest
 from tests.train import small_run
 
 EPOCHS = {"epochs": 2, "minibatches": 2, "tokens_per_microbatch": 60}
@@ -122,7 +122,10 @@ def test_stopped_in_the_middle_of_a_rollout_or_an_update_a_run_ends_bitwise_wher
 
 
 def test_a_run_stopped_in_an_update_keeps_the_rollouts_it_had_paid_for(tmp_path, monkeypatch):
-    stop_at(9, monkeypatch)  # six decode steps, one before the log-probs, then the update
+    def stopped(*_):
+        raise Stopped("test")
+
+    monkeypatch.setitem(loop.UPDATES, "gradient", stopped)
     small_run.run(tmp_path, update=EPOCHS)
     monkeypatch.undo()
     monkeypatch.setattr(loop.collect, "generate", None)  # generating again would now fail
@@ -148,6 +151,22 @@ def test_resuming_with_another_recipe_is_refused_and_names_what_changed(tmp_path
         small_run.run(tmp_path, checkpoint={"every": 1}, run={"resume": "auto", "seed": 3})
     small_run.run(tmp_path, checkpoint={"every": 1}, run={"resume": "auto", "steps": 4})
     assert metrics(tmp_path)[-1]["step"] == 4
+
+
+def test_a_run_whose_reward_begins_to_fail_saves_first_and_goes_on_once_it_is_mended(tmp_path):
+    fails = {"rewards": [{"fn": f"{small_run.REWARDS}:sevens_unless_forbidden"}], "update": EPOCHS}
+    forbidden = small_run.REWARDS.with_name("forbidden")
+    small_run.run(tmp_path / "whole", **fails)
+    small_run.run(tmp_path / "run", **fails, run={"steps": 2})
+    forbidden.touch()
+    try:
+        with pytest.raises(RuntimeError, match="forbidden"):
+            small_run.run(tmp_path / "run", **fails, run={"steps": 3, "resume": "auto"})
+    finally:
+        forbidden.unlink()
+    small_run.run(tmp_path / "run", **fails, run={"resume": "auto"})
+    whole, mended = (small_run.final_weights(tmp_path / name) for name in ("whole", "run"))
+    small_run.assert_bitwise_equal(whole, mended)
 
 
 def launch(folder, **changes):
