@@ -175,7 +175,7 @@ def roll_out(run: Run) -> Pending:
             run.poll()
             made = signals(session.learner, session.reference, batch)
         return Pending(batch, made, rollout_metrics(rollouts) | {"samples": len(rollouts)})
-    except Stopped:
+    except BaseException:
         session.sampler.load_state(cursor)
         raise
 
