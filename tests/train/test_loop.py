@@ -205,7 +205,7 @@ def test_killed_with_sigkill_twice_a_run_ends_bitwise_where_it_would_have(tmp_pa
 
 def test_sigterm_saves_and_leaves_within_ten_seconds(tmp_path):
     folder = tmp_path / "run"
-    process = launch(folder, run={"steps": 100_000})
+    process = launch(folder, run={"steps": 100_000}, log={"live": "auto"})
     wait_for_step(process, folder, 2)
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
