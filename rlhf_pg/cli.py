@@ -189,7 +189,7 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error a person can act on; None for one that is ours to mend."""
     from rlhf_pg.errors import RunError
 
-    if isinstance(error, RunError) or _is_out_of_memory(error):
+    if isinstance(error, RunError | FloatingPointError) or _is_out_of_memory(error):
         return FAILED
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | ValueError):
         return USAGE

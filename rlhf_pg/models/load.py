@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def switch_off_dropout(model: PreTrainedModel) -> None:
             module.attention_dropout = 0.0
 
 
-def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
-    """The model with a fresh LoRA adapter (PEFT); only the adapter is trainable. `lora` is the recipe's section."""
+def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
+    """The model with a fresh LoRA adapter (PEFT) drawn from `seed`; only the adapter is trainable. `lora`: the recipe's
+    section."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -82,7 +84,9 @@ def add_adapter(model: PreTrainedModel, lora) -> PreTrainedModel:
         target_modules=lora.targets,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
 
 
 def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) -> Qwen2ForCausalLM:
@@ -113,11 +117,18 @@ def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder that transformers and vLLM open; a LoRA adapter is merged into the weights (for good)."""
+    """Write a model folder that transformers and vLLM open; a LoRA adapter is merged into the weights (for good).
+
+    A killed writer leaves no folder that looks whole.
+    """
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    unfinished = folder.with_name(f".tmp-{folder.name}")
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
 
 
 def _refuse_pickle(folder: Path) -> None:

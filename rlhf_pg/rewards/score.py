@@ -1,7 +1,7 @@
 """Scores for samples: reward functions run in killable worker processes, each verdict with its outcome.
 
 A fault of a function is never a reward of 0: the sample is left out (`reward` None) and says why. When every sample
-of a call fails, RuntimeError: training must stop, not spin.
+of a call fails, RunError: training must stop, not spin.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from rlhf_pg.errors import RunError
 from rlhf_pg.rewards.plugin import Reward
 from rlhf_pg.rewards.pool import Worker
 from rlhf_pg.types import Outcome, Sample, Score
@@ -63,7 +64,7 @@ class Scorer:
     def score(self, samples: Sequence[Sample], poll: Callable[[], None] = lambda: None) -> list[Score]:
         """One Score per sample, in order. `poll` is called at least every second and may raise, to leave at once.
 
-        Raises RuntimeError when no worker can start or every sample failed.
+        Raises RunError when no worker can start or every sample failed.
         """
         verdicts: list[list[Verdict | None]] = [[None] * len(samples) for _ in self.rewards]
         queue = deque(self._jobs(len(samples)))
@@ -81,7 +82,7 @@ class Scorer:
             raise
         scores = [self._combine([row[i] for row in verdicts]) for i in range(len(samples))]
         if scores and all(s.reward is None and s.outcome in ("error", "timeout") for s in scores):
-            raise RuntimeError(f"every one of {len(scores)} samples failed to be scored; the first: {scores[0].detail}")
+            raise RunError(f"every one of {len(scores)} samples failed to be scored; the first: {scores[0].detail}")
         return scores
 
     def close(self) -> None:
@@ -144,7 +145,7 @@ class Scorer:
         for reply in replies or []:
             if not worker.ready:
                 if "ready" not in reply:
-                    raise RuntimeError(f"reward functions cannot be loaded in a worker: {reply.get('failed')}")
+                    raise RunError(f"reward functions cannot be loaded in a worker: {reply.get('failed')}")
                 worker.ready = True
             elif worker.job is not None:
                 self._record(worker, reply, verdicts)
@@ -172,7 +173,7 @@ class Scorer:
         self._workers.remove(worker)
         current, how = worker.current(), worker.kill()
         if not worker.ready:
-            raise RuntimeError(f"reward functions cannot be loaded in a worker: {how}")
+            raise RunError(f"reward functions cannot be loaded in a worker: {how}")
         job: Job | None = worker.job
         if job is None:
             return

@@ -97,7 +97,7 @@ def _guarded(run: Run) -> int:
             try:
                 save(run)
                 run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")
-            except OSError as error:  # a full disk is often the very reason: the first cause is what is raised
+            except Exception as error:  # a full disk is often the very reason: the first cause is what is raised
                 run.view.message(f"failed after step {run.progress.step}, and could not save: {error}")
         raise
     return 0
@@ -106,7 +106,7 @@ def _guarded(run: Run) -> int:
 def _run(run: Run) -> None:
     """Measure, all steps, measure again, export."""
     recipe, progress = run.recipe, run.progress
-    if run.session.eval_prompts and progress.before is None:
+    if run.session.eval_prompts and progress.before is None and not run.session.learner.updates:
         progress.before = measure(run)
         run.view.message(f"before: {headline(progress.before)}")
     while progress.step < recipe.run.steps:
@@ -207,8 +207,8 @@ def finish(run: Run) -> None:
     """The last evaluation, the model in Hugging Face format, the summary and the report."""
     recipe, session, progress = run.recipe, run.session, run.progress
     after = measure(run) if session.eval_prompts else None
+    save(run)  # before the export, which takes a LoRA adapter off the model
     save_model(session.model, session.tokenizer, run.folder.path / "model")
-    save(run)
     summary = {
         "algorithm": recipe.algorithm.name,
         "before": progress.before,

@@ -67,7 +67,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
             tokenizer,
             max_prompt_tokens=recipe.data.max_prompt_tokens,
             context=context_length(config),
-            max_new_tokens=recipe.rollout.max_new_tokens,
+            max_new_tokens=(name == "eval" and recipe.eval.max_new_tokens) or recipe.rollout.max_new_tokens,
         )
         for name, source in sources.items()
         if source
@@ -83,7 +83,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
         recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed, trust_remote_code=trust
     )
     if recipe.model.lora:
-        model = add_adapter(model, recipe.model.lora)
+        model = add_adapter(model, recipe.model.lora, seed=recipe.run.seed)
     switch_off_dropout(model)
     if recipe.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

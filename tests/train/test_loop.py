@@ -134,6 +134,20 @@ def test_a_run_stopped_in_an_update_keeps_the_rollouts_it_had_paid_for(tmp_path,
     assert [row["step"] for row in metrics(tmp_path)] == [1]
 
 
+def test_a_lora_run_resumes_bitwise_and_exports_merged_weights_that_moved(tmp_path, monkeypatch):
+    lora = {"model": {"path": "tiny", "lora": {"rank": 2}}, "update": EPOCHS}
+    small_run.run(tmp_path / "whole", **lora)
+    small_run.run(tmp_path / "start", **lora, run={"steps": 0})
+    stop_at(12, monkeypatch)
+    assert small_run.run(tmp_path / "cut", **lora) != 0
+    monkeypatch.undo()
+    assert small_run.run(tmp_path / "cut", **lora, run={"resume": "auto"}) == 0
+    whole, start, cut = (small_run.final_weights(tmp_path / name) for name in ("whole", "start", "cut"))
+    small_run.assert_bitwise_equal(whole, cut)
+    assert not any("lora" in name for name in whole)
+    assert not all(torch.equal(whole[name], start[name]) for name in whole)
+
+
 def test_a_reference_that_changed_on_disk_is_refused_at_resume(tmp_path):
     small_run.run(tmp_path / "base", run={"steps": 0})
     base = {"path": str(tmp_path / "base" / "model")}
