@@ -69,5 +69,6 @@ class Attention:
         return {"position_bias" if self.as_bias else "attention_mask": self._additive(seen[:, None, None])}
 
     def _additive(self, seen: Tensor) -> Tensor:
-        low = torch.finfo(self.dtype).min  # not -inf: a padding row, which sees nothing, must stay finite
+        # Not -inf, also once autocast has made it bfloat16: a padding row, which sees nothing, must stay finite.
+        low = max(torch.finfo(self.dtype).min, torch.finfo(torch.bfloat16).min)
         return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, low)

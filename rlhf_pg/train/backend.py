@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
@@ -21,6 +22,11 @@ class Backend:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
     ):
+        missing = set(trackers) - {kind.value for kind in get_available_trackers()}
+        if missing:  # Accelerate would leave it out without a word
+            raise ValueError(
+                f"log.trackers: {', '.join(sorted(missing))} is not installed; install it, or leave it out"
+            )
         precision = "bf16" if dtype == "bfloat16" else "no"
         places = ProjectConfiguration(project_dir=folder, logging_dir=folder / "trackers") if folder else None
         self.accelerator = Accelerator(mixed_precision=precision, log_with=[*trackers] or None, project_config=places)

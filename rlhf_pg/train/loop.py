@@ -234,5 +234,5 @@ def _resume(session: Session, folder: RunDir) -> Progress:
     if folder.resume_from is None:
         return Progress()
     progress = restore(session, *checkpoint.load(folder.resume_from))
-    folder.truncate_after(progress.step)
+    folder.truncate_after(progress.step, rollouts=progress.step + bool(progress.pending))
     return progress

@@ -111,8 +111,9 @@ class RunDir:
         """All whole lines, oldest first."""
         return [row for row, _ in self._lines() if row is not None]
 
-    def truncate_after(self, step: int) -> None:
-        """Forget what was logged after `step`: metrics lines, a torn last line, rollouts files of later steps."""
+    def truncate_after(self, step: int, *, rollouts: int | None = None) -> None:
+        """Forget what was logged after `step`: metrics lines, a torn last line, rollouts files of later steps (than
+        `rollouts`, if given: a step may be sampled before it is learned from)."""
         kept = []
         for row, line in self._lines():
             if row is None:
@@ -124,7 +125,7 @@ class RunDir:
             write_atomic(self.metrics, content)
         for path in self.rollouts.glob("step_*.jsonl"):
             number = path.stem.removeprefix("step_")
-            if number.isdigit() and int(number) > step:
+            if number.isdigit() and int(number) > (step if rollouts is None else rollouts):
                 path.unlink()
         fsync_directory(self.rollouts)
 

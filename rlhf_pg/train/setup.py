@@ -78,7 +78,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
     longest = max(len(prompt.tokens) for prompt in train)
 
-    backend = Backend(recipe.model.dtype, recipe.log.trackers, recipe.run.dir)
+    backend = Backend(recipe.model.dtype, recipe.log.trackers if learn else (), recipe.run.dir)
     model = load_model(
         recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed, trust_remote_code=trust
     )

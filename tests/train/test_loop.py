@@ -132,6 +132,7 @@ def test_a_run_stopped_in_an_update_keeps_the_rollouts_it_had_paid_for(tmp_path,
     with pytest.raises(TypeError):
         small_run.run(tmp_path, update=EPOCHS, run={"resume": "auto"})
     assert [row["step"] for row in metrics(tmp_path)] == [1]
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step_00000001.jsonl"]
 
 
 def test_a_lora_run_resumes_bitwise_and_exports_merged_weights_that_moved(tmp_path, monkeypatch):
@@ -146,6 +147,12 @@ def test_a_lora_run_resumes_bitwise_and_exports_merged_weights_that_moved(tmp_pa
     small_run.assert_bitwise_equal(whole, cut)
     assert not any("lora" in name for name in whole)
     assert not all(torch.equal(whole[name], start[name]) for name in whole)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_pg.train.backend.get_available_trackers", list)
+    with pytest.raises(ValueError, match=r"log\.trackers: tensorboard is not installed"):
+        small_run.run(tmp_path, log={"trackers": ["tensorboard"]})
 
 
 def test_a_reference_that_changed_on_disk_is_refused_at_resume(tmp_path):
