@@ -63,7 +63,9 @@ def plan(
     `data.max_prompt_tokens`.
     """
     if parameters is None or recipe.model.lora:
-        parameters, trainable = count_parameters(model_config, recipe.model.lora)
+        parameters, trainable = count_parameters(
+            model_config, recipe.model.lora, trust_remote_code=recipe.model.trust_remote_code
+        )
     else:
         trainable = parameters
     prompt = longest_prompt or recipe.data.max_prompt_tokens
@@ -98,10 +100,12 @@ def show(plan: Plan, console: Console) -> None:
     console.print(steps, parts, sep="\n")
 
 
-def count_parameters(model_config: PretrainedConfig, lora: Lora | None = None) -> tuple[int, int]:
+def count_parameters(
+    model_config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_code: bool = False
+) -> tuple[int, int]:
     """(all, trainable) parameters, tied ones once: the model is built on the meta device, which has no storage."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
         if lora:
             model = add_adapter(model, lora)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_pg import config
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import Recipe, SftRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.train import state as run_state
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Signals
+
+LEARNED = ("model", "rewards", "algorithm", "kl")  # sections of a recipe that a resumed run may not change
 
 
 @dataclass
@@ -81,15 +83,16 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     return progress
 
 
-def refuse_another_run(recipe: Recipe, saved: Path) -> None:
+def refuse_another_run(recipe: Recipe | SftRecipe, saved: Path) -> None:
     """Raise ValueError when what is learned, or from what, is not as in the run that `saved` describes.
 
     Length, logging, checkpoints, evaluation, and how the optimizer goes on may change.
     """
-    before = config.load(saved)
+    before = config.load(saved, (), type(recipe))
+    sections = ("model", "sft", "optimizer") if isinstance(recipe, SftRecipe) else LEARNED
     asked = {
         "run.seed": (before.run.seed, recipe.run.seed),
-        **{key: (getattr(before, key), getattr(recipe, key)) for key in ("model", "rewards", "algorithm", "kl")},
+        **{key: (getattr(before, key), getattr(recipe, key)) for key in sections},
         "data.train": (before.data.train, recipe.data.train),
     }
     changed = [f"{key} (was {old}, is {new})" for key, (old, new) in asked.items() if old != new]

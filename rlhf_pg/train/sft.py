@@ -19,6 +19,7 @@ from rlhf_pg.train import gradient_step
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.gradient_step import Learner, Objective
 from rlhf_pg.train.live import LiveView
+from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import read_prompts
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
@@ -30,6 +31,7 @@ def sft(recipe: SftRecipe) -> int:
     With `run.resume=auto` a finished run is left as it is; an unfinished one starts over (a cold start is short).
     """
     if recipe.run.resume != "never" and (recipe.run.dir / "model" / "config.json").exists():
+        refuse_another_run(recipe, recipe.run.dir / "config.yaml")
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
     tokenizer = load_tokenizer(
