@@ -172,8 +172,7 @@ def roll_out(run: Run) -> Pending:
         run.folder.write_rollouts(sampling.step, run.samples)
         with run.phase("update"):
             batch = collate.to(collate.collate(rollouts), session.learner.backend.device)
-            run.poll()
-            made = signals(session.learner, session.reference, batch)
+            made = signals(session.learner, session.reference, batch, run.poll)
         return Pending(batch, made, rollout_metrics(rollouts) | {"samples": len(rollouts)})
     except BaseException:
         session.sampler.load_state(cursor)

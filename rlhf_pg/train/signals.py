@@ -16,15 +16,22 @@ from rlhf_pg.models.policy import Policy
 from rlhf_pg.train.gradient_step import Learner, on_policy
 from rlhf_pg.types import Batch, Signals
 
-Reference = Callable[[Batch], Tensor]  # batch -> logp_ref [B, C]
+Reference = Callable[..., Tensor]  # (batch, poll) -> logp_ref [B, C]
+
+
+def _never() -> None: ...
 
 
 @torch.no_grad()
-def log_probs(policy: nn.Module, batch: Batch, update: Update) -> Tensor:
-    """The policy's log-prob of every sampled token, [B, C], 0 where the mask is False, in micro-batches."""
+def log_probs(policy: nn.Module, batch: Batch, update: Update, poll: Callable[[], None] = _never) -> Tensor:
+    """The policy's log-prob of every sampled token, [B, C], 0 where the mask is False, in micro-batches.
+
+    `poll` runs before each and may raise, to leave at once.
+    """
     logp = torch.zeros_like(batch.logp_rollout)
     rows = torch.arange(len(batch.group), device=batch.group.device)
     for micro in collate.micro_batches(batch, rows, update.tokens_per_microbatch, update.share_prompts):
+        poll()
         part = collate.select(batch, micro)
         logp[micro, : part.tokens.shape[1]] = policy(part)[0].to(logp.dtype)
     return logp
@@ -40,27 +47,27 @@ def reference(policy: Policy, update: Update, autocast: Callable = nullcontext) 
     """The frozen initial policy: the adapter switched off for a LoRA policy, else a copy of the weights (returned)."""
     if hasattr(policy.model, "disable_adapter"):
 
-        def adapter_off(batch: Batch) -> Tensor:
+        def adapter_off(batch: Batch, poll: Callable[[], None] = _never) -> Tensor:
             with policy.model.disable_adapter(), autocast():  # pyright: ignore[reportCallIssue]
-                return log_probs(policy, batch, update)
+                return log_probs(policy, batch, update, poll)
 
         return adapter_off, None
     kept = frozen_copy(policy)
 
-    def copied(batch: Batch) -> Tensor:
+    def copied(batch: Batch, poll: Callable[[], None] = _never) -> Tensor:
         with autocast():
-            return log_probs(kept, batch, update)
+            return log_probs(kept, batch, update, poll)
 
     return copied, kept
 
 
-def signals(learner: Learner, reference: Reference | None, batch: Batch) -> Signals:
+def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: Callable[[], None] = _never) -> Signals:
     """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
     kl = learner.objective.kl
     in_reward = kl.coefficient > 0 and kl.placement == "reward"
     needs_old = learner.objective.algorithm.needs_old and not on_policy(learner.update)
-    logp_old = log_probs(learner.policy, batch, learner.update) if needs_old or in_reward else None
-    logp_ref = reference(batch) if reference else None
+    logp_old = log_probs(learner.policy, batch, learner.update, poll) if needs_old or in_reward else None
+    logp_ref = reference(batch, poll) if reference else None
     token_reward = terminal_reward(batch)
     if in_reward and logp_old is not None and logp_ref is not None:
         penalty = kl.coefficient * getattr(F.kl, kl.estimator)(logp_old, logp_ref)
