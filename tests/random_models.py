@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg.types import Batch
 
-SHAPE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+SHAPE: dict[str, Any] = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+)
 
 
 def random_model(kind: str = "qwen2", vocabulary: int = 23, seed: int = 0, **changes) -> PreTrainedModel:
     """A Qwen2 (tied head, biases) or Llama (untied head) with random weights."""
-    shape = SHAPE | dict(vocab_size=vocabulary, max_position_embeddings=128) | changes
+    shape: dict[str, Any] = SHAPE | dict(vocab_size=vocabulary, max_position_embeddings=128) | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "qwen2":

@@ -28,7 +28,7 @@ class Backend:
                 f"log.trackers: {', '.join(sorted(missing))} is not installed; install it, or leave it out"
             )
         precision = "bf16" if dtype == "bfloat16" else "no"
-        places = ProjectConfiguration(project_dir=folder, logging_dir=folder / "trackers") if folder else None
+        places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
         self.accelerator = Accelerator(mixed_precision=precision, log_with=[*trackers] or None, project_config=places)
         if self.accelerator.num_processes > 1:
             raise ValueError("training on several processes is not supported yet: start one process")
