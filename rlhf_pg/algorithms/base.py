@@ -6,10 +6,10 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_pg.types import Batch, Credit, Signals, TokenLoss
 
@@ -22,6 +22,18 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     denominator: Literal["token", "sequence", "constant"] = "token"
+    standardise: bool = False  # advantages to mean 0 and std 1 over all sampled tokens of the step, on all ranks
+
+
+class TrustRegionOptions(Options):
+    """What `update="trust_region"` reads (Schulman et al. 2015, arXiv:1502.05477, section 6 and appendix C)."""
+
+    max_kl: float = Field(default=0.01, gt=0)  # delta: KL(old || new), in nats, mean over the sampled states
+    damping: float = Field(default=0.1, ge=0)  # added to the Fisher matrix's diagonal
+    cg_iterations: int = Field(default=10, ge=1)
+    fisher_fraction: float = Field(default=0.1, gt=0, le=1)  # share of the step's rows in Fisher-vector products
+    line_search_steps: int = Field(default=10, ge=1)
+    backtrack: float = Field(default=0.5, gt=0, lt=1)  # a step that fails is shortened by this factor
 
 
 @dataclass(frozen=True)
@@ -33,9 +45,15 @@ class Algorithm:
     objective: Callable[[Tensor, Tensor, Batch, Signals, Credit, Any], TokenLoss]  # (logp, entropy, ...), each [B, C]
     options: type[Options] = Options
     update: Literal["gradient", "trust_region"] = "gradient"
-    needs_critic: bool = False
-    needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it
-    min_group: int = 1
+    needs_critic: bool | Callable[[Any], bool] = False  # a function: it depends on the options
+    needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it, and one optimizer step at most
+    min_group: int | Callable[[Any], int] = 1
+
+    def settled(self, options: Options) -> Algorithm:
+        """The record for these options: fields that depend on them become plain values."""
+        critic = self.needs_critic(options) if callable(self.needs_critic) else self.needs_critic
+        group = self.min_group(options) if callable(self.min_group) else self.min_group
+        return replace(self, needs_critic=critic, min_group=group)
 
 
 def names() -> list[str]:
