@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rlhf_pg.functional import shapes
 
@@ -39,9 +40,7 @@ def token_logprobs(
     twice. ValueError if shapes or dtypes do not fit, or temperature, chunk or softcap is not positive.
     """
     _check(hidden, weight, tokens, bias, temperature, softcap)
-    rows = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
-    if rows < 1:
-        raise ValueError(f"chunk={chunk}: must be at least 1 row")
+    rows = _rows(weight, chunk)
     if hidden.shape[0] <= rows:
         return from_logits(_head(hidden, weight, bias, softcap), tokens, temperature)
     return _Chunked.apply(hidden, weight, bias, tokens, temperature, softcap, rows)
@@ -59,6 +58,53 @@ def from_logits(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tup
     log_p = _log_softmax(logits, temperature)  # [..., V]
     logp = log_p.gather(-1, tokens[..., None]).squeeze(-1)
     return logp, -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def distribution_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    hidden_old: Tensor,
+    weight_old: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    bias: Tensor | None = None,
+    bias_old: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """KL(old || new) = sum_v p_old (log p_old - log p) of the whole distribution at each state -> [M].
+
+    hidden, hidden_old [M, H]; weight, weight_old [V, H]; bias, bias_old [V] or None; the rest as in `token_logprobs`.
+    Gradient flows to hidden, weight and bias only. Its Hessian at new = old is the Fisher matrix (TRPO). Summed as
+    (p - p_old) - p_old (log p - log p_old), whose first part adds to 0: no term is negative but by rounding, the
+    rounding of a logsumexp cancels, and at new = old value and gradient are exactly 0. Softmax in float32 or wider.
+    Chunks of rows are formed again in the backward pass: memory O(chunk * V). ValueError as in `token_logprobs`.
+    """
+    shapes.same(hidden=hidden, hidden_old=hidden_old)
+    shapes.same(weight=weight, weight_old=weight_old)
+    for h, w, b in ((hidden, weight, bias), (hidden_old, weight_old, bias_old)):
+        _check(h, w, None, b, temperature, softcap)
+
+    def part(h: Tensor, h_old: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            log_old = _log_softmax(_head(h_old, weight_old, bias_old, softcap), temperature)  # [m, V]
+            old = log_old.exp()
+        log_new = _log_softmax(_head(h, weight, bias, softcap), temperature)  # [m, V]
+        return (log_new.exp() - old - old * (log_new - log_old)).sum(dim=-1)
+
+    rows = _rows(weight, chunk)
+    if hidden.shape[0] <= rows:
+        return part(hidden, hidden_old, weight, bias)
+    pieces = zip(hidden.split(rows), hidden_old.split(rows), strict=True)
+    kept = [checkpoint(part, *p, weight, bias, use_reentrant=False, preserve_rng_state=False) for p in pieces]
+    return torch.cat(kept)  # pyright: ignore[reportArgumentType]
+
+
+def _rows(weight: Tensor, chunk: int | None) -> int:
+    """Rows of a chunk: as asked, or as many as CHUNK_LOGITS holds."""
+    rows = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
+    if rows < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1 row")
+    return rows
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -154,11 +200,18 @@ def _add_product(total: Tensor, slope: Tensor, hidden: Tensor) -> None:
 
 
 def _check(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor | None,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
 ) -> None:
+    """`tokens` None: there are none to check."""
     shapes.dims(2, hidden=hidden, weight=weight)
-    if hidden.shape[1] != weight.shape[1] or tokens.shape != hidden.shape[:1]:
-        listed = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, tokens {list(tokens.shape)}"
+    count = hidden.shape[:1] if tokens is None else tokens.shape
+    if hidden.shape[1] != weight.shape[1] or count != hidden.shape[:1]:
+        listed = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, tokens {list(count)}"
         raise ValueError(f"{listed}: need [M, H], [V, H] and [M]")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(weight.shape)}: need [V]")

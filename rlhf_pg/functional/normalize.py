@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rlhf_pg.functional import shapes
 
+EQUAL = 64 * 2.0**-53  # of the sum of squares: less than that is rounding
+
 
 def count(mask: Tensor, how: str, constant_length: int | None = None) -> Tensor:
     """The denominator of `mask` [B, C] -> scalar float64, on the mask's device.
@@ -68,4 +70,34 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return total(x, mask, "token")
 
 
+def moments(x: Tensor, mask: Tensor) -> Tensor:
+    """Count, sum and sum of squares of `x` [B, C] where `mask` [B, C] is True -> float64 [3].
+
+    Moments of disjoint rows add: sum them over micro-batches or ranks. ValueError if the shapes differ.
+    """
+    shapes.same(x=x, mask=mask)
+    shapes.boolean(mask=mask)
+    kept = torch.where(mask, x.detach(), 0).double()  # [B, C]
+    return torch.stack([mask.sum(dtype=torch.float64), kept.sum(), kept.square().sum()])
+
+
+def standardise(x: Tensor, mask: Tensor, moments: Tensor | None = None, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / (std + eps) where `mask` is True, 0 elsewhere: [B, C], [B, C] -> [B, C], std with n - 1.
+
+    `moments` are those of the whole step, summed over all ranks (see the function `moments`); without them, these rows'
+    own. Values that are all equal give exactly 0. So do values whose std is less than 1e-7 of their size, which moments
+    cannot tell from rounding. No gradient flows into `x`. ValueError if the shapes differ.
+    """
+    shapes.same(x=x, mask=mask)
+    shapes.boolean(mask=mask)
+    count, first, second = (_own_moments(x, mask) if moments is None else moments).unbind()
+    mean = first / count.clamp(min=1)
+    squares = second - mean * first  # sum of squared deviations
+    if squares <= EQUAL * second:
+        return torch.zeros_like(x)
+    std = (squares / (count - 1)).sqrt()
+    return torch.where(mask, (x.detach().double() - mean) / (std + eps), 0).to(x.dtype)
+
+
+_own_moments = moments  # inside `standardise`, `moments` is the argument
 _own_count = count  # inside `total`, `count` is the argument

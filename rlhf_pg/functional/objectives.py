@@ -46,6 +46,62 @@ def clipped_ratio(
     return -torch.minimum(rho * constant, clipped * constant).to(logp.dtype)
 
 
+def clipped_weight(
+    logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: float = 1.0, clip_high: float = 0.2
+) -> Tensor:
+    """-sg(clip(rho, 1 - clip_low, 1 + clip_high)) * A * log pi: [B, C] x 3 -> [B, C], sg = without gradient.
+
+    CISPO (MiniMax-M1, arXiv:2506.13585, equations 4 and 5): the clip bounds a token's weight and never takes its
+    gradient away. clip_low = 1 sets no lower bound, as the paper does. Biased as soon as a weight is clipped.
+    ValueError as in `clipped_ratio`.
+    """
+    _check_clip(clip_low, clip_high)
+    weight = _ratio(logp, logp_old, advantage).detach().clamp(1 - clip_low, 1 + clip_high)  # [B, C]
+    return (-weight * advantage.detach() * logp).to(logp.dtype)
+
+
+def sequence_level(logp: Tensor, logp_old: Tensor, mask: Tensor) -> Tensor:
+    """Stand-in for logp whose ratio is the whole row's on every token: [B, C] x 2, mask [B, C] -> [B, C], 0 outside it.
+
+        s_i = exp(mean_t (logp - logp_old))        s_it = sg(s_i) * pi / sg(pi)        sg = without gradient
+
+    GSPO (Zheng et al. 2025, arXiv:2507.18071, equation 7; s_it is the token form of its section 4.3). With it in the
+    place of logp, `clipped_ratio` under the "sequence" denominator has the value and the gradient of the paper's
+    objective, mean_i min(s_i A_i, clip(s_i) A_i). What the inputs hold outside the mask, NaN included, is never used.
+    ValueError if the shapes differ.
+    """
+    shapes.same(logp=logp, logp_old=logp_old, mask=mask)
+    shapes.boolean(mask=mask)
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    old = logp_old.detach().to(wide)
+    difference = torch.where(mask, logp.detach().to(wide) - old, 0)  # [B, C]
+    mean = difference.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]: log s_i
+    return torch.where(mask, old + mean + (logp - logp.detach()), 0).to(logp.dtype)
+
+
+def value_loss(value: Tensor, returns: Tensor, value_old: Tensor | None = None, clip: float | None = None) -> Tensor:
+    """(V - R)^2 / 2 per state: [B, C] x 2 -> [B, C]. No gradient flows into `returns` or `value_old`.
+
+    With `clip` the larger of that and the same for V_old + clip(V - V_old, -clip, clip), as in the published code of
+    PPO (Schulman et al. 2017; Huang et al. 2022, "The 37 implementation details of PPO"): a value that has moved by
+    more than `clip` towards its target has no gradient. ValueError if the shapes differ, or `clip` is not positive or
+    has no `value_old` to clip to.
+    """
+    shapes.same(value=value, returns=returns)
+    target = returns.detach()
+    loss = 0.5 * (value - target).square()
+    if clip is None:
+        return loss
+    if value_old is None:
+        raise ValueError(f"clip={clip} needs value_old, the values before the update: give it, or leave clip out")
+    if not clip > 0:
+        raise ValueError(f"clip={clip}: must be positive; leave it out for none")
+    shapes.same(value=value, value_old=value_old)
+    old = value_old.detach()
+    near = old + (value - old).clamp(-clip, clip)  # [B, C]
+    return torch.maximum(loss, 0.5 * (near - target).square())
+
+
 def is_clipped(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """1 where `clipped_ratio` has lost its gradient, else 0: [B, C] x 3 -> [B, C], without gradient.
 
@@ -56,6 +112,13 @@ def is_clipped(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: floa
     above = (rho > 1 + clip_high) & (advantage > 0)
     below = (rho < 1 - clip_low) & (advantage < 0)
     return (above | below).to(logp.dtype)
+
+
+def is_outside(logp: Tensor, logp_old: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """1 where `clipped_weight` bounds the ratio, whatever the advantage, else 0: [B, C] x 2 -> [B, C], no gradient."""
+    _check_clip(clip_low, clip_high)
+    rho = _ratio(logp, logp_old, logp).detach()
+    return ((rho > 1 + clip_high) | (rho < 1 - clip_low)).to(logp.dtype)
 
 
 def _ratio(logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
