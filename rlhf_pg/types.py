@@ -57,6 +57,9 @@ class Sample:
     completion: str  # decoded without special tokens
     finish: Finish = "stop"
     columns: dict[str, Any] = field(default_factory=dict)
+    token_texts: tuple[str, ...] = ()  # of each sampled token, "" for special ones; () unless a reward asks for it
+    max_new_tokens: int = 0  # the limit it was sampled under; 0 = none known, as for a text from a file
+    completion_tokens: int = 0  # sampled tokens, EOS included; 0 = as many as there are `token_texts`
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Score:
     parts: dict[str, float | None]  # per reward function, and per named part ("format_r1", "math_answer/correct")
     outcome: Outcome
     detail: str = ""
+    token_rewards: tuple[float, ...] | None = None  # [c], the part of `reward` on single tokens; None = there is none
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Batch:
     mask: Tensor  # bool [B, C], True = sampled by the policy (EOS included)
     reward: Tensor  # float32 [B]
     logp_rollout: Tensor  # float32 [B, C], engine, at sampling
+    token_reward: Tensor | None = None  # float32 [B, C], the part of `reward` on single tokens; None = all on the last
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -33,12 +33,14 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
         mask=torch.arange(tokens.shape[1]) < lengths[:, None],
         reward=torch.tensor([r.score.reward for r in kept], dtype=torch.float32),
         logp_rollout=logp,
+        token_reward=_token_reward(kept),
     )
 
 
 def to(batch: Batch, device: torch.device | str) -> Batch:
     """The same batch on another device."""
-    return Batch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 def select(batch: Batch, rows: Tensor) -> Batch:
@@ -54,6 +56,7 @@ def select(batch: Batch, rows: Tensor) -> Batch:
         mask=batch.mask[rows, :width],
         reward=batch.reward[rows],
         logp_rollout=batch.logp_rollout[rows, :width],
+        token_reward=None if batch.token_reward is None else batch.token_reward[rows, :width],
     )
 
 
@@ -99,6 +102,15 @@ def _chunks(batch: Batch, rows: Tensor, tokens: int, shared: bool) -> Iterator[t
         for start in range(0, len(ordered), size):
             part = ordered[start : start + size]
             yield part, row_length[part[0]], prompt_length
+
+
+def _token_reward(kept: Sequence[Rollout]) -> Tensor | None:
+    """What each row's single tokens were given [B, C], 0 in rows without; None when no row was given any."""
+    given = [r.score.token_rewards for r in kept]
+    if all(rewards is None for rewards in given):
+        return None
+    filled = [[0.0] * len(r.completion.tokens) if g is None else g for r, g in zip(kept, given, strict=True)]
+    return _pad([torch.tensor(row, dtype=torch.float32) for row in filled], 0.0)[0]
 
 
 def _pad(rows: Sequence[Tensor], fill: float) -> tuple[Tensor, Tensor]:

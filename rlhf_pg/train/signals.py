@@ -76,6 +76,9 @@ def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: C
 
 
 def terminal_reward(batch: Batch) -> Tensor:
-    """The reward of each row on its last sampled token, [B, C]."""
+    """Each row's reward on its tokens, [B, C]: on single ones what they were given, the rest on the last sampled one."""
     last = (collate.lengths(batch.mask) - 1).clamp(min=0)
-    return torch.zeros_like(batch.logp_rollout).scatter(1, last[:, None], batch.reward[:, None])
+    nothing = torch.zeros_like(batch.logp_rollout)
+    given = nothing if batch.token_reward is None else batch.token_reward
+    rest = batch.reward - given.sum(dim=1)  # [B]
+    return given + nothing.scatter(1, last[:, None], rest[:, None])

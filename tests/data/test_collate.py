@@ -8,9 +8,10 @@ from rlhf_pg.types import Completion, Prompt, Rollout, Score
 from tests.random_models import random_batch
 
 
-def rollout(prompt_id, prompt_tokens, tokens, reward):
+def rollout(prompt_id, prompt_tokens, tokens, reward, token_rewards=None):
     completion = Completion(torch.tensor(tokens), -torch.arange(1.0, len(tokens) + 1), "stop", 0)
-    return Rollout(Prompt(prompt_id, "", tuple(prompt_tokens)), completion, "", Score(reward, {}, "scored"))
+    score = Score(reward, {}, "scored", token_rewards=token_rewards)
+    return Rollout(Prompt(prompt_id, "", tuple(prompt_tokens)), completion, "", score)
 
 
 def test_rows_are_right_padded_grouped_and_the_last_token_is_kept():
@@ -60,3 +61,34 @@ def test_select_trims_columns_and_keeps_only_the_prompts_it_needs():
     assert part.prompt_tokens.shape == (1, int(batch.prompt_lengths[1])) and part.group.tolist() == [0, 0]
     assert part.tokens.shape[1] == int(batch.mask[rows].sum(1).max())
     assert torch.equal(part.tokens[part.mask], batch.tokens[rows][batch.mask[rows]])
+
+
+def test_rewards_of_single_tokens_are_laid_out_like_the_tokens_and_are_zero_in_rows_without():
+    batch = collate.collate(
+        [
+            rollout("a", [5], [1, 2, 9], 1.75, (0.5, 0.0, -0.25)),
+            rollout("b", [6], [9], 1.0),
+            rollout("a", [5], [3, 9], 0.0, (0.125, -0.125)),
+            rollout("a", [5], [1, 2, 3, 4, 9], None, (1.0, 1.0, 1.0, 1.0, 1.0)),
+        ]
+    )
+    assert batch.token_reward is not None and batch.token_reward.dtype == torch.float32
+    assert batch.token_reward.tolist() == [[0.5, 0.0, -0.25], [0.125, -0.125, 0.0], [0.0, 0.0, 0.0]]
+    assert batch.reward.tolist() == [1.75, 0.0, 1.0]
+
+
+def test_without_rewards_of_single_tokens_there_is_no_tensor_of_them():
+    kept, left_out = rollout("a", [5], [1, 9], 1.0), rollout("a", [5], [1, 9], None, (1.0, 1.0))
+    batch = collate.collate([kept, left_out])
+    assert batch.token_reward is None
+    assert collate.to(batch, "cpu").token_reward is None
+    assert collate.select(batch, torch.tensor([0])).token_reward is None
+
+
+def test_rewards_of_single_tokens_go_along_with_their_rows():
+    batch = collate.collate(
+        [rollout("a", [5], [1, 2, 9], 1.0, (1.0, 2.0, 3.0)), rollout("b", [6], [1, 9], 1.0, (4.0, 5.0))]
+    )
+    moved, part = collate.to(batch, "meta").token_reward, collate.select(batch, torch.tensor([1])).token_reward
+    assert moved is not None and moved.device.type == "meta"
+    assert part is not None and part.tolist() == [[4.0, 5.0]]
