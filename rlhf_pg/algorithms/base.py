@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_pg.types import Batch, Credit, Signals, TokenLoss
 
@@ -21,8 +21,20 @@ class Options(BaseModel):
     """Options every algorithm has; an algorithm file subclasses it to add its own. Defaults are the paper's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    refused: ClassVar[Mapping[str, str]] = {}  # keys of other algorithms, each with the reason why it is none here
     denominator: Literal["token", "sequence", "constant"] = "token"
     standardise: bool = False  # advantages to mean 0 and std 1 over all sampled tokens of the step, on all ranks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, values: Any) -> Any:
+        given = [key for key in cls.refused if isinstance(values, Mapping) and key in values]
+        if given:
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [{"type": "value_error", "loc": (k,), "input": None, "ctx": {"error": cls.refused[k]}} for k in given],
+            )
+        return values
 
 
 class TrustRegionOptions(Options):

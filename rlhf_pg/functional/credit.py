@@ -6,6 +6,8 @@ get 0, and what the inputs hold there, NaN included, is never used. The state af
 next True token; after the last True token the episode is over and worth 0, whether it ended by itself or was cut off.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -83,18 +85,33 @@ def group_advantage(reward: Tensor, group: Tensor, scale: bool = True, eps: floa
     return centred[index, column].to(reward.dtype)
 
 
-def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
+def leave_one_out(reward: Tensor, group: Tensor, alone: float | None = None) -> Tensor:
     """r_i minus the mean of the other rewards of its group: reward [B], group ids [B] -> [B].
 
     RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, equation 8): unbiased, since the baseline is
-    independent of the row. ValueError if the shapes differ or a group has a single row.
+    independent of the row. A row that is alone in its group gets `alone` (0 leaves it out of the gradient). ValueError
+    if the shapes differ, or there is such a row and `alone` is not given.
     """
     table, present, index, column = _by_group(reward, group)
     size = present.sum(dim=1, keepdim=True)  # [K, 1]
-    if (size < 2).any():
-        alone = group[(size[index, 0] < 2)].tolist()
-        raise ValueError(f"group {alone[0]} has one row: leave-one-out needs at least two samples per prompt")
-    return (_centred(table, present, size) * size / (size - 1))[index, column].to(reward.dtype)
+    lonely = size[index, 0] < 2  # [B]
+    if alone is None and lonely.any():
+        raise ValueError(f"group {int(group[lonely][0])} has one row: leave-one-out needs at least two per prompt")
+    others = (size - 1).clamp(min=1)
+    compared = (_centred(table, present, size) * size / others)[index, column]  # [B]
+    return torch.where(lonely, alone or 0.0, compared).to(reward.dtype)
+
+
+def by_column(compare: Callable[[Tensor, Tensor], Tensor], returns: Tensor, group: Tensor) -> Tensor:
+    """Apply `compare`, one of the two functions above, to each column: returns [B, C], group ids [B] -> [B, C].
+
+    At token t a row's return is compared with the other rows' at their token t: a baseline for every column. Fill
+    `returns` with 0, the worth of an ended row, outside the mask. ValueError as in `compare`.
+    """
+    shapes.dims(2, returns=returns)
+    columns = returns.shape[1]
+    ids = group[:, None] * columns + torch.arange(columns, device=group.device)  # [B, C]
+    return compare(returns.flatten(), ids.flatten()).view_as(returns)
 
 
 def _by_group(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
