@@ -135,7 +135,14 @@ class AlgorithmSection(Section):
 class KL(Section):
     coefficient: float = Field(default=0.04, ge=0, description="weight of the KL to the reference; 0 = none")
     placement: Literal["loss", "reward"] = Field(default="loss", description="loss term, or reward penalty")
-    estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="k1 only as a reward penalty")
+    estimator: Literal["k1", "k2", "k3", "k3_corrected"] = Field(
+        default="k3",
+        description="k1 only as a reward penalty; k3_corrected, only in the loss, has the reverse KL's gradient",
+    )
+    target: float | None = Field(
+        default=None, gt=0, description="nats per token to steer kl/ref to, by adapting the coefficient"
+    )
+    horizon: int = Field(default=10_000, ge=1, description="samples over which the coefficient adapts")
 
 
 class Optimizer(Section):
@@ -157,6 +164,32 @@ class Update(Section):
         default=16384, ge=1, description="prompt and completion positions forwarded at once; cannot change results"
     )
     share_prompts: bool = Field(default=True, description="forward each prompt once per group; cannot change results")
+    max_kl: float | None = Field(
+        default=None, gt=0, description="stop the step's updates at this KL(old || new), nats per token"
+    )
+
+
+class CriticOptimizer(Optimizer):
+    lr: float = Field(default=1e-5, gt=0, description="AdamW learning rate at its highest")
+
+
+class Critic(Section):
+    """The value network of algorithms that have one."""
+
+    backbone: HomeText = Field(
+        default="copy",
+        description="copy: a second model from model.path; policy: a value head on the policy; or a folder or hub name",
+    )
+    epochs: int = Field(default=1, ge=1, description="passes over each rollout step's rows; not for backbone policy")
+    minibatches: int = Field(default=1, ge=1, description="optimizer steps per epoch; not for backbone policy")
+    coefficient: float = Field(
+        default=0.5, ge=0, description="of the value loss in a shared backbone; 0 trains the head alone"
+    )
+    clip: float | None = Field(
+        default=None, gt=0, description="largest change of a value per rollout step; PPO's option"
+    )
+    warmup: int = Field(default=0, ge=0, description="rollout steps at the start on which only the critic learns")
+    optimizer: CriticOptimizer = CriticOptimizer()
 
 
 class Eval(Section):
@@ -190,6 +223,7 @@ class Recipe(Section):
     rewards: list[RewardSpec] = Field(min_length=1)
     algorithm: AlgorithmSection = AlgorithmSection()
     kl: KL = KL()
+    critic: Critic = Critic()
     optimizer: Optimizer = Optimizer()
     update: Update = Update()
     eval: Eval = Eval()
@@ -254,4 +288,7 @@ def dump(recipe: Recipe | SftRecipe) -> str:
     for key, _ in effects.without_effect(recipe):
         *above, leaf = key.split(".")
         del reduce(getitem, above, mapping)[leaf]
+        while above and not reduce(getitem, above, mapping):
+            *above, leaf = above
+            del reduce(getitem, above, mapping)[leaf]
     return reading.write(mapping)

@@ -89,17 +89,20 @@ def test_home_is_expanded(monkeypatch):
 def test_options_of_the_algorithm_are_written_out():
     assert load("algorithm.options.clip_high=0.28").algorithm.options == {
         "denominator": "sequence",
+        "standardise": False,
         "scale_by_std": True,
         "std_eps": 1e-4,
         "clip_low": 0.2,
         "clip_high": 0.28,
+        "surrogate": "clip",
     }
 
 
 def test_algorithm_may_come_from_a_module(monkeypatch):
     write("from rlhf_pg.algorithms.base import Algorithm\nalgorithm = Algorithm('mine', None, None)\n", "mine_file.py")
     monkeypatch.syspath_prepend(Path.cwd())
-    assert load("algorithm.name=mine_file:algorithm").algorithm.options == {"denominator": "token"}
+    options = load("algorithm.name=mine_file:algorithm").algorithm.options
+    assert options == {"denominator": "token", "standardise": False}
 
 
 def test_sft_has_its_own_learning_rate_even_with_an_optimizer_section():

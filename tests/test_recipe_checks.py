@@ -34,7 +34,7 @@ def test_unknown_option_names_the_nearest():
 
 
 def test_option_out_of_range():
-    assert problem("algorithm.options.clip_low=2") == "algorithm.options.clip_low: must be less than 1, is 2"
+    assert problem("algorithm.options.clip_low=2") == "algorithm.options.clip_low: must be at most 1, is 2"
 
 
 def test_option_that_is_not_a_number():
@@ -43,7 +43,7 @@ def test_option_that_is_not_a_number():
 
 def test_grpo_with_one_sample_per_prompt():
     assert problem("rollout.samples_per_prompt=1") == (
-        "rollout.samples_per_prompt: must be at least 2, is 1: GRPO compares the samples of one prompt"
+        "rollout.samples_per_prompt: must be at least 2, is 1: grpo compares the samples of one prompt"
     )
 
 

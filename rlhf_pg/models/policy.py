@@ -1,102 +1,106 @@
 """The one wrapped policy: a batch of completions in, the log-prob and entropy of every sampled token out.
 
-How prompts are shared, packed or chunked is decided in here, so that DDP, ZeRO and LoRA see a single forward and the
-algorithms see only [B, C] tensors. Two exact ways to the same numbers:
-
-- shared: each prompt is forwarded once with a key/value cache that keeps its gradient; the cache is repeated over the
-  prompt's rows and only completion tokens are forwarded. Work per group: P + G * C positions.
-- plain: each row is forwarded whole, prompt and completion. Work per group: G * (P + C) positions. Any architecture.
+How prompts are shared, packed or chunked is decided in models/hidden.py, so that DDP, ZeRO and LoRA see a single
+forward and the algorithms see only [B, C] tensors.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
-from rlhf_pg.functional.logprobs import token_logprobs
+from rlhf_pg.functional.logprobs import distribution_kl, token_logprobs
+from rlhf_pg.models.critic import ValueHead
+from rlhf_pg.models.hidden import at_sampled, can_share_prompts, hidden_states, spread
 from rlhf_pg.types import Batch
 
 
-class Policy(nn.Module):
-    """A causal language model as a policy over completion tokens at a fixed sampling temperature."""
+@dataclass(frozen=True)
+class Snapshot:
+    """What a policy's distributions were: enough to form them again, far smaller than [B, C, V] probabilities."""
 
-    def __init__(self, model: PreTrainedModel, temperature: float = 1.0, share_prompts: bool = True):
+    hidden: Tensor  # [B, C, H]
+    weight: Tensor  # [V, H]
+    bias: Tensor | None  # [V]
+
+
+class Policy(nn.Module):
+    """A causal language model as a policy over completion tokens at a fixed sampling temperature.
+
+    `value_head`: a critic that shares the model, or None. ValueError for a temperature that is not positive, or a head
+    that is no plain linear layer (an adapter on it would be passed by).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        temperature: float = 1.0,
+        share_prompts: bool = True,
+        value_head: ValueHead | None = None,
+    ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"a policy needs a temperature above 0, not {temperature}")
+        if hasattr(model.get_output_embeddings(), "lora_A"):
+            raise ValueError("model.lora.targets names the output head: its log-probs are computed from the plain head")
         self.model = model
         self.temperature = temperature
-        self.share_prompts = share_prompts and can_share_prompts(model)
+        self.share_prompts = share_prompts and can_share_prompts(model.config)
+        self.value_head = value_head
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, *, score: bool = True, old: Snapshot | None = None, value: bool = False
+    ) -> tuple[Tensor, ...]:
         """Return (logp, entropy), each [B, C] float32, 0 where `batch.mask` is False.
 
         logp[b, t] = log pi(tokens[b, t] | prompt, tokens[b, <t]); entropy is of the distribution it was drawn from.
+        With `old`, a snapshot of the same rows, KL(old || now) of every state's whole distribution [B, C] follows; with
+        `value`, the value head's V(state) [B, C] follows. `score` False leaves logp and entropy out.
         """
-        hidden = self._shared(batch) if self.share_prompts else self._plain(batch)  # [B, C, H]
-        rows, width = batch.tokens.shape
-        scored = batch.mask.reshape(-1).nonzero().squeeze(1)  # [M]: the head is applied to these positions only
-        head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
-        logp, entropy = token_logprobs(
-            hidden.reshape(rows * width, -1).index_select(0, scored).to(head.weight.dtype),
-            head.weight,
-            batch.tokens.reshape(-1).index_select(0, scored),
-            temperature=self.temperature,
-            bias=head.bias,
-            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
-        )
-        return tuple(x.new_zeros(rows * width).index_copy(0, scored, x).view(rows, width) for x in (logp, entropy))  # pyright: ignore[reportReturnType]
+        hidden, scored = at_sampled(hidden_states(self.model.get_decoder(), batch, self.share_prompts), batch.mask)
+        head = self._head
+        state = hidden.to(head.weight.dtype)  # [M, H]
+        made: list[Tensor] = []
+        if score:
+            made += self._score(state, batch.tokens.reshape(-1).index_select(0, scored))
+        if old is not None:
+            before, _ = at_sampled(old.hidden[:, : batch.mask.shape[1]], batch.mask)
+            now = (state, head.weight, before, old.weight)
+            made.append(distribution_kl(*now, bias=head.bias, bias_old=old.bias, **self._scaling))
+        if value:
+            if self.value_head is None:
+                raise ValueError("this policy has no value head: set critic.backbone=policy")
+            made.append(self.value_head(hidden))
+        return tuple(spread(x, scored, batch.mask) for x in made)
 
-    def _shared(self, batch: Batch) -> Tensor:
-        """Hidden states [B, C, H] from which each completion token is predicted, prompts forwarded once."""
-        decoder = self.model.get_decoder()
-        cache = DynamicCache()
-        prompt = decoder(input_ids=batch.prompt_tokens, past_key_values=cache, use_cache=True).last_hidden_state
-        last = (batch.prompt_lengths - 1)[:, None, None].expand(-1, 1, prompt.shape[-1])
-        first = _repeat(prompt.gather(1, last), batch.group)  # [B, 1, H] predicts column 0
-        width = batch.tokens.shape[1]
-        if width == 1:
-            return first
-        for layer in cast(list[DynamicLayer], cache.layers):
-            layer.keys, layer.values = _repeat(layer.keys, batch.group), _repeat(layer.values, batch.group)
-        lengths = batch.prompt_lengths[batch.group]  # [B]
-        columns = torch.arange(width - 1, device=lengths.device)
-        slots = torch.arange(batch.prompt_tokens.shape[1] + width - 1, device=lengths.device)
-        padding = (slots >= lengths[:, None]) & (slots < batch.prompt_tokens.shape[1])  # [B, P + C - 1]
-        rest = decoder(
-            input_ids=batch.tokens[:, :-1],
-            position_ids=lengths[:, None] + columns,
-            attention_mask=~padding,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # [B, C - 1, H] predicts columns 1..C-1
-        return torch.cat([first, rest], dim=1)
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(states before each completion token [B, C, H], in the head's dtype; logp; entropy), all without gradient."""
+        hidden = hidden_states(self.model.get_decoder(), batch, self.share_prompts).to(self._head.weight.dtype)
+        state, scored = at_sampled(hidden, batch.mask)
+        made = self._score(state, batch.tokens.reshape(-1).index_select(0, scored))
+        logp, entropy = (spread(x, scored, batch.mask) for x in made)
+        return hidden, logp, entropy
 
-    def _plain(self, batch: Batch) -> Tensor:
-        """The same hidden states from one forward over whole rows."""
-        lengths = batch.prompt_lengths[batch.group][:, None]  # [B, 1]
-        columns = torch.arange(batch.tokens.shape[1], device=lengths.device)
-        whole = torch.cat([batch.prompt_tokens[batch.group], torch.zeros_like(batch.tokens)], dim=1)
-        whole = whole.scatter(1, lengths + columns, batch.tokens)  # [B, P + C]: prompt, completion, no gap
-        hidden = self.model.get_decoder()(input_ids=whole, use_cache=False).last_hidden_state
-        at = (lengths + columns - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, at)
+    def frozen_head(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [V, H] and bias as they are now: copies if they are trained, else the tensors."""
+        head = self._head
+        return tuple(x.detach().clone() if x is not None and x.requires_grad else x for x in (head.weight, head.bias))  # pyright: ignore[reportReturnType]
 
+    @property
+    def _head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()  # pyright: ignore[reportReturnType]
 
-def can_share_prompts(model: PreTrainedModel) -> bool:
-    """Whether every layer attends to everything before it, which a repeated prompt cache relies on."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    return all(kind == "full_attention" for kind in kinds) and not getattr(config, "sliding_window", None)
+    @property
+    def _scaling(self) -> dict[str, Any]:
+        """What happens to logits between the head and the softmax."""
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return {"temperature": self.temperature, "softcap": softcap}
 
-
-def _repeat(x: Any, group: Tensor) -> Tensor:
-    """Rows x[group]; a regular layout (equal adjacent groups) expands, whose backward is a plain deterministic sum."""
-    size, odd = divmod(len(group), len(x))
-    if not odd and torch.equal(group, torch.arange(len(x), device=group.device).repeat_interleave(size)):
-        return x[:, None].expand(-1, size, *x.shape[1:]).reshape(-1, *x.shape[1:])
-    return x.index_select(0, group)
+    def _score(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """States [M, H] and the tokens sampled there [M] -> (logp [M], entropy [M])."""
+        return token_logprobs(state, self._head.weight, tokens, bias=self._head.bias, **self._scaling)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from rlhf_pg.algorithms.base import resolve
+from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.recipe import messages
-from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, sources
+from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, on_policy, sources
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import SHIPPED
 from rlhf_pg.tasks import base as tasks
@@ -53,12 +53,44 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
         algorithm.options.model_validate(recipe.algorithm.options)
     except ValidationError as error:
         yield from messages.explain(error, algorithm.options, "algorithm.options.")
-    samples = recipe.rollout.samples_per_prompt
-    if samples < algorithm.min_group:
+        return
+    yield from _settled_algorithm(recipe, algorithm.settled(algorithm.options.model_validate(recipe.algorithm.options)))
+
+
+def _settled_algorithm(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
+    """What the algorithm, with its options, asks of the other sections."""
+    samples, minimum = recipe.rollout.samples_per_prompt, algorithm.min_group
+    if samples < minimum:  # pyright: ignore[reportOperatorIssue]
         yield (
-            f"rollout.samples_per_prompt: must be at least {algorithm.min_group}, is {samples}: "
-            f"{algorithm.name.upper()} compares the samples of one prompt"
+            f"rollout.samples_per_prompt: must be at least {minimum}, is {samples}: "
+            f"{algorithm.name} compares the samples of one prompt"
         )
+    if algorithm.update == "gradient" and not algorithm.needs_old and not on_policy(recipe):
+        yield (
+            f"update: epochs x minibatches is {recipe.update.epochs * recipe.update.minibatches}, but {algorithm.name} "
+            "weighs no ratio to the policy that sampled: after one optimizer step per rollout its gradient is wrong. "
+            "Use 1 x 1, or ppo or grpo"
+        )
+    if algorithm.update == "trust_region" and recipe.model.dtype != "float32":
+        yield (
+            f"model.dtype: {algorithm.name} takes finite differences of gradients, which {recipe.model.dtype} rounds "
+            "away; use float32"
+        )
+    if algorithm.needs_critic:
+        yield from _critic(recipe, algorithm)
+
+
+def _critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
+    critic = recipe.critic
+    if algorithm.update == "trust_region" and critic.backbone == "policy":
+        yield (
+            f"critic.backbone: policy cannot be combined with {algorithm.name}: a value loss through the shared model "
+            "would move the policy outside its trust region; use copy, or a folder"
+        )
+    if _is_folder_name(critic.backbone) and not Path(critic.backbone).is_dir():
+        yield f"critic.backbone: no folder {critic.backbone}"
+    if recipe.run.steps and critic.warmup >= recipe.run.steps:
+        yield f"critic.warmup: {critic.warmup} of run.steps={recipe.run.steps} steps would leave none for the policy"
 
 
 def _engine(recipe: Recipe) -> Iterator[str]:
@@ -75,6 +107,10 @@ def _kl(recipe: Recipe) -> Iterator[str]:
             "kl.estimator: k1 in the loss has zero expected gradient, so it would regularise nothing; "
             "use k3 or k2, or kl.placement=reward"
         )
+    if kl.coefficient > 0 and (kl.placement, kl.estimator) == ("reward", "k3_corrected"):
+        yield "kl.estimator: k3_corrected corrects a gradient, and a reward has none; use k1 with kl.placement=reward"
+    if kl.target is not None and kl.coefficient == 0:
+        yield "kl.target: an adaptive coefficient needs one above 0 to start from; set kl.coefficient"
 
 
 def _update(recipe: Recipe) -> Iterator[str]:

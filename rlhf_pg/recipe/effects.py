@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from pydantic import BaseModel
 
+from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
@@ -63,15 +64,62 @@ def is_generated(task: str | None) -> bool:
         return False
 
 
+def algorithm_of(recipe: Recipe) -> Algorithm | None:
+    """The record, settled for the recipe's options. None if either is wrong: that is reported elsewhere."""
+    try:
+        algorithm = resolve(recipe.algorithm.name)
+        return algorithm.settled(algorithm.options.model_validate(recipe.algorithm.options))
+    except Exception:  # a plugin's import may raise anything
+        return None
+
+
+def on_policy(recipe: Recipe) -> bool:
+    """Whether a rollout step has a single optimizer step, at the weights that sampled."""
+    return recipe.update.epochs * recipe.update.minibatches == 1
+
+
 def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    algorithm = algorithm_of(recipe)
     if recipe.kl.coefficient == 0:
         for leaf in ("estimator", "placement"):
             yield f"kl.{leaf}", "while kl.coefficient is 0"
+    if recipe.kl.target is None:
+        yield "kl.horizon", "without kl.target"
+    if algorithm and algorithm.update == "trust_region":
+        for leaf in type(recipe.optimizer).model_fields:
+            yield f"optimizer.{leaf}", f"in {algorithm.name}, whose step comes from its trust region"
+        for leaf in ("epochs", "minibatches"):
+            yield f"update.{leaf}", f"in {algorithm.name}, which takes one step per rollout"
+        yield "update.max_kl", f"in {algorithm.name}: its bound is algorithm.options.max_kl"
+    elif on_policy(recipe):
+        yield "update.max_kl", "with one optimizer step per rollout"
+    if algorithm:
+        yield from _of_critic(recipe, algorithm)
     if recipe.data.eval is None:
         for leaf in type(recipe.eval).model_fields:
             yield f"eval.{leaf}", "without data.eval"
     if not recipe.checkpoint.every:
         yield "checkpoint.keep", "without checkpoint.every"
+
+
+def _of_critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[tuple[str, str]]:
+    critic = recipe.critic
+    if not algorithm.needs_critic:
+        for leaf in type(critic).model_fields:
+            if leaf != "optimizer":
+                yield f"critic.{leaf}", f"without a critic: {algorithm.name} with these options has none"
+        for leaf in type(critic.optimizer).model_fields:
+            yield f"critic.optimizer.{leaf}", f"without a critic: {algorithm.name} with these options has none"
+        return
+    shared = critic.backbone == "policy"
+    if shared:
+        for leaf in ("epochs", "minibatches", "warmup"):
+            yield f"critic.{leaf}", "with critic.backbone=policy, which learns in the policy's own optimizer steps"
+    else:
+        yield "critic.coefficient", "for a critic that does not share the policy's backbone"
+    steps = recipe.update if shared else critic
+    if steps.epochs * steps.minibatches == 1:
+        yield "critic.clip", "with one optimizer step per rollout, taken at the values it is clipped to"
 
 
 def _of_sft() -> Iterator[tuple[str, str]]:

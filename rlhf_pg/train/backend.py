@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 
 
@@ -34,12 +35,27 @@ class Backend:
             raise ValueError("training on several processes is not supported yet: start one process")
         self.device = self.accelerator.device
 
-    def prepare(self, policy: nn.Module, optimizer: torch.optim.Optimizer):
-        """The policy and its optimizer as this layout runs them."""
-        return self.accelerator.prepare(policy, optimizer)
+    def prepare(self, *parts: Any) -> Any:
+        """Modules and optimizers as this layout runs them."""
+        return self.accelerator.prepare(*parts)
+
+    def unwrap(self, policy: nn.Module) -> Any:
+        """The policy itself, without what `prepare` put around it."""
+        return self.accelerator.unwrap_model(policy)
+
+    @property
+    def deepspeed(self) -> bool:
+        """Whether DeepSpeed holds the weights, gradients or optimizer."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def peak_memory_mb(self) -> float:
+        """The most memory this process has held so far: on the device if there is one, else resident."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB
 
     def sum(self, count: Tensor) -> Tensor:
-        """The sum of a scalar over all ranks, on the backend's device."""
+        """The sum of a tensor over all ranks, on the backend's device."""
         return self.accelerator.reduce(count.to(self.device), reduction="sum")  # pyright: ignore[reportReturnType]
 
     def backward(self, loss: Tensor) -> None:

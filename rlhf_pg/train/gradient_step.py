@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm
-from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.config import KL, Critic, CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.types import Batch, Credit, Signals
@@ -42,6 +42,22 @@ class Objective:
 
 
 @dataclass
+class CriticLearner:
+    """The critic's own parameters and how they are trained: a whole model's, or a value head's on the policy."""
+
+    module: nn.Module  # models.critic.Critic, prepared by the backend; or the policy's ValueHead
+    optimizer: torch.optim.Optimizer
+    options: Critic
+    total_updates: int
+    updates: int = 0  # optimizer steps done
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a head on the policy, which then learns in the policy's own optimizer steps."""
+        return self.options.backbone == "policy"
+
+
+@dataclass
 class Learner:
     """The policy under training and how it is trained."""
 
@@ -54,6 +70,21 @@ class Learner:
     seed: int
     total_updates: int  # optimizer steps of the whole run: the learning rate schedule's length
     updates: int = 0  # optimizer steps done
+    critic: CriticLearner | None = None
+    kl_coefficient: float = field(init=False)  # as it is now: it moves when `kl.target` is set
+
+    def __post_init__(self):
+        self.kl_coefficient = self.objective.kl.coefficient
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the policy that are trained, without a value head's."""
+        return optimized(self.optimizer)
+
+
+def optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters an optimizer steps."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def on_policy(update: Update) -> bool:
@@ -74,18 +105,51 @@ def update(
 
     `poll` runs before every micro-batch and may raise; the step it interrupts has then changed nothing.
     """
-    for rows in plan(batch, learner.update, learner.seed, step)[start:]:
-        learner.optimizer.zero_grad(set_to_none=True)
+    for number, rows in enumerate(plan(batch, learner.update, learner.seed, step)[start:], start):
+        zero_grad(learner)
         metrics = accumulate(learner, batch, signals, credit, rows, poll)
-        rate = learner.optimization.lr * rate_factor(learner.optimization, learner.updates, learner.total_updates)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        norm = learner.backend.clip(learner.policy.parameters(), learner.optimization.grad_clip)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of step {step} is {norm}: no optimizer step was taken")
-        learner.optimizer.step()
+        limit = learner.update.max_kl
+        if limit is not None and number and metrics["kl/old"] > limit:
+            return  # the policy is already that far from the one that sampled
+        norm, rate = step_optimizer(
+            learner.backend, learner.optimizer, learner.optimization, learner.updates, learner.total_updates
+        )
         learner.updates += 1
+        if learner.critic and learner.critic.shared:
+            metrics["value/grad_norm"] = step_critic(learner.critic, learner.backend)
         yield metrics | {"grad_norm": norm, "lr": rate}
+
+
+def zero_grad(learner: Learner) -> None:
+    """Forget the gradients of policy and value head."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.critic:
+        learner.critic.optimizer.zero_grad(set_to_none=True)
+
+
+def step_optimizer(
+    backend: Backend, optimizer: torch.optim.Optimizer, settings: Optimizer | CriticOptimizer, number: int, total: int
+) -> tuple[float, float]:
+    """Optimizer step `number` of `total` on the gradients that are there: (gradient norm before clipping, rate).
+
+    Raises FloatingPointError, before anything is changed, for a norm that is not finite.
+    """
+    rate = settings.lr * rate_factor(settings, number, total)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = backend.clip(optimized(optimizer), settings.grad_clip)
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm before optimizer step {number + 1} is {norm}: it was not taken")
+    optimizer.step()
+    return norm, rate
+
+
+def step_critic(critic: CriticLearner, backend: Backend) -> float:
+    """The critic's next optimizer step; returns the gradient norm."""
+    settings = critic.options.optimizer
+    norm, _ = step_optimizer(backend, critic.optimizer, settings, critic.updates, critic.total_updates)
+    critic.updates += 1
+    return norm
 
 
 def plan(batch: Batch, update: Update, seed: int, step: int) -> list[Tensor]:
@@ -113,28 +177,51 @@ def accumulate(
     how, constant_length = objective.options.denominator, objective.constant_length
     mask = batch.mask[rows]
     count = learner.backend.sum(F.normalize.count(mask, how, constant_length))
+    states = learner.backend.sum(F.normalize.count(mask, "token"))
     sums: dict[str, Tensor] = {}
     forwarded = 0
-    budget, shared = learner.update.tokens_per_microbatch, learner.update.share_prompts
-    for micro in collate.micro_batches(batch, rows, budget, shared):
+    for micro, part in parts(batch, rows, learner.update):
         poll()
-        part = collate.select(batch, micro)
-        of_part = (_select(signals, micro, part), _select(credit, micro, part))
-        token_loss, metrics = _token_loss(learner.policy, objective, part, *of_part)
-        loss = F.normalize.total(token_loss, part.mask, how, count, constant_length)
+        of_part = (pick(signals, micro, part), pick(credit, micro, part))
+        shared = learner.critic is not None and learner.critic.shared
+        losses, metrics = token_losses(learner, part, *of_part, *learner.policy(part, value=shared))
+        loss = F.normalize.total(losses["policy"], part.mask, how, count, constant_length)
+        shares = {k: F.normalize.total(v.detach().float(), part.mask, "token", mask.sum()) for k, v in metrics.items()}
+        shares["loss"] = loss.detach()
+        if "value" in losses:
+            value_loss = F.normalize.total(losses["value"], part.mask, "token", states)
+            loss, shares["value/loss"] = loss + value_loss, value_loss.detach()
         learner.backend.backward(loss)
-        shares = {k: torch.where(part.mask, v.detach().float(), 0.0).sum() / mask.sum() for k, v in metrics.items()}
-        for name, share in (shares | {"loss": loss.detach()}).items():
+        for name, share in shares.items():
             sums[name] = sums[name] + share if name in sums else share
         forwarded += part.prompt_tokens.numel() + part.tokens.numel()
     return {name: float(value) for name, value in sums.items()} | {"tokens/forwarded": forwarded}
 
 
-def _token_loss(
-    policy: nn.Module, objective: Objective, batch: Batch, signals: Signals, credit: Credit
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The unreduced loss [B, C] of one micro-batch, and what to log of it."""
-    logp, entropy = policy(batch)
+def parts(batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
+    """The micro-batches of some rows: their row numbers [m], and the batch they make."""
+    for micro in collate.micro_batches(batch, rows, update.tokens_per_microbatch, update.share_prompts):
+        yield micro, collate.select(batch, micro)
+
+
+def pick(values, rows: Tensor, part: Batch):
+    """The [B, C] tensors of a Signals or Credit for some rows, trimmed like `part`."""
+    width = part.tokens.shape[1]
+    picked = {f.name: getattr(values, f.name) for f in fields(values)}
+    return replace(values, **{k: v[rows, :width] for k, v in picked.items() if isinstance(v, Tensor)})
+
+
+def token_losses(
+    learner: Learner,
+    batch: Batch,
+    signals: Signals,
+    credit: Credit,
+    logp: Tensor,
+    entropy: Tensor,
+    value: Tensor | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The unreduced losses [B, C] of one micro-batch ("policy", and a shared critic's "value"), and what to log."""
+    objective, critic = learner.objective, learner.critic
     old = logp.detach() if signals.logp_old is None else signals.logp_old
     signals = replace(signals, logp_old=old)
     token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit, objective.options)
@@ -142,10 +229,20 @@ def _token_loss(
     if signals.logp_ref is not None:
         metrics["kl/ref"] = F.kl.k3(logp, signals.logp_ref)
         if objective.kl_in_loss:
-            loss = loss + objective.kl.coefficient * getattr(F.kl, objective.kl.estimator)(logp, signals.logp_ref)
+            loss = loss + learner.kl_coefficient * _kl(objective.kl.estimator, logp, signals.logp_ref, old)
     metrics["entropy"] = entropy
     metrics["mismatch/kl"] = F.kl.k3(batch.logp_rollout, old)
-    return loss, metrics
+    metrics["kl/old"] = F.kl.k3(old, logp)
+    losses = {"policy": loss}
+    if critic and value is not None and credit.returns is not None:
+        losses["value"] = F.objectives.value_loss(value, credit.returns, signals.value, critic.options.clip)
+    return losses, metrics
+
+
+def _kl(estimator: str, logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:
+    if estimator == "k3_corrected":
+        return F.kl.k3_corrected(logp, logp_ref, logp_old)
+    return getattr(F.kl, estimator)(logp, logp_ref)
 
 
 def rate_factor(optimization: Optimizer, number: int, total: int) -> float:
@@ -158,10 +255,3 @@ def rate_factor(optimization: Optimizer, number: int, total: int) -> float:
     if optimization.schedule == "linear":
         return max(0.0, 1.0 - done)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-
-def _select(values, rows: Tensor, part: Batch):
-    """The [B, C] tensors of a Signals or Credit for some rows, trimmed like `part`."""
-    width = part.tokens.shape[1]
-    picked = {f.name: getattr(values, f.name) for f in fields(values)}
-    return replace(values, **{k: v[rows, :width] for k, v in picked.items() if isinstance(v, Tensor)})

@@ -11,24 +11,27 @@ from typing import Any
 from rich.console import Console
 
 from rlhf_pg import config
+from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.debug import checks
 from rlhf_pg.models.load import save_model
 from rlhf_pg.rollout import collect
-from rlhf_pg.train import checkpoint, gradient_step, report
+from rlhf_pg.train import checkpoint, critic_step, gradient_step, report, trust_region_step
+from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
+from rlhf_pg.train.gradient_step import Learner
 from rlhf_pg.train.live import LiveView, Phase
-from rlhf_pg.train.metrics import credit_metrics, mean_of, rollout_metrics, sample_rows
+from rlhf_pg.train.metrics import mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.plan import show
 from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, restore, snapshot
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.train.signals import signals
 from rlhf_pg.train.stop import Stopped, StopRequest
-from rlhf_pg.types import Sampling
+from rlhf_pg.types import Credit, Sampling
 
-UPDATES = {"gradient": gradient_step.update}
+UPDATES = {"gradient": gradient_step.update, "trust_region": trust_region_step.update}
 
 
 @dataclass
@@ -132,24 +135,47 @@ def train_step(run: Run) -> dict[str, float]:
         progress.pending = roll_out(run)
     pending, learner = progress.pending, session.learner
     with run.phase("update"):
-        credit = learner.objective.algorithm.credit(pending.batch, pending.signals, learner.objective.options)
-        take = UPDATES[learner.objective.algorithm.update]
-        start = len(pending.updates)
-        for metrics in take(learner, pending.batch, pending.signals, credit, progress.step, start, run.poll):
-            pending.updates.append(metrics)
+        credit = assign(learner, pending.batch, pending.signals)
+        learn(run, pending, credit)
         session.engine.load_weights((), version=learner.updates)
+    updated = mean_of(pending.updates)
     progress.step += 1
     progress.samples += int(pending.metrics["samples"])
     progress.pending = None
     return {
         "step": progress.step,
         **pending.metrics,
-        **credit_metrics(credit),
-        **mean_of(pending.updates),
+        **credit.metrics,
+        **updated,
+        "update/steps": len(pending.updates),
+        **mean_of(pending.critic_updates),
+        **_adapt_kl(learner, updated, int(pending.metrics["samples"])),
         **run.times,
         "time/step_s": time.monotonic() - started,
         "samples/total": progress.samples,
+        "memory/peak_mb": learner.backend.peak_memory_mb(),
     }
+
+
+def learn(run: Run, pending: Pending, credit: Credit) -> None:
+    """The optimizer steps on one rollout, from where `pending` says they are: the policy's, then an own critic's."""
+    learner, step, data = run.session.learner, run.progress.step, (pending.batch, pending.signals, credit)
+    if learner.critic is None or step >= learner.critic.options.warmup:
+        take = UPDATES[learner.objective.algorithm.update]
+        for metrics in take(learner, *data, step, len(pending.updates), run.poll):
+            pending.updates.append(metrics)
+    for metrics in critic_step.update(learner, *data, step, len(pending.critic_updates), run.poll):
+        pending.critic_updates.append(metrics)
+
+
+def _adapt_kl(learner: Learner, updated: dict[str, float], samples: int) -> dict[str, float]:
+    """Move the KL coefficient towards the one that holds `kl.target`; says which one the step was taken with."""
+    kl, used = learner.objective.kl, learner.kl_coefficient
+    if kl.target is None:
+        return {}
+    if "kl/ref" in updated:  # not while only the critic learns
+        learner.kl_coefficient = F.kl.adapt(used, updated["kl/ref"], kl.target, samples, kl.horizon)
+    return {"kl/coefficient": used}
 
 
 def roll_out(run: Run) -> Pending:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_pg.types import Credit, Rollout
+from rlhf_pg.types import Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -61,10 +61,9 @@ def _row(step: int, rollout: Rollout) -> dict[str, Any]:
 
 def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
     """Metrics of several optimizer steps as one: the mean; counts of tokens are summed; the last learning rate."""
+    if not updates:
+        return {}
     merged = {name: statistics.fmean(u[name] for u in updates) for name in updates[0]}
-    return merged | {"tokens/forwarded": sum(u["tokens/forwarded"] for u in updates), "lr": updates[-1]["lr"]}
-
-
-def credit_metrics(credit: Credit) -> dict[str, float]:
-    """What the credit assignment says of itself."""
-    return {f"credit/{name}": value for name, value in credit.metrics.items()}
+    if "tokens/forwarded" in merged:
+        merged["tokens/forwarded"] = sum(u["tokens/forwarded"] for u in updates)
+    return merged | ({"lr": updates[-1]["lr"]} if "lr" in merged else {})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_pg import config
 from rlhf_pg.config import Recipe, SftRecipe
@@ -15,7 +15,7 @@ from rlhf_pg.train import state as run_state
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Signals
 
-LEARNED = ("model", "rewards", "algorithm", "kl")  # sections of a recipe that a resumed run may not change
+LEARNED = ("model", "rewards", "algorithm", "kl", "critic")  # sections of a recipe that a resumed run may not change
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Pending:
     signals: Signals
     metrics: dict[str, float]
     updates: list[dict[str, float]] = field(default_factory=list)  # one per optimizer step already taken on them
+    critic_updates: list[dict[str, float]] = field(default_factory=list)  # the same of a critic of its own
 
 
 @dataclass
@@ -41,20 +42,27 @@ class Progress:
 
 def snapshot(session: Session, progress: Progress) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(tensors by group, JSON state) from which `restore` continues exactly."""
-    optimizer, optimizer_state = run_state.flatten_optimizer(session.learner.optimizer, _named_parameters(session))
+    learner = session.learner
+    optimizer, optimizer_state = run_state.flatten_optimizer(learner.optimizer, _trained(session.model))
     random, random_state = run_state.random_state()
     tensors = {"model": dict(session.model.state_dict()), "optimizer": optimizer, "random": random}
     state = {
         "progress": {k: v for k, v in vars(progress).items() if k != "pending"},
-        "updates": session.learner.updates,
+        "updates": learner.updates,
+        "kl_coefficient": learner.kl_coefficient,
         "optimizer": optimizer_state,
         "random": random_state,
         "sampler": session.sampler.state(),
         "reference": reference_identity(session),
     }
+    if learner.critic:
+        module = learner.backend.unwrap(learner.critic.module)
+        moments, numbers = run_state.flatten_optimizer(learner.critic.optimizer, _trained(module))
+        tensors |= {"critic": dict(module.state_dict()), "critic_optimizer": moments}
+        state["critic"] = {"updates": learner.critic.updates, "optimizer": numbers}
     if progress.pending:
         tensors["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
-        state["pending"] = {"metrics": progress.pending.metrics, "updates": progress.pending.updates}
+        state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
     return tensors, state
 
 
@@ -69,10 +77,17 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
             "the reference model is not the one this run started from: model.path has changed on disk or in the "
             f"recipe (weights {identity}, at the start {state['reference']}); restore it, or start a new run.dir"
         )
+    learner = session.learner
     session.model.load_state_dict(tensors["model"])
-    named = _named_parameters(session)
-    run_state.restore_optimizer(session.learner.optimizer, named, tensors["optimizer"], state["optimizer"])
-    session.learner.updates = state["updates"]
+    run_state.restore_optimizer(learner.optimizer, _trained(session.model), tensors["optimizer"], state["optimizer"])
+    learner.updates, learner.kl_coefficient = state["updates"], state["kl_coefficient"]
+    if learner.critic:
+        module, saved = learner.backend.unwrap(learner.critic.module), state["critic"]
+        module.load_state_dict(tensors["critic"])
+        run_state.restore_optimizer(
+            learner.critic.optimizer, _trained(module), tensors["critic_optimizer"], saved["optimizer"]
+        )
+        learner.critic.updates = saved["updates"]
     session.sampler.load_state(state["sampler"])
     progress = Progress(**state["progress"])
     if "pending" in state:
@@ -114,8 +129,8 @@ def reference_identity(session: Session) -> str | None:
     return session.reference_identity
 
 
-def _named_parameters(session: Session) -> dict[str, Tensor]:
-    return {name: p for name, p in session.model.named_parameters() if p.requires_grad}
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _tensors(prefix: str, values: Batch | Signals) -> dict[str, Tensor]:

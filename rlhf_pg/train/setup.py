@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
-from rlhf_pg.config import DataSource, Recipe
+from rlhf_pg.config import DataSource, Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import add_adapter, context_length, load_config, load_model, load_tokenizer, switch_off_dropout
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
@@ -18,7 +19,7 @@ from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import resolve as resolve_engine
 from rlhf_pg.train.backend import Backend
-from rlhf_pg.train.gradient_step import Learner, Objective
+from rlhf_pg.train.gradient_step import CriticLearner, Learner, Objective
 from rlhf_pg.train.plan import Plan
 from rlhf_pg.train.plan import plan as make_plan
 from rlhf_pg.train.signals import Reference, reference
@@ -79,16 +80,8 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     longest = max(len(prompt.tokens) for prompt in train)
 
     backend = Backend(recipe.model.dtype, recipe.log.trackers if learn else (), recipe.run.dir)
-    model = load_model(
-        recipe.model.path, attention=recipe.model.attention, seed=recipe.run.seed, trust_remote_code=trust
-    )
-    if recipe.model.lora:
-        model = add_adapter(model, recipe.model.lora, seed=recipe.run.seed)
-    switch_off_dropout(model)
-    if recipe.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.to(backend.device)  # pyright: ignore[reportArgumentType]
-    policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts)
+    model = _model(recipe, recipe.model.path, backend)
+    learner, policy = _learner(recipe, model, backend, learn=learn)
     frozen, frozen_policy = None, None
     if learn and recipe.kl.coefficient > 0:
         frozen, frozen_policy = reference(policy, recipe.update, backend.autocast)
@@ -98,7 +91,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
         recipe=recipe,
         tokenizer=tokenizer,
         model=model,
-        learner=_learner(recipe, policy, backend),
+        learner=learner,
         reference=frozen,
         reference_policy=frozen_policy,
         engine=engine,
@@ -111,22 +104,75 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     )
 
 
-def _learner(recipe: Recipe, policy: Policy, backend: Backend) -> Learner:
+def _model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel:
+    """A model as the recipe's `model` section wants it: attention, adapter, dropout, checkpointing, device."""
+    section = recipe.model
+    model = load_model(
+        path, attention=section.attention, seed=recipe.run.seed, trust_remote_code=section.trust_remote_code
+    )
+    if section.lora:
+        model = add_adapter(model, section.lora, seed=recipe.run.seed)
+    switch_off_dropout(model)
+    if section.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(backend.device)  # pyright: ignore[reportArgumentType]
+
+
+def _learner(recipe: Recipe, model: PreTrainedModel, backend: Backend, *, learn: bool) -> tuple[Learner, Policy]:
+    """The policy with its optimizer, and the critic with its own if the algorithm has one."""
     algorithm = resolve_algorithm(recipe.algorithm.name)
     options = algorithm.options(**recipe.algorithm.options)
-    trainable = [p for p in policy.parameters() if p.requires_grad]
-    o = recipe.optimizer
-    optimizer = torch.optim.AdamW(trainable, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-    prepared, optimizer = backend.prepare(policy, optimizer)
-    return Learner(
+    algorithm = algorithm.settled(options)
+    if algorithm.update == "trust_region" and backend.deepspeed:
+        raise ValueError(
+            f"{algorithm.name} makes its own step from whole gradients and weights, which DeepSpeed keeps in its own "
+            "flat, sharded buffers; start it on one process or with DDP"
+        )
+    critic, head = None, None
+    if learn and algorithm.needs_critic:
+        critic, head = _critic(recipe, model, backend)
+    policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts, head)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    prepared, optimizer = backend.prepare(policy, adamw(trainable, recipe.optimizer))
+    learner = Learner(
         policy=prepared,
         optimizer=optimizer,
         backend=backend,
         objective=Objective(algorithm, options, recipe.kl, recipe.rollout.max_new_tokens),
         update=recipe.update.model_copy(update={"share_prompts": policy.share_prompts}),
-        optimization=o,
+        optimization=recipe.optimizer,
         seed=recipe.run.seed,
-        total_updates=recipe.run.steps * recipe.update.epochs * recipe.update.minibatches,
+        total_updates=(recipe.run.steps - recipe.critic.warmup) * recipe.update.epochs * recipe.update.minibatches,
+        critic=critic,
+    )
+    return learner, policy
+
+
+def _critic(recipe: Recipe, model: PreTrainedModel, backend: Backend) -> tuple[CriticLearner, ValueHead | None]:
+    """The critic, and its head if that sits on the policy. Raises ValueError for a backbone with other tokens."""
+    section = recipe.critic
+    if section.backbone == "policy":
+        head = ValueHead(model.config.get_text_config().hidden_size, section.coefficient).to(backend.device)
+        optimizer = backend.prepare(adamw(list(head.parameters()), section.optimizer))
+        total = recipe.run.steps * recipe.update.epochs * recipe.update.minibatches
+        return CriticLearner(head, optimizer, section, total), head
+    other = _model(recipe, recipe.model.path if section.backbone == "copy" else section.backbone, backend)
+    sizes = [m.config.get_text_config().vocab_size for m in (model, other)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"critic.backbone: {section.backbone} has {sizes[1]:,} tokens, the policy {sizes[0]:,}: the critic reads "
+            "the policy's tokens, so both need one tokenizer"
+        )
+    own = Critic(other.get_decoder(), recipe.update.share_prompts).to(backend.device)
+    trainable = [p for p in own.parameters() if p.requires_grad]
+    prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer))
+    return CriticLearner(prepared, optimizer, section, recipe.run.steps * section.epochs * section.minibatches), None
+
+
+def adamw(parameters: list[torch.nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:
+    """The optimizer of one `optimizer` section."""
+    return torch.optim.AdamW(
+        parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
 
 

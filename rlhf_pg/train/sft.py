@@ -21,7 +21,7 @@ from rlhf_pg.train.gradient_step import Learner, Objective
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.run_dir import RunDir
-from rlhf_pg.train.setup import read_prompts
+from rlhf_pg.train.setup import adamw, read_prompts
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 
@@ -99,11 +99,10 @@ def _learner(recipe: SftRecipe, total: int) -> tuple[Learner, PreTrainedModel]:
     )
     model.to(backend.device)  # pyright: ignore[reportArgumentType]
     policy = Policy(model, share_prompts=False)
-    o = recipe.optimizer
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-    prepared, optimizer = backend.prepare(policy, optimizer)
+    prepared, optimizer = backend.prepare(policy, adamw(list(model.parameters()), recipe.optimizer))
     imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
-    return Learner(prepared, optimizer, backend, imitation, Update(), o, recipe.run.seed, total), model
+    made = (prepared, optimizer, backend, imitation, Update(), recipe.optimizer, recipe.run.seed, total)
+    return Learner(*made), model
 
 
 def _imitate(logp, entropy, batch: Batch, signals: Signals, credit: Credit, options: Options) -> TokenLoss:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -13,7 +13,8 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import Update
 from rlhf_pg.data import collate
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train.gradient_step import Learner, on_policy
+from rlhf_pg.train import critic_step
+from rlhf_pg.train.gradient_step import Learner, on_policy, parts
 from rlhf_pg.types import Batch, Signals
 
 Reference = Callable[..., Tensor]  # (batch, poll) -> logp_ref [B, C]
@@ -28,13 +29,22 @@ def log_probs(policy: nn.Module, batch: Batch, update: Update, poll: Callable[[]
 
     `poll` runs before each and may raise, to leave at once.
     """
-    logp = torch.zeros_like(batch.logp_rollout)
+    return _pass(policy, batch, update, poll, [0])[0]
+
+
+@torch.no_grad()
+def _pass(
+    policy: nn.Module, batch: Batch, update: Update, poll: Callable[[], None], keep: Sequence[int], **asked: bool
+) -> list[Tensor]:
+    """What a policy's forward, with the options `asked`, returns at the places `keep`: each [B, C], whole batch."""
     rows = torch.arange(len(batch.group), device=batch.group.device)
-    for micro in collate.micro_batches(batch, rows, update.tokens_per_microbatch, update.share_prompts):
+    whole = [torch.zeros_like(batch.logp_rollout) for _ in keep]
+    for micro, part in parts(batch, rows, update):
         poll()
-        part = collate.select(batch, micro)
-        logp[micro, : part.tokens.shape[1]] = policy(part)[0].to(logp.dtype)
-    return logp
+        made = policy(part, **asked)
+        for out, place in zip(whole, keep, strict=True):
+            out[micro, : part.tokens.shape[1]] = made[place].to(out.dtype)
+    return whole
 
 
 def frozen_copy(policy: Policy) -> Policy:
@@ -65,18 +75,32 @@ def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: C
     """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
     kl = learner.objective.kl
     in_reward = kl.coefficient > 0 and kl.placement == "reward"
-    needs_old = learner.objective.algorithm.needs_old and not on_policy(learner.update)
-    logp_old = log_probs(learner.policy, batch, learner.update, poll) if needs_old or in_reward else None
+    needs_old = in_reward or (learner.objective.algorithm.needs_old and not on_policy(learner.update))
+    logp_old, value = _old(learner, batch, needs_old, poll)
     logp_ref = reference(batch, poll) if reference else None
     token_reward = terminal_reward(batch)
     if in_reward and logp_old is not None and logp_ref is not None:
-        penalty = kl.coefficient * getattr(F.kl, kl.estimator)(logp_old, logp_ref)
+        penalty = learner.kl_coefficient * getattr(F.kl, kl.estimator)(logp_old, logp_ref)
         token_reward = token_reward - torch.where(batch.mask, penalty, 0.0)
-    return Signals(token_reward=token_reward, logp_old=logp_old, logp_ref=logp_ref)
+    return Signals(token_reward=token_reward, logp_old=logp_old, logp_ref=logp_ref, value=value)
+
+
+def _old(
+    learner: Learner, batch: Batch, needs_old: bool, poll: Callable[[], None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Log-probs and values before the update. A critic that shares the policy's model needs no pass beside theirs."""
+    policy, update, critic = learner.policy, learner.update, learner.critic
+    if critic and critic.shared:
+        if needs_old:
+            logp, value = _pass(policy, batch, update, poll, [0, 2], value=True)
+            return logp, value
+        return None, _pass(policy, batch, update, poll, [0], value=True, score=False)[0]
+    logp = log_probs(policy, batch, update, poll) if needs_old else None
+    return logp, critic_step.values(learner, critic, batch, poll) if critic else None
 
 
 def terminal_reward(batch: Batch) -> Tensor:
-    """Each row's reward on its tokens, [B, C]: on single ones what they were given, the rest on the last sampled one."""
+    """Each row's reward on its tokens, [B, C]: what single tokens were given, the rest on the last sampled one."""
     last = (collate.lengths(batch.mask) - 1).clamp(min=0)
     nothing = torch.zeros_like(batch.logp_rollout)
     given = nothing if batch.token_reward is None else batch.token_reward

@@ -1,0 +1,70 @@
+"""A critic of its own, trained on the mean squared error to the returns; a shared one learns in gradient_step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from rlhf_pg import functional as F
+from rlhf_pg.config import Update
+from rlhf_pg.train.gradient_step import CriticLearner, Learner, parts, pick, plan, step_critic
+from rlhf_pg.types import Batch, Credit, Signals
+
+
+def update(
+    learner: Learner,
+    batch: Batch,
+    signals: Signals,
+    credit: Credit,
+    step: int,
+    start: int = 0,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, float]]:
+    """Take the critic's optimizer steps of rollout step `step` from number `start` on, yielding the metrics of each.
+
+    Nothing to do for a critic that shares the policy's model. `poll` runs before every micro-batch and may raise.
+    """
+    critic = learner.critic
+    if critic is None or critic.shared or credit.returns is None:
+        return
+    own = learner.update.model_copy(update={"epochs": critic.options.epochs, "minibatches": critic.options.minibatches})
+    for rows in plan(batch, own, learner.seed, step)[start:]:
+        critic.optimizer.zero_grad(set_to_none=True)
+        loss = _accumulate(learner, critic, own, batch, signals, credit.returns, rows, poll)
+        yield {"value/loss": loss, "value/grad_norm": step_critic(critic, learner.backend)}
+
+
+@torch.no_grad()
+def values(learner: Learner, critic: CriticLearner, batch: Batch, poll: Callable[[], None]) -> Tensor:
+    """V [B, C] of the state before each sampled token, by a critic of its own, 0 elsewhere."""
+    out = torch.zeros_like(batch.logp_rollout)
+    rows = torch.arange(len(batch.group), device=batch.group.device)
+    for micro, part in parts(batch, rows, learner.update):
+        poll()
+        out[micro, : part.tokens.shape[1]] = critic.module(part)
+    return out
+
+
+def _accumulate(
+    learner: Learner,
+    critic: CriticLearner,
+    update: Update,
+    batch: Batch,
+    signals: Signals,
+    returns: Tensor,
+    rows: Tensor,
+    poll: Callable[[], None],
+) -> float:
+    """Add the gradient of the value loss of `rows` to the critic's .grad, one denominator; returns the loss."""
+    count = learner.backend.sum(F.normalize.count(batch.mask[rows], "token"))
+    total = 0.0
+    for micro, part in parts(batch, rows, update):
+        poll()
+        kept, target = pick(signals, micro, part), returns[micro, : part.tokens.shape[1]]
+        loss = F.objectives.value_loss(critic.module(part), target, kept.value, critic.options.clip)
+        reduced = F.normalize.total(loss, part.mask, "token", count)
+        learner.backend.backward(reduced)
+        total += float(reduced.detach())
+    return total
