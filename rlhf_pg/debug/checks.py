@@ -34,6 +34,7 @@ from rlhf_pg.debug.probe import (
 )
 from rlhf_pg.errors import RunError
 from rlhf_pg.models.policy import Policy
+from rlhf_pg.rollout.token_texts import of_text
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.train.signals import log_probs
 from rlhf_pg.types import Completion, Prompt, Sample
@@ -286,6 +287,7 @@ def _swapped(
 
 def _values(session: Session, answers: Sequence[tuple[Prompt, str]]) -> list[float]:
     """The first reward function's value of each (prompt, completion); -inf where it left the sample out."""
-    samples = [Sample(prompt.text, text, "stop", prompt.columns) for prompt, text in answers]
+    tokenizer, limit = session.tokenizer, session.recipe.rollout.max_new_tokens
+    samples = [Sample(p.text, text, "stop", p.columns, of_text(tokenizer, text), limit) for p, text in answers]
     values = [next(iter(score.parts.values())) for score in session.scorer.score(samples)]
     return [float("-inf") if value is None else value for value in values]

@@ -42,7 +42,7 @@ def check(
         found = [row for _, row in zip(range(rows), read_rows(data), strict=False)]
         for column in [c for c in (completion, answer if "answer" in reward.arguments else None) if c]:
             require(found, column, data)
-        plugin.check(reward, set(found[0]) | {"answer"})
+        plugin.check(reward, set(found[0]) | {"answer"}, tokens=False)
         trials = [t for row in found for t in _trials(row, answer, completion)]
         with Scorer([reward], workers=1) as scorer:
             scores = scorer.score([_sample(row, text, prompt, answer) for text, row in trials])
@@ -77,7 +77,7 @@ def score(
         rows = list(read_rows(data))
         for column in (completion, answer):
             require(rows, column, data)
-        plugin.check(reward, set(rows[0]) | {"answer"})
+        plugin.check(reward, set(rows[0]) | {"answer"}, tokens=False)
         samples = [_sample(row, row[completion], prompt, answer) for row in rows]
         with Scorer([reward], workers=workers, memory_mb=memory_mb) as scorer, out.open("w", encoding="ascii") as sink:
             for scored in _with_progress(scorer, samples, batched=reward.batched):

@@ -1,7 +1,8 @@
 """Reward plugins: from a name in a recipe to a function whose arguments are known before anything trains.
 
 A plugin is a plain function. Its argument names say what it wants: `completion`, `prompt`, `finish`, `answer`, any data
-column; with `completions` or `prompts` it is called once per batch and every argument is a list (TRL's convention).
+column, and of a sampled completion `completion_tokens`, `max_new_tokens` and `token_texts`. With `completions` or
+`prompts` it is called once per batch and every argument is a list (TRL's convention).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 ENTRY_POINTS = "rlhf_pg.rewards"
 SAMPLE_ARGUMENTS = ("completion", "prompt", "finish", "answer")
 BATCH_ARGUMENTS = ("completions", "prompts")
+TOKEN_ARGUMENTS = ("completion_tokens", "max_new_tokens", "token_texts")  # of either kind; only if named
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,30 @@ def load(module: str, function: str) -> Callable[..., Any]:
     return found
 
 
-def check(reward: Reward, columns: set[str]) -> None:
-    """Raise ValueError when the function asks for an argument that neither a sample nor the data has."""
+def check(reward: Reward, columns: set[str], *, tokens: bool = True) -> None:
+    """Raise ValueError when the function asks for an argument that neither a sample nor the data has.
+
+    `tokens` False: the samples are texts from a file, of which no tokens are known.
+    """
     base = (*BATCH_ARGUMENTS, "finish", "answer") if reward.batched else SAMPLE_ARGUMENTS
-    available = sorted({*base, *columns})
+    available = sorted({*base, *(TOKEN_ARGUMENTS if tokens else ()), *columns})
     for argument in reward.arguments:
-        if argument not in available:
+        if argument in available:
+            continue
+        if argument in TOKEN_ARGUMENTS:
             raise ValueError(
-                f"reward {reward.fn!r} asks for argument {argument!r}, which the data does not have; "
-                f"available: {', '.join(available)}{_nearest(argument, available)}"
+                f"reward {reward.fn!r} asks for argument {argument!r}, which only a sampled completion has and a text "
+                "in a file has not: try it in a run, or give the argument a default"
             )
+        raise ValueError(
+            f"reward {reward.fn!r} asks for argument {argument!r}, which the data does not have; "
+            f"available: {', '.join(available)}{_nearest(argument, available)}"
+        )
+
+
+def asks_for(reward: Reward, argument: str) -> bool:
+    """Whether the function names the argument, with a default or without."""
+    return argument in (*reward.arguments, *reward.optional)
 
 
 def _locate(fn: str) -> tuple[str, str]:

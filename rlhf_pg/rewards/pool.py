@@ -17,7 +17,7 @@ from typing import Any
 from rlhf_pg.rewards.plugin import Reward
 
 LOAD_LIMIT_S = 120.0  # to import the plugins and run their `setup`
-REPLY_LIMIT = 16_000_000  # bytes; a longer reply is a broken plugin
+REPLY_LIMIT = 256_000_000  # bytes, ten million rewards of tokens; a longer reply is a broken plugin
 
 
 class Worker:
@@ -44,13 +44,13 @@ class Worker:
         os.set_blocking(self.stdout, False)
         self.ready = False
         self.job: Any = None
-        self.inbox, self.outbox = b"", b""
+        self.inbox, self.outbox = bytearray(), memoryview(b"")
         self.due = time.monotonic() + LOAD_LIMIT_S  # when the call in progress must have been answered
         path = [p or os.getcwd() for p in sys.path]
         self.send({"path": path, "memory_mb": memory_mb, "rewards": [asdict(r) for r in rewards]})
 
     def send(self, message: dict[str, Any]) -> None:
-        self.outbox += (json.dumps(message) + "\n").encode("ascii")
+        self.outbox = memoryview(bytes(self.outbox) + (json.dumps(message) + "\n").encode("ascii"))
         self.flush()
 
     def flush(self) -> None:
@@ -61,7 +61,7 @@ class Worker:
         except BlockingIOError:
             pass
         except BrokenPipeError:
-            self.outbox = b""
+            self.outbox = memoryview(b"")
 
     def receive(self) -> list[dict[str, Any]] | None:
         """The replies that have arrived; None when the process is gone or talks nonsense."""
@@ -69,7 +69,8 @@ class Worker:
             data = os.read(self.stdout, 1 << 20)
         except BlockingIOError:
             return []
-        *lines, self.inbox = (self.inbox + data).split(b"\n")
+        self.inbox += data
+        *lines, self.inbox = self.inbox.split(b"\n") if b"\n" in data else [self.inbox]
         try:
             replies = [json.loads(line) for line in lines]
         except ValueError:

@@ -12,27 +12,17 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 from rlhf_pg.errors import RunError
-from rlhf_pg.rewards.plugin import Reward
+from rlhf_pg.rewards.plugin import TOKEN_ARGUMENTS, Reward
 from rlhf_pg.rewards.pool import Worker
-from rlhf_pg.types import Outcome, Sample, Score
+from rlhf_pg.rewards.verdict import Verdict, combine, read, read_batch
+from rlhf_pg.types import Sample, Score
 
-PRECEDENCE: tuple[Outcome, ...] = ("error", "excluded", "timeout", "truncated", "unparseable", "scored")
 ASYNC_GRACE_S = 1.0
 POLL_S = 1.0  # the longest wait between two calls of `poll`
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one function says of one sample."""
-
-    reward: float | None
-    outcome: Outcome
-    detail: str = ""
-    parts: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,7 +70,7 @@ class Scorer:
         except BaseException:
             self.close()  # a worker may be in the middle of a job that nobody waits for
             raise
-        scores = [self._combine([row[i] for row in verdicts]) for i in range(len(samples))]
+        scores = [combine(self.rewards, [row[i] for row in verdicts]) for i in range(len(samples))]
         if scores and all(s.reward is None and s.outcome in ("error", "timeout") for s in scores):
             raise RunError(f"every one of {len(scores)} samples failed to be scored; the first: {scores[0].detail}")
         return scores
@@ -148,21 +138,23 @@ class Scorer:
                     raise RunError(f"reward functions cannot be loaded in a worker: {reply.get('failed')}")
                 worker.ready = True
             elif worker.job is not None:
-                self._record(worker, reply, verdicts)
+                self._record(worker, reply, samples, verdicts)
         late = time.monotonic() > worker.due and (worker.job is not None or not worker.ready)
         if replies is None or (late and not replies):
             self._bury(worker, queue, verdicts, late=replies is not None)
 
-    def _record(self, worker: Worker, reply: dict[str, Any], verdicts: list[list]) -> None:
+    def _record(self, worker: Worker, reply: dict[str, Any], samples: Sequence[Sample], verdicts: list[list]) -> None:
         job: Job = worker.job
         reward = self.rewards[job.reward]
         if reward.batched:
-            for i, verdict in zip(job.waiting, read_batch(reward, reply, job.waiting), strict=True):
+            lengths = [token_count(samples[i]) for i in job.waiting]
+            for i, verdict in zip(job.waiting, read_batch(reward, reply, job.waiting, lengths), strict=True):
                 verdicts[job.reward][i] = verdict
             job.waiting = []
         elif reply.get("index") in job.waiting:
-            verdicts[job.reward][reply["index"]] = read(reward, reply, reply["index"])
-            job.waiting.remove(reply["index"])
+            index = reply["index"]
+            verdicts[job.reward][index] = read(reward, reply, index, token_count(samples[index]))
+            job.waiting.remove(index)
             if not reward.is_async:
                 worker.due = time.monotonic() + self._limit(reward)
         if not job.waiting:
@@ -189,25 +181,17 @@ class Scorer:
         if rest:
             queue.appendleft(Job(job.reward, rest))
 
-    def _combine(self, verdicts: list[Verdict | None]) -> Score:
-        """The weighted sum of the functions; the gravest outcome; any sample one function leaves out is left out."""
-        found = [v for v in verdicts if v is not None]
-        parts: dict[str, float | None] = {}
-        for reward, verdict in zip(self.rewards, found, strict=True):
-            parts[reward.name] = verdict.reward
-            parts |= {f"{reward.name}/{name}": value for name, value in verdict.parts.items()}
-        values = [v.reward for v in found]
-        total = math.fsum(r.weight * v for r, v in zip(self.rewards, values, strict=True) if v is not None)
-        worst = min(found, key=lambda v: (v.reward is not None, PRECEDENCE.index(v.outcome)))
-        detail = "; ".join(v.detail for v in found if v.detail)
-        return Score(None if None in values else total, parts, worst.outcome, detail)
-
 
 def arguments(reward: Reward, sample: Sample) -> dict[str, Any]:
-    """What a per-sample function is called with. The sample's own texts win over columns of the same name."""
+    """What a per-sample function is called with. The sample's own texts and tokens win over columns of the same name.
+
+    Tokens go only to a function that names them, and only of a sample that has some.
+    """
     known = sample.columns | {"prompt": sample.prompt, "completion": sample.completion, "finish": sample.finish}
     wanted = {*reward.arguments, *reward.optional}
-    return known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
+    given = known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
+    named = wanted.intersection(TOKEN_ARGUMENTS)
+    return given | {k: _tokens(k, sample) for k in named} if named and token_count(sample) else given
 
 
 def batch_arguments(reward: Reward, samples: Sequence[Sample]) -> dict[str, list[Any]]:
@@ -216,69 +200,19 @@ def batch_arguments(reward: Reward, samples: Sequence[Sample]) -> dict[str, list
     known |= {"prompts": [s.prompt for s in samples], "completions": [s.completion for s in samples]}
     known["finish"] = [s.finish for s in samples]
     wanted = {*reward.arguments, *reward.optional}
-    return known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
+    given = known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
+    named = wanted.intersection(TOKEN_ARGUMENTS)
+    there = named and all(token_count(s) for s in samples)
+    return given | {k: [_tokens(k, s) for s in samples] for k in named} if there else given
 
 
-def read_batch(reward: Reward, reply: dict[str, Any], indices: Sequence[int]) -> list[Verdict]:
-    """Verdicts of a per-batch function, which must return one value per sample."""
-    values = reply.get("value")
-    if "value" not in reply:
-        return [read(reward, reply, i) for i in indices]
-    if not isinstance(values, list) or len(values) != len(indices):
-        got = f"{len(values)} values" if isinstance(values, list) else f"a {type(values).__name__}"
-        fault = {"error": f"returned {got} for {len(indices)} samples; it must return a list of that length"}
-        return [read(reward, fault, i) for i in indices]
-    return [read(reward, {"value": value}, i) for i, value in zip(indices, values, strict=True)]
+def token_count(sample: Sample) -> int:
+    """Its sampled tokens; 0 when it was not sampled."""
+    return sample.completion_tokens or len(sample.token_texts)
 
 
-def read(reward: Reward, reply: dict[str, Any], index: int) -> Verdict:
-    """The verdict in a worker's reply about one sample."""
-    where = f"{reward.name}, sample {index}: "
-    if "limit" in reply:
-        if reward.on_limit is not None:
-            return Verdict(reward.on_limit, "timeout", f"{where}{reply['limit']}")
-        return Verdict(None, "timeout" if "late" in reply else "error", f"{where}{reply['limit']}")
-    if "value" not in reply:
-        return Verdict(None, "error", f"{where}{reply.get('error', 'no value in the reply')}")
-    value = reply["value"]
-    if value is None:
-        return Verdict(None, "excluded")
-    if isinstance(value, dict):
-        return _read_parts(where, value)
-    number = _number(value)
-    if number is None:
-        return Verdict(None, "error", f"{where}returned {str(value)[:80]!r}, not a finite number")
-    return Verdict(number, "scored")
-
-
-def _read_parts(where: str, value: dict[str, Any]) -> Verdict:
-    """A dict: `reward` if it has that key, else the sum of its parts; `outcome` and `detail` are not parts."""
-    outcome = value.get("outcome", "scored")
-    if outcome not in get_args(Outcome):
-        return Verdict(None, "error", f"{where}outcome {str(outcome)[:40]!r} is none of {', '.join(get_args(Outcome))}")
-    parts: dict[str, float | None] = {}
-    for name, part in value.items():
-        if name not in ("outcome", "detail"):
-            parts[name] = None if part is None else _number(part)
-            if part is not None and parts[name] is None:
-                return Verdict(None, "error", f"{where}part {name!r} is {str(part)[:80]!r}, not a finite number")
-    detail = where + str(value["detail"])[:500] if value.get("detail") else ""
-    numbers = [v for v in parts.values() if v is not None]
-    reward = parts.pop("reward") if "reward" in parts else math.fsum(numbers)
-    if outcome in ("error", "excluded") or reward is None:
-        return Verdict(None, outcome if outcome != "scored" else "excluded", detail, parts)
-    if not parts and "reward" not in value and outcome == "scored":
-        return Verdict(None, "error", f"{where}returned a dict without a number")
-    return Verdict(reward, outcome, detail, parts)
-
-
-def _number(value: Any) -> float | None:
-    """A finite float; True and False count as 1 and 0. None for anything else."""
-    try:
-        number = float(value) if isinstance(value, bool | int | float) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+def _tokens(argument: str, sample: Sample) -> int | tuple[str, ...]:
+    return token_count(sample) if argument == "completion_tokens" else getattr(sample, argument)
 
 
 def _kill_all(workers: list[Worker]) -> None:

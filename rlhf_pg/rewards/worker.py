@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"returned a {type(value).__name__}, not a number, None or a dict of numbers")
+    raise TypeError(f"returned a {type(value).__name__}, not a number, None, a dict of numbers or a list of them")
 
 
 def _text(error: BaseException) -> str:

@@ -193,7 +193,8 @@ def roll_out(run: Run) -> Pending:
         with run.phase("rollout"), session.learner.backend.autocast():
             generated = collect.generate(session.engine, session.sampler.next(), sampling, run.poll)
         with run.phase("reward"):
-            rollouts = collect.score(session.scorer, session.tokenizer, generated, run.poll)
+            limit = sampling.max_new_tokens
+            rollouts = collect.score(session.scorer, session.tokenizer, generated, run.poll, max_new_tokens=limit)
         run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
         run.folder.write_rollouts(sampling.step, run.samples)
         with run.phase("update"):

@@ -1,0 +1,82 @@
+"""The text of each sampled token, so that the pieces joined are the text of the completion.
+
+A tokenizer promises text for whole sequences only: a character may be spread over several tokens (byte-level BPE, byte
+fallback), and a token alone may lack the space it has after another (SentencePiece). Work is linear in the tokens, and
+mostly one table look-up each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from transformers import PreTrainedTokenizerBase
+
+BROKEN = "\ufffd"  # what stands for bytes that are no character
+LONGEST = 4  # tokens of one character: it has at most four bytes
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]], texts: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """One text per token of each completion; `texts` are the completions decoded without special tokens.
+
+    "" for special tokens. A character spread over several tokens is the text of the last of them; so are characters
+    that no token boundary separates.
+    """
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    alone = {i: decode([i]) for i in sorted({i for ids in completions for i in ids})}
+    after = {i: decode([i, i])[len(text) :] for i, text in alone.items()}  # as it reads after another token
+    return [_pieces(ids, text, alone, after, decode) for ids, text in zip(completions, texts, strict=True)]
+
+
+def of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
+    """The same for a text that was not sampled: of the tokens it would be written with, EOS at the end."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    (pieces,) = token_texts(tokenizer, [ids], [str(tokenizer.decode(ids, skip_special_tokens=True))])
+    return (*pieces, "")
+
+
+def _pieces(
+    ids: Sequence[int], text: str, alone: dict[int, str], after: dict[int, str], decode: Decode
+) -> tuple[str, ...]:
+    visible = [at for at, i in enumerate(ids) if alone[i] or after[i]]  # without special tokens
+    pieces = [after[i] for i in ids]
+    if visible:
+        pieces[visible[0]] = alone[ids[visible[0]]]
+    if "".join(pieces) == text:
+        return tuple(pieces)
+    for broken, places in groupby(visible, key=lambda at: BROKEN in alone[ids[at]]):
+        if broken:
+            run = list(places)
+            for at, piece in zip(run, _characters([ids[at] for at in run], decode), strict=True):
+                pieces[at] = piece
+    return tuple(pieces)
+
+
+def _characters(ids: Sequence[int], decode: Decode) -> list[str]:
+    """The same for a run of tokens that are parts of characters, with whole ones before and after."""
+    singly = [decode([i]) for i in ids]
+    if "".join(singly) == decode(ids):  # no character at all
+        return singly
+    pieces, start = [""] * len(ids), 0
+    for end in range(1, len(ids) + 1):
+        if _separate(ids[max(start, end - LONGEST) : end], ids[end : end + LONGEST - 1], decode):
+            pieces[end - 1] = decode(ids[start:end])
+            start = end
+    return pieces
+
+
+def _separate(before: Sequence[int], after: Sequence[int], decode: Decode) -> bool:
+    """Whether no character has a part on both sides: `before` ends in a whole one, or what follows takes none of it.
+
+    A broken character is U+FFFD, and with the bytes that complete it less than both apart.
+    """
+    text = decode(before)
+    follow = [after[: n + 1] for n in range(len(after))]
+    return not text.endswith(BROKEN) or all(text + decode(ids) == decode([*before, *ids]) for ids in follow)

@@ -1,0 +1,220 @@
+"""Reward functions that look at tokens and reward single ones: what they get, and what becomes of what they return."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf_pg.rewards import command, plugin
+from rlhf_pg.rewards.score import Scorer
+from rlhf_pg.types import Sample
+
+PLUGINS = """
+def counted(completion_tokens, max_new_tokens, token_texts):
+    assert isinstance(token_texts, list)
+    return {"reward": 0.0, "tokens": completion_tokens, "limit": max_new_tokens, "seen": len("".join(token_texts))}
+
+def counted_in_batches(completions, completion_tokens, max_new_tokens, token_texts):
+    return [{"reward": 0.0, "tokens": n, "limit": limit, "seen": len("".join(texts))}
+            for n, limit, texts in zip(completion_tokens, max_new_tokens, token_texts, strict=True)]
+
+def has_defaults(completion, completion_tokens=-1, max_new_tokens=-2, token_texts=None):
+    return {"reward": 0.0, "tokens": completion_tokens, "limit": max_new_tokens, "seen": len(token_texts or "abc")}
+
+def takes_the_rest(completion, token_texts, **rest):
+    return {"reward": len(rest), "texts": len(token_texts), "named": "completion_tokens" in rest}
+
+def digits(token_texts):
+    return [float(text.isdigit()) for text in token_texts]
+
+def digits_in_batches(completions, token_texts):
+    return [None if text == "none" else 0.5 if text == "whole" else [float(t.isdigit()) for t in texts]
+            for text, texts in zip(completions, token_texts)]
+
+def by_text(completion, token_texts):
+    values = {"nan": [float("nan"), 0.0], "text": ["1.0", 0.0], "missing": [1.0, None], "nested": [[1.0], [1.0]],
+              "huge": [1e308, 1e308], "short": [1.0], "long": [1.0] * 3, "empty": [], "none": None,
+              "true": [True, False]}
+    if completion == "raise":
+        raise KeyError("oops")
+    return values.get(completion, (0.25, -1.0))
+
+def of_arrays(token_texts):
+    import numpy as np
+    return np.arange(len(token_texts), dtype=np.float32)
+
+def ones(completion):
+    return [1.0] * len(completion)
+
+def flat(completion):
+    return 4.0
+
+def named_parts(completion):
+    return {"a": 1e308, "b": 1e308} if completion == "huge" else {"a": 1.0}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    (tmp_path / "mine.py").write_text(PLUGINS)
+    return tmp_path / "mine.py"
+
+
+def score(mine: Path, names: str, samples: list[Sample], **weights: float):
+    rewards = [plugin.resolve(f"{mine}:{name}", weights.get(name, 1.0)) for name in names.split()]
+    with Scorer(rewards) as scorer:
+        return scorer.score(samples)
+
+
+def sample(*texts: str, completion: str | None = None, columns=None) -> Sample:
+    return Sample("p", "".join(texts) if completion is None else completion, "stop", columns or {}, texts, 9)
+
+
+@pytest.mark.parametrize("name", ["counted", "counted_in_batches", "has_defaults"])
+def test_a_function_gets_the_tokens_it_names_and_they_win_over_columns(mine, name):
+    column = {"completion_tokens": 70, "max_new_tokens": 80, "token_texts": ["a column"]}
+    one, two = score(mine, name, [sample("1", "23", "", columns=column), sample("4", columns=column)])
+    assert one.parts == {name: 0.0, f"{name}/tokens": 3, f"{name}/limit": 9, f"{name}/seen": 3}
+    assert two.parts == {name: 0.0, f"{name}/tokens": 1, f"{name}/limit": 9, f"{name}/seen": 1}
+
+
+def test_tokens_may_be_counted_without_their_texts(mine):
+    (found,) = score(mine, "has_defaults", [Sample("p", "abc", max_new_tokens=9, completion_tokens=2)])
+    assert found.parts["has_defaults/tokens"] == 2
+
+
+def test_a_text_from_a_file_leaves_the_defaults(mine):
+    (found,) = score(mine, "has_defaults", [Sample("p", "abc")])
+    assert found.parts == {
+        "has_defaults": 0.0,
+        "has_defaults/tokens": -1,
+        "has_defaults/limit": -2,
+        "has_defaults/seen": 3,
+    }
+
+
+def test_a_function_that_takes_every_column_gets_tokens_only_by_name(mine):
+    (found,) = score(mine, "takes_the_rest", [sample("a", "b", columns={"level": 1})])
+    assert found.parts == {"takes_the_rest": 3, "takes_the_rest/texts": 2, "takes_the_rest/named": 0}
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_in_batches"])
+def test_a_list_is_one_reward_per_token_and_its_sum_the_value(mine, name):
+    one, two = score(mine, name, [sample("1", "a", "2", ""), sample("x", "")])
+    assert (one.reward, one.outcome, one.token_rewards) == (2.0, "scored", (1.0, 0.0, 1.0, 0.0))
+    assert one.parts == {name: 2.0}
+    assert (two.reward, two.token_rewards) == (0.0, (0.0, 0.0))
+
+
+def test_a_batched_function_may_mix_lists_numbers_and_none(mine):
+    texts = [sample("1", "a"), sample("b", completion="whole"), sample("c", completion="none")]
+    one, two, three = score(mine, "digits_in_batches", texts)
+    assert (one.reward, one.token_rewards) == (1.0, (1.0, 0.0))
+    assert (two.reward, two.token_rewards) == (0.5, None)
+    assert (three.reward, three.outcome, three.token_rewards) == (None, "excluded", None)
+
+
+def test_lists_add_up_by_weight_and_numbers_stay_out_of_them(mine):
+    samples = [sample("1", "a"), sample("b", "2")]
+    one, two = score(mine, "digits by_text flat", samples, digits=2.0, by_text=-3.0, flat=0.5)
+    assert one.token_rewards == (2.0 - 3.0 * 0.25, 0.0 + 3.0)
+    assert two.token_rewards == (0.0 - 3.0 * 0.25, 2.0 + 3.0)
+    assert one.reward == 2.0 * 1.0 - 3.0 * -0.75 + 0.5 * 4.0
+    assert one.parts == {"digits": 1.0, "by_text": -0.75, "flat": 4.0}
+
+
+def test_without_a_list_there_are_no_rewards_of_tokens(mine):
+    (found,) = score(mine, "flat", [sample("1", "a")])
+    assert (found.reward, found.token_rewards) == (4.0, None)
+
+
+def test_a_sample_that_one_function_leaves_out_keeps_no_rewards_of_tokens(mine):
+    found, _ = score(mine, "digits by_text", [sample("1", "2", completion="none"), sample("1", "2")])
+    assert (found.reward, found.outcome, found.token_rewards) == (None, "excluded", None)
+    assert found.parts == {"digits": 2.0, "by_text": None}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("nan", "reward 0 of its list is nan, not a finite number"),
+        ("text", "reward 0 of its list is '1.0', not a finite number"),
+        ("missing", "reward 1 of its list is None, not a finite number"),
+        ("nested", r"reward 0 of its list is \[1.0\], not a finite number"),
+        ("huge", "its list sums to no finite number"),
+        ("short", "returned 1 rewards for 2 sampled tokens"),
+        ("long", "returned 3 rewards for 2 sampled tokens"),
+        ("empty", "returned 0 rewards for 2 sampled tokens"),
+        ("raise", "KeyError: 'oops'"),
+    ],
+)
+def test_a_faulty_list_excludes_its_sample_by_name_and_no_other(mine, bad, message):
+    found = score(mine, "by_text", [sample("a", "b"), sample("a", "b", completion=bad), sample("a", "b")])
+    assert [(s.reward, s.token_rewards) for s in found] == [(-0.75, (0.25, -1.0)), (None, None), (-0.75, (0.25, -1.0))]
+    assert found[1].outcome == "error"
+    assert re.match(f"by_text, sample 1: .*{message}", found[1].detail)
+
+
+def test_true_in_a_list_counts_as_one(mine):
+    assert score(mine, "by_text", [sample("a", "b", completion="true")])[0].token_rewards == (1.0, 0.0)
+
+
+def test_arrays_are_lists(mine):
+    assert score(mine, "of_arrays", [sample("a", "b", "c")])[0].token_rewards == (0.0, 1.0, 2.0)
+
+
+def test_a_list_is_held_against_the_number_of_tokens_though_the_function_did_not_ask(mine):
+    right = Sample("p", "abc", max_new_tokens=9, completion_tokens=3)
+    wrong = Sample("p", "abc", max_new_tokens=9, completion_tokens=4)
+    found = score(mine, "ones", [right, wrong])
+    assert (found[0].reward, found[1].reward) == (3.0, None)
+    assert "returned 3 rewards for 4 sampled tokens" in found[1].detail
+
+
+def test_a_list_for_a_text_without_tokens_is_an_error(mine):
+    found = score(mine, "ones", [Sample("p", ""), sample("a")])
+    assert (found[0].reward, found[0].outcome) == (None, "error")
+    assert "returned 0 rewards for this text, which has no sampled tokens" in found[0].detail
+
+
+def test_parts_that_sum_to_no_number_are_an_error(mine):
+    found = score(mine, "named_parts", [sample("a", completion="huge"), sample("b")])
+    assert [(s.reward, s.outcome) for s in found] == [(None, "error"), (1.0, "scored")]
+
+
+def test_long_lists_for_many_samples_come_back_whole(mine):
+    """A reply of some megabytes, in many reads."""
+    texts = ["7", "x"] * 1000
+    found = score(mine, "digits_in_batches", [sample(*texts) for _ in range(200)])
+    assert {s.reward for s in found} == {1000.0}
+    assert {s.token_rewards for s in found} == {(1.0, 0.0) * 1000}
+
+
+@pytest.mark.parametrize("argument", ["completion_tokens", "max_new_tokens", "token_texts"])
+def test_token_arguments_are_known_where_there_are_tokens_and_refused_where_there_are_none(tmp_path, argument):
+    (tmp_path / "one.py").write_text(f"def one(completion, {argument}): return 1.0\n")
+    reward = plugin.resolve(str(tmp_path / "one.py"))
+    plugin.check(reward, set())
+    plugin.check(reward, {argument}, tokens=False)
+    with pytest.raises(
+        ValueError, match=f"one.py' asks for argument '{argument}', which only a sampled completion has"
+    ):
+        plugin.check(reward, {"answer"}, tokens=False)
+
+
+def test_the_commands_refuse_a_function_of_tokens_before_it_runs(mine, tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps({"pred": "1", "answer": "1"}) + "\n")
+    assert command.check(f"{mine}:digits", data) == 1
+    assert "'token_texts', which only a sampled completion has" in capsys.readouterr().err.replace("\n", " ")
+    assert command.score(f"{mine}:digits_in_batches", data, "pred", "answer", tmp_path / "out") == 1
+    assert "'token_texts', which only a sampled completion has" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_a_file_stands_in_for_a_token_argument(mine, tmp_path):
+    data, out = tmp_path / "d.jsonl", tmp_path / "out.jsonl"
+    data.write_text(json.dumps({"pred": "1", "answer": "1", "completion_tokens": 5}) + "\n")
+    assert command.score(f"{mine}:has_defaults", data, "pred", "answer", out) == 0
+    assert json.loads(out.read_text())["parts"]["has_defaults/tokens"] == 5
