@@ -1,7 +1,7 @@
-"""A soft limit on length: 0 up to the budget, then falling linearly to -1 over as much again.
+"""A budget of characters: 0 up to it, then falling linearly to -1 over as much again.
 
-DAPO's soft overlong punishment (Yu et al. 2025, arXiv:2503.14476, equation 13), in characters: a reward function sees
-text. A completion that was cut off at the token limit has -1. The data may set its own `length_budget`, per row.
+The budget is the reader's, may differ from row to row (column `length_budget`), and holds for texts in a file too. A
+completion that was cut off at the token limit has -1. For a penalty that goes by that limit, see `overlong`.
 """
 
 

@@ -101,7 +101,8 @@ class Batch:
 class Signals:
     """Per-token quantities computed once per step without gradient, from which credit and objective are made."""
 
-    token_reward: Tensor  # [B, C]: the reward on each row's last sampled token, minus the KL penalty if placed there
+    token_reward: Tensor  # [B, C], sums to the row's reward; what no single token was given is on its last sampled one;
+    # minus the KL penalty if placed there
     logp_old: Tensor | None = None  # [B, C]: trainer at the start of the update; None = on-policy, it is logp
     logp_ref: Tensor | None = None  # [B, C]: frozen reference, None when no KL term uses it
     value: Tensor | None = None  # [B, C]: critic

@@ -25,7 +25,7 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("mine_rewards", None)
 
 
-@pytest.mark.parametrize("name", ["countdown", "format_r1", "gsm8k", "length", "math_answer"])
+@pytest.mark.parametrize("name", ["countdown", "format_r1", "gsm8k", "length", "math_answer", "overlong"])
 def test_shipped_names_resolve_and_ask_only_for_what_there_is(name):
     reward = plugin.resolve(name)
     assert reward.name == name

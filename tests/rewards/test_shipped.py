@@ -1,10 +1,11 @@
-"""format_r1, length and countdown."""
+"""format_r1, length, overlong and countdown."""
 
 import pytest
 
 from reward_fns.countdown import countdown
 from reward_fns.format_r1 import format_r1
 from reward_fns.length import length
+from reward_fns.overlong import overlong
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,22 @@ def test_the_format_is_both_blocks_once_in_order(completion, prompt, expected):
 def test_length_is_free_up_to_the_budget_and_then_falls_to_minus_one():
     assert [length("x" * n, length_budget=100) for n in (0, 100, 150, 200, 500)] == [0.0, 0.0, -0.5, -1.0, -1.0]
     assert length("x", finish="length") == -1.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(1, 0.0), (16384, 0.0), (16385, -1 / 4096), (18432, -0.5), (19456, -0.75), (20480, -1.0)]
+)
+def test_overlong_falls_over_the_last_fifth_of_the_limit_as_in_the_paper(tokens, expected):
+    """DAPO, section 4.1: 16,384 tokens expected, 4,096 more as the buffer, 20,480 at most."""
+    assert overlong(tokens, 20480, "stop") == pytest.approx(expected, abs=1e-12)
+
+
+def test_overlong_of_a_cut_off_completion_is_minus_one_whatever_its_length():
+    assert (overlong(20480, 20480, "length"), overlong(7, 20480, "length")) == (-1.0, -1.0)
+
+
+def test_overlong_needs_no_limit_that_five_divides():
+    assert [overlong(n, 6, "stop") for n in (4, 5, 6)] == pytest.approx([0.0, -1 / 6, -1.0])
 
 
 @pytest.mark.parametrize(
