@@ -154,6 +154,21 @@ def test_leave_one_out_refuses_a_group_of_one_by_name():
         credit.leave_one_out(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([7, 42, 7]))
 
 
+def test_a_row_alone_gets_what_was_asked_for_it():
+    reward, group = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([7, 42, 7])
+    assert credit.leave_one_out(reward, group, alone=0.0).tolist() == [-2, 0, 2]
+    assert credit.leave_one_out(reward, group, alone=0.5).tolist() == [-2, 0.5, 2]
+
+
+def test_by_column_compares_each_column_within_its_group_by_hand():
+    """Group 5 is rows 0 and 2, group -1 rows 1 and 3: each entry less the other row's in the same column."""
+    returns = torch.tensor([[1.0, 2], [10, 20], [4, 8], [30, 70]])
+    found = credit.by_column(credit.leave_one_out, returns, torch.tensor([5, -1, 5, -1]))
+    assert found.tolist() == [[-3, -6], [-20, -50], [3, 6], [20, 50]]
+    with pytest.raises(ValueError, match="2 dimension"):
+        credit.by_column(credit.leave_one_out, returns[0], torch.tensor([5, -1]))
+
+
 def test_shapes_dtypes_and_ranges_are_checked():
     x, mask = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"value \[2, 2\]"):

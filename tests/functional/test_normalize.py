@@ -114,3 +114,72 @@ def test_shape_and_dtype_of_the_mask_are_checked():
         normalize.total(LOSS, MASK.double())
     with pytest.raises(ValueError, match="2 dimension"):
         normalize.count(MASK[0], "token")
+
+
+def test_moments_by_hand():
+    found = normalize.moments(NAN, MASK)
+    assert (found.dtype, found.tolist()) == (torch.float64, [3, 14, 110])
+
+
+def test_standardise_by_hand():
+    """1, 3, 10: mean 14/3, squared deviations 134/3, variance over n - 1 = 2."""
+    std = (134 / 6) ** 0.5
+    expected = torch.tensor([[1 - 14 / 3, 0, 3 - 14 / 3], [10 - 14 / 3, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    assert_close(normalize.standardise(NAN, MASK), expected / std, rtol=0, atol=1e-8)
+    assert_close(normalize.standardise(NAN, MASK, eps=1.0), expected / (std + 1), rtol=0, atol=1e-12)
+
+
+def test_ranks_that_add_their_moments_standardise_as_one():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, dtype=torch.float64, generator=random) * 3 + 7
+    mask = torch.rand(6, 4, generator=random) < 0.6
+    x = torch.where(mask, x, torch.nan)
+    values = x[mask].tolist()
+    mean = sum(values) / len(values)
+    std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
+    moments = torch.stack([normalize.moments(x[part], mask[part]) for part in parts]).sum(dim=0)
+    for part in parts:
+        expected = torch.where(mask[part], (x[part] - mean) / (std + 1e-8), 0)
+        assert_close(normalize.standardise(x[part], mask[part], moments), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -0.7, 1e-30, 1e30, 12345.678])
+@pytest.mark.parametrize("columns", [1, 3, 7, 1000])
+def test_equal_values_are_standardised_to_exactly_zero(dtype, value, columns):
+    """Though their mean may round to another number, and the noise would be divided by eps. Also over ranks."""
+    x, mask = torch.full((3, columns), value, dtype=dtype), torch.ones(3, columns, dtype=torch.bool)
+    assert (normalize.standardise(x, mask) == 0).all()
+    over_ranks = sum(normalize.moments(x[:rows], mask[:rows]) for rows in (1, 2, 3, 3, 1))
+    assert isinstance(over_ranks, torch.Tensor)
+    assert (normalize.standardise(x, mask, over_ranks) == 0).all()
+
+
+def test_small_differences_on_a_large_mean_are_not_taken_for_equal():
+    """A million and 1/2 up or down: deviations 1/2 over a std of sqrt(1/2)."""
+    x = torch.tensor([[1e6 - 0.5, 1e6 + 0.5]], dtype=torch.float64)
+    found = normalize.standardise(x, torch.ones(1, 2, dtype=torch.bool))
+    assert_close(found, torch.tensor([[-(0.5**0.5), 0.5**0.5]], dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_fewer_than_two_values_are_standardised_to_zero():
+    one = torch.tensor([[True, False, False], [False, False, False], [False, False, False]])
+    assert (normalize.standardise(NAN, one) == 0).all()
+    assert (normalize.standardise(NAN, torch.zeros_like(MASK)) == 0).all()
+
+
+def test_a_nan_that_was_sampled_is_not_hidden():
+    x = torch.tensor([[1.0, torch.nan, 2.0]])
+    assert normalize.standardise(x, torch.ones(1, 3, dtype=torch.bool)).isnan().all()
+
+
+def test_no_gradient_flows_into_what_is_standardised_and_its_dtype_is_kept():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        x = torch.rand(2, 3, dtype=dtype).requires_grad_()
+        found = normalize.standardise(x, torch.ones(2, 3, dtype=torch.bool))
+        assert (found.dtype, found.requires_grad) == (dtype, False)
+    with pytest.raises(ValueError, match=r"x \[3, 3\], mask \[3, 2\]"):
+        normalize.standardise(LOSS, MASK[:, :2], torch.ones(3))
+    with pytest.raises(ValueError, match=r"torch\.bool"):
+        normalize.moments(LOSS, MASK.double())

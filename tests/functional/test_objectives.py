@@ -59,11 +59,97 @@ def test_is_clipped_marks_exactly_the_tokens_without_gradient():
     assert torch.equal(objectives.is_clipped(logp, old, advantage, 0.2, 0.28), (logp.grad == 0).float())
 
 
+def test_clipped_weight_bounds_the_weight_and_keeps_the_gradient_of_every_token():
+    """Ratios 2, 0.5, 1.1 and 0.1 with bounds 0.8 and 1.3: weights 1.3, 0.8, 1.1, 0.8; loss -w A log pi."""
+    old, advantage = row(-1.0, -1.0, -1.0, -1.0), row(3.0, -1.0, 2.0, 5.0)
+    logp = (old + row(2.0, 0.5, 1.1, 0.1).log()).requires_grad_()
+    loss = objectives.clipped_weight(logp, old, advantage, clip_low=0.2, clip_high=0.3)
+    slope = row(-3.9, 0.8, -2.2, -4.0)
+    assert_close(loss, slope * logp)
+    loss.sum().backward()
+    assert_close(logp.grad, slope)
+
+
+def test_clipped_weight_has_no_lower_bound_by_default():
+    old = row(-1.0, -1.0)
+    logp = (old + row(1e-4, 1.5).log()).requires_grad_()
+    objectives.clipped_weight(logp, old, row(1.0, 1.0)).sum().backward()
+    assert_close(logp.grad, row(-1e-4, -1.2))
+
+
+def test_is_outside_looks_at_the_ratio_alone():
+    old = row(-1.0, -1.0, -1.0, -1.0)
+    logp = old + row(1.35, 1.25, 0.85, 0.75).log()
+    assert objectives.is_outside(logp, old, 0.2, 0.3).tolist() == [[1, 0, 0, 1]]
+    assert objectives.is_outside(logp, old, 0.1, 0.2).tolist() == [[1, 1, 1, 1]]
+
+
+def test_sequence_level_by_hand():
+    """Rows with ratios (4, -, 1) and (1/8): geometric means 2 and 1/8. Gradient of the ratio: s on each token."""
+    mask = torch.tensor([[True, False, True], [True, False, False]])
+    nan = float("nan")
+    old = torch.tensor([[-1.0, nan, -2.0], [-3.0, nan, nan]], dtype=torch.float64)
+    ratio = torch.tensor([[4.0, nan, 1.0], [1 / 8, nan, nan]], dtype=torch.float64)
+    logp = (old + ratio.log()).requires_grad_()
+    found = objectives.sequence_level(logp, old, mask)
+    assert found[~mask].tolist() == [0, 0, 0]
+    s = (found - old.nan_to_num()).exp()
+    expected = torch.tensor([[2.0, 1, 2], [1 / 8, 1, 1]], dtype=torch.float64)
+    assert_close(s, expected)
+    torch.where(mask, s, 0).sum().backward()
+    assert_close(logp.grad, torch.tensor([[2.0, 0, 2], [1 / 8, 0, 0]], dtype=torch.float64))
+
+
+def test_sequence_level_of_a_row_without_a_sampled_token_is_zero():
+    mask = torch.tensor([[False, False]])
+    assert objectives.sequence_level(row(-1.0, -2.0), row(-3.0, -4.0), mask).tolist() == [[0, 0]]
+
+
+def test_value_loss_is_half_the_squared_error():
+    value, returns = row(1.0, -2.0).requires_grad_(), row(4.0, -2.5).requires_grad_()
+    loss = objectives.value_loss(value, returns, value.detach() + 9)
+    assert_close(loss, row(4.5, 0.125))
+    loss.sum().backward()
+    assert_close(value.grad, row(-3.0, 0.5))
+    assert returns.grad is None
+
+
+VALUE_CASES = [  # value, returns, loss, gradient; old value 1, clip 0.5
+    (1.2, 3.0, 1.62, -1.8),  # inside: as without a clip
+    (0.7, 3.0, 2.645, -2.3),
+    (2.0, 3.0, 1.125, 0.0),  # moved too far up towards the target: that of 1.5, no gradient
+    (0.0, -1.0, 1.125, 0.0),  # moved too far down towards the target: that of 0.5
+    (2.0, 0.0, 2.0, 2.0),  # too far up, away from the target: pulled back
+    (0.0, 3.0, 4.5, -3.0),  # too far down, away from the target: pulled back
+]
+
+
+@pytest.mark.parametrize(("value", "returns", "loss", "gradient"), VALUE_CASES)
+def test_value_clip_by_hand(value, returns, loss, gradient):
+    given, old = row(value).requires_grad_(), row(1.0).requires_grad_()
+    found = objectives.value_loss(given, row(returns), old, clip=0.5)
+    assert_close(found, row(loss))
+    found.sum().backward()
+    assert_close(given.grad, row(gradient))
+    assert old.grad is None
+
+
+def test_value_loss_refuses_a_clip_without_old_values_or_that_is_not_positive():
+    x = row(1.0)
+    with pytest.raises(ValueError, match=r"clip=0\.2 needs value_old"):
+        objectives.value_loss(x, x, clip=0.2)
+    with pytest.raises(ValueError, match="clip=0: must be positive"):
+        objectives.value_loss(x, x, x, clip=0)
+
+
 def test_no_gradient_flows_into_advantage_or_old_policy():
     logp, old, advantage = (torch.randn(2, 3).requires_grad_() for _ in range(3))
     objectives.clipped_ratio(logp, old, advantage).sum().backward()
     objectives.ratio(logp, old, advantage).sum().backward()
     objectives.score_function(logp, advantage).sum().backward()
+    objectives.clipped_weight(logp, old, advantage).sum().backward()
+    objectives.sequence_level(logp, old, torch.ones(2, 3, dtype=torch.bool)).sum().backward()
+    assert not objectives.is_outside(logp, old, 0.2, 0.2).requires_grad
     assert old.grad is None
     assert advantage.grad is None
 
@@ -87,6 +173,12 @@ def test_errors_name_the_shapes_and_the_bounds():
         lambda: objectives.ratio(x, x, y),
         lambda: objectives.clipped_ratio(x, y, x),
         lambda: objectives.is_clipped(x, x, y, 0.2, 0.2),
+        lambda: objectives.is_outside(x, y, 0.2, 0.2),
+        lambda: objectives.clipped_weight(x, x, y),
+        lambda: objectives.sequence_level(x, y, x.bool()),
+        lambda: objectives.sequence_level(x, x, y.bool()),
+        lambda: objectives.value_loss(x, y),
+        lambda: objectives.value_loss(x, x, y, 0.2),
     ):
         with pytest.raises(ValueError, match=r"\[2, 3\].*\[2\]"):
             call()
@@ -94,6 +186,12 @@ def test_errors_name_the_shapes_and_the_bounds():
         objectives.clipped_ratio(x, x, x, clip_low=1.5)
     with pytest.raises(ValueError, match="clip_high"):
         objectives.is_clipped(x, x, x, 0.2, -0.1)
+    with pytest.raises(ValueError, match="clip_low"):
+        objectives.clipped_weight(x, x, x, clip_low=1.5)
+    with pytest.raises(ValueError, match="clip_high"):
+        objectives.is_outside(x, x, 0.2, -0.1)
+    with pytest.raises(ValueError, match=r"torch\.bool"):
+        objectives.sequence_level(x, x, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -103,3 +201,7 @@ def test_dtype_is_kept(dtype):
     assert objectives.ratio(x, x, x).dtype == dtype
     assert objectives.clipped_ratio(x, x, x).dtype == dtype
     assert objectives.is_clipped(x, x, x, 0.2, 0.2).dtype == dtype
+    assert objectives.is_outside(x, x, 0.2, 0.2).dtype == dtype
+    assert objectives.clipped_weight(x, x, x).dtype == dtype
+    assert objectives.sequence_level(x, x, x.bool()).dtype == dtype
+    assert objectives.value_loss(x, x, x, 0.2).dtype == dtype
