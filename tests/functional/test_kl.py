@@ -100,7 +100,7 @@ def test_plain_k3_is_off_by_this_much_on_and_off_policy(softmaxes):
 
 
 def test_k3_corrected_over_sequences_has_the_gradient_of_each_visited_states_kl(toy):
-    """Not of the sequences' KL, which also holds how a token changes the states to come: the estimate has none of that."""
+    """Not of the sequences' KL: that also holds how a token changes the states to come, which is left out here."""
     ref_theta = toy.other_theta(5)
     ref = toy.logp(ref_theta)
     p = toy.probability().detach()
