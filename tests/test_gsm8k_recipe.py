@@ -57,3 +57,30 @@ def test_three_steps_on_real_rows(tmp_path, kind, chat, capsys):
     assert sample["prompt"].startswith("[system]" if chat else "A conversation")
     assert sample["answer"].lstrip("-").isdigit()
     assert {"pass@1", "greedy"} <= json.loads((tmp_path / "run" / "summary.json").read_text())["after"].keys()
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["reinforce", "reinforce_baseline", "trpo", "ppo", "grpo", "rloo"])
+def test_every_algorithms_recipe_takes_steps_on_real_rows(tmp_path, name):
+    model = local_model(tmp_path / "model", "qwen2", chat=True)
+    arguments = [
+        f"recipes/gsm8k_{name}.yaml",
+        f"model.path={model}",
+        "model.dtype=float32",
+        f"data.train.path={DATA / 'train.jsonl'}",
+        "data.train.limit=50",
+        "data.eval=null",
+        "eval=null",
+        f"run.dir={tmp_path / 'run'}",
+        "run.steps=2",
+        "rollout.prompts_per_step=4",
+        "rollout.samples_per_prompt=2",
+        "rollout.max_new_tokens=8",
+        "checkpoint=null",
+        *(["critic.warmup=1"] if name in ("ppo", "trpo") else []),
+    ]
+    assert cli.main(["train", *arguments]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["algorithm"] == name
+    assert ("value/loss" in rows[1]) == (name in ("reinforce_baseline", "trpo", "ppo"))

@@ -33,11 +33,11 @@ def test_every_problem_is_listed_on_its_own_line():
     ("override", "expected"),
     [
         ("optimiser.lr=1", "optimiser: unknown key; did you mean optimizer?"),
-        ("lr=1", "lr: unknown key; did you mean optimizer.lr?"),
+        ("lr=1", "lr: unknown key; did you mean critic.optimizer.lr or optimizer.lr?"),
         ("temperature=1", "temperature: unknown key; did you mean rollout.temperature or eval.temperature?"),
         ("model.lora.rnk=1", "model.lora.rnk: unknown key; did you mean model.lora.rank?"),
         ("rewards.0.weights=1", "rewards.0.weights: unknown key; did you mean rewards.0.weight?"),
-        ("kl.foo=null", "kl.foo: unknown key; the keys here are coefficient, placement, estimator"),
+        ("kl.foo=null", "kl.foo: unknown key; the keys here are coefficient, placement, estimator, target, horizon"),
     ],
 )
 def test_unknown_key_names_the_nearest(override, expected):

@@ -8,6 +8,11 @@ def share_of_sevens(completion):
     return sum(c == "7" for c in completion) / max(1, len(completion))
 
 
+def seven_in_prompt(prompt):
+    """What only the prompt decides: a critic can know it before the first token."""
+    return float("7" in prompt)
+
+
 def sevens_unless_forbidden(completion):
     """Fails for as long as a file named "forbidden" lies beside this one."""
     if pathlib.Path(__file__).with_name("forbidden").exists():

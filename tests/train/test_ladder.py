@@ -1,0 +1,195 @@
+"""Every algorithm runs in the one loop, logs what it should, and can be cut anywhere: critic, adaptive KL and all."""
+
+import json
+import statistics
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_pg.train import loop
+from rlhf_pg.train.stop import StopRequest
+from tests.train import small_run
+
+IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
+CRITIC = {"epochs": 2, "minibatches": 2, "optimizer": {"lr": 1e-3}}
+SMALL = {"tokens_per_microbatch": 60}
+CASES = {
+    "reinforce": dict(algorithm={"name": "reinforce"}, kl=IN_REWARD),
+    "rloo": dict(algorithm={"name": "rloo"}),
+    "baseline, own critic": dict(algorithm={"name": "reinforce_baseline"}, kl=IN_REWARD, critic=CRITIC | {"warmup": 1}),
+    "baseline, shared critic": dict(algorithm={"name": "reinforce_baseline"}, critic={"backbone": "policy"}),
+    "trpo": dict(algorithm={"name": "trpo", "options": {"cg_iterations": 3}}, critic=CRITIC, optimizer=None),
+    "ppo, adaptive kl, early stop": dict(
+        algorithm={"name": "ppo"},
+        kl=IN_REWARD | {"target": 1e-4, "horizon": 20},
+        critic=CRITIC | {"clip": 0.2},
+        update={"epochs": 2, "minibatches": 2, "max_kl": 2e-4},
+    ),
+    "ppo, shared critic": dict(
+        algorithm={"name": "ppo"}, critic={"backbone": "policy", "clip": 0.2}, update={"epochs": 2, "minibatches": 2}
+    ),
+    "ppo on an adapter": dict(
+        algorithm={"name": "ppo"}, model={"path": "tiny", "lora": {"rank": 2}}, critic=CRITIC, update={"epochs": 2}
+    ),
+}
+
+
+def changes(name, **more):
+    made = dict(CASES[name])
+    made["update"] = SMALL | made.get("update", {})
+    return made | more
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def reproducible(folder):
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in metrics(folder)]
+
+
+def last_checkpoint(folder):
+    """Its tensors, without the state of the process's random streams, from which a run draws nothing."""
+    newest = max((folder / "checkpoints").glob("step_*"))
+    files = [path for path in newest.glob("*.safetensors") if path.stem != "random"]
+    return {f"{path.stem}/{name}": t for path in files for name, t in load_file(path).items()}
+
+
+score = loop.collect.score
+
+
+def without_polls(scorer, tokenizer, generated, poll, **options):
+    """While workers are scoring, a run looks as often as time allows: that would not be the same twice."""
+    return score(scorer, tokenizer, generated, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Uninterrupted runs by case, and how often each looked whether to stop."""
+    done = {}
+
+    def run(name):
+        if name not in done:
+            folder, looks = tmp_path_factory.mktemp("whole"), []
+            counts = type("Counts", (StopRequest,), {"raise_if_requested": lambda _: looks.append(1)})
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loop.collect, "score", without_polls)
+                patch.setattr(loop, "StopRequest", counts)
+                assert small_run.run(folder, **changes(name)) == 0
+            done[name] = folder, len(looks)
+        return done[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("at", [0.15, 0.45, 0.6, 0.75, 0.9, 0.99])
+def test_stopped_anywhere_a_run_ends_bitwise_where_it_would_have(tmp_path, monkeypatch, whole, name, at):
+    folder, looks = whole(name)
+
+    class StopsAt(StopRequest):
+        seen = 0
+
+        def raise_if_requested(self):
+            self.seen += 1
+            if self.seen == round(at * looks):
+                self.request("test")
+            super().raise_if_requested()
+
+    monkeypatch.setattr(loop.collect, "score", without_polls)
+    monkeypatch.setattr(loop, "StopRequest", StopsAt)
+    assert small_run.run(tmp_path, **changes(name)) != 0
+    monkeypatch.undo()
+    assert small_run.run(tmp_path, **changes(name, run={"resume": "auto"})) == 0
+    small_run.assert_bitwise_equal(last_checkpoint(folder), last_checkpoint(tmp_path))
+    assert reproducible(folder) == reproducible(tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_run_moves_its_weights_and_logs_finite_numbers(whole, tmp_path, name):
+    folder, _ = whole(name)
+    small_run.run(tmp_path, **changes(name, run={"steps": 0}))
+    start, end = small_run.final_weights(tmp_path), small_run.final_weights(folder)
+    assert not all(torch.equal(start[n], end[n]) for n in start)
+    for row in metrics(folder):
+        assert all(isinstance(v, int | float) and v == v for v in row.values()), row
+
+
+def test_a_critic_of_its_own_learns_and_is_saved(whole):
+    for name in ("baseline, own critic", "baseline, shared critic", "trpo", "ppo on an adapter"):
+        folder, _ = whole(name)
+        saved = last_checkpoint(folder)
+        heads = [t for n, t in saved.items() if n.startswith("critic/") and n.endswith("linear.weight")]
+        assert len(heads) == 1 and bool(heads[0].any()), name  # it started at zero
+        assert any(n.startswith("critic_optimizer/") for n in saved), name
+        assert all({"value/loss", "value/mean", "value/grad_norm"} <= row.keys() for row in metrics(folder)[1:])
+
+
+def test_while_the_critic_warms_up_the_policy_stays(tmp_path):
+    wait = changes("baseline, own critic", critic=CRITIC | {"warmup": 2})
+    small_run.run(tmp_path, **wait)
+    rows = metrics(tmp_path)
+    assert [row["update/steps"] for row in rows] == [0, 0, 1]
+    assert all(row["value/loss"] > 0 for row in rows if row["reward/std"])
+    assert "grad_norm" not in rows[1] and "grad_norm" in rows[2]
+
+
+def test_updates_stop_once_the_policy_has_moved_max_kl(whole, tmp_path):
+    folder, _ = whole("ppo, adaptive kl, early stop")
+    assert {row["update/steps"] for row in metrics(folder)} & {1, 2, 3}
+    free = changes("ppo, adaptive kl, early stop", update={"epochs": 2, "minibatches": 2, "max_kl": 1e9} | SMALL)
+    small_run.run(tmp_path, **free)
+    assert {row["update/steps"] for row in metrics(tmp_path)} == {4}
+    assert max(row["kl/old"] for row in metrics(folder)) < max(row["kl/old"] for row in metrics(tmp_path))
+
+
+def test_the_kl_coefficient_follows_its_target_by_the_rule(whole):
+    rows = metrics(whole("ppo, adaptive kl, early stop")[0])
+    assert rows[0]["kl/coefficient"] == 0.05
+    for before, after in pairwise(rows):
+        error = min(0.2, max(-0.2, before["kl/ref"] / 1e-4 - 1))
+        assert after["kl/coefficient"] == pytest.approx(before["kl/coefficient"] * (1 + error * 16 / 20))
+    assert len({row["kl/coefficient"] for row in rows}) == 3
+
+
+def test_a_trust_region_run_says_how_far_it_went_and_what_it_cost(whole):
+    rows = [row for row in metrics(whole("trpo")[0]) if row["grad_norm"]]
+    assert rows
+    for row in rows:
+        assert row["trust/accepted"] == 1
+        assert 0 < row["trust/kl"] <= row["trust/max_kl"] == 0.01
+        assert row["trust/line_search_steps"] >= 1 and row["trust/backwards"] > 1
+        assert row["update/steps"] == 1
+
+
+def test_standardised_advantages_do_not_depend_on_the_scale_of_the_reward(tmp_path):
+    rows = {}
+    for weight in (1.0, 64.0):
+        folder = tmp_path / str(weight)
+        reward = [{"fn": f"{small_run.REWARDS}:share_of_sevens", "weight": weight}]
+        options = {"name": "reinforce", "options": {"standardise": True}}
+        small_run.run(folder, rewards=reward, algorithm=options, kl={"coefficient": 0.0}, run={"steps": 1})
+        rows[weight] = metrics(folder)[0]
+    assert rows[64.0]["advantage/rms"] == pytest.approx(64 * rows[1.0]["advantage/rms"], rel=1e-5)
+    assert rows[64.0]["grad_norm"] == pytest.approx(rows[1.0]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["copy", "policy"])
+def test_a_critic_comes_to_explain_the_returns(tmp_path, backbone):
+    critic = {"backbone": backbone, "optimizer": {"lr": 3e-3}} | (
+        {"epochs": 2} if backbone == "copy" else {"coefficient": 1.0}
+    )
+    small_run.run(
+        tmp_path,
+        run={"steps": 40},
+        rollout={"prompts_per_step": 12, "samples_per_prompt": 2, "max_new_tokens": 3},
+        rewards=[{"fn": f"{small_run.REWARDS}:seven_in_prompt"}],
+        algorithm={"name": "reinforce_baseline"},
+        critic=critic,
+        kl={"coefficient": 0.0},
+    )
+    explained = [row["value/explained_variance"] for row in metrics(tmp_path) if row["reward/std"]]
+    assert explained[0] < 0.1  # a head of zeros explains nothing
+    assert statistics.fmean(explained[-5:]) > 0.5
