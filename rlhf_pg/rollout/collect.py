@@ -39,7 +39,7 @@ def score(
     ids = [c.tokens.tolist() for _, c in generated]
     texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
     asked = any(asks_for(reward, "token_texts") for reward in scorer.rewards)
-    of_tokens = token_texts(tokenizer, ids, texts) if asked else [()] * len(ids)
+    of_tokens = token_texts(tokenizer, ids) if asked else [()] * len(ids)
     samples = [
         Sample(prompt.text, text, completion.finish, prompt.columns, split, max_new_tokens, len(tokens))
         for (prompt, completion), tokens, text, split in zip(generated, ids, texts, of_tokens, strict=True)

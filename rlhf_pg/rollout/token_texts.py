@@ -18,13 +18,11 @@ LONGEST = 4  # tokens of one character: it has at most four bytes
 Decode = Callable[[Sequence[int]], str]
 
 
-def token_texts(
-    tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]], texts: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """One text per token of each completion; `texts` are the completions decoded without special tokens.
+def token_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+    """One text per token of each completion, "" for special tokens.
 
-    "" for special tokens. A character spread over several tokens is the text of the last of them; so are characters
-    that no token boundary separates.
+    A character spread over several tokens is the text of the last of them; so are characters that no token boundary
+    separates.
     """
 
     def decode(ids: Sequence[int]) -> str:
@@ -32,25 +30,21 @@ def token_texts(
 
     alone = {i: decode([i]) for i in sorted({i for ids in completions for i in ids})}
     after = {i: decode([i, i])[len(text) :] for i, text in alone.items()}  # as it reads after another token
-    return [_pieces(ids, text, alone, after, decode) for ids, text in zip(completions, texts, strict=True)]
+    return [_pieces(ids, alone, after, decode) for ids in completions]
 
 
 def of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
     """The same for a text that was not sampled: of the tokens it would be written with, EOS at the end."""
     ids = tokenizer.encode(text, add_special_tokens=False)
-    (pieces,) = token_texts(tokenizer, [ids], [str(tokenizer.decode(ids, skip_special_tokens=True))])
+    (pieces,) = token_texts(tokenizer, [ids])
     return (*pieces, "")
 
 
-def _pieces(
-    ids: Sequence[int], text: str, alone: dict[int, str], after: dict[int, str], decode: Decode
-) -> tuple[str, ...]:
+def _pieces(ids: Sequence[int], alone: dict[int, str], after: dict[int, str], decode: Decode) -> tuple[str, ...]:
     visible = [at for at, i in enumerate(ids) if alone[i] or after[i]]  # without special tokens
     pieces = [after[i] for i in ids]
     if visible:
         pieces[visible[0]] = alone[ids[visible[0]]]
-    if "".join(pieces) == text:
-        return tuple(pieces)
     for broken, places in groupby(visible, key=lambda at: BROKEN in alone[ids[at]]):
         if broken:
             run = list(places)

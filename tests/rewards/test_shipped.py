@@ -35,7 +35,8 @@ def test_length_is_free_up_to_the_budget_and_then_falls_to_minus_one():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "expected"), [(1, 0.0), (16384, 0.0), (16385, -1 / 4096), (18432, -0.5), (19456, -0.75), (20480, -1.0)]
+    ("tokens", "expected"),
+    [(1, 0.0), (16384, 0.0), (16385, -1 / 4096), (18432, -0.5), (19456, -0.75), (20480, -1.0), (30000, -1.0)],
 )
 def test_overlong_falls_over_the_last_fifth_of_the_limit_as_in_the_paper(tokens, expected):
     """DAPO, section 4.1: 16,384 tokens expected, 4,096 more as the buffer, 20,480 at most."""

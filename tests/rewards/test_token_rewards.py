@@ -22,6 +22,9 @@ def counted_in_batches(completions, completion_tokens, max_new_tokens, token_tex
 def has_defaults(completion, completion_tokens=-1, max_new_tokens=-2, token_texts=None):
     return {"reward": 0.0, "tokens": completion_tokens, "limit": max_new_tokens, "seen": len(token_texts or "abc")}
 
+def has_defaults_in_batches(completions, completion_tokens=None, max_new_tokens=None, token_texts=None):
+    return [{"reward": 0.0, "given": [completion_tokens, max_new_tokens, token_texts] != [None] * 3}] * len(completions)
+
 def takes_the_rest(completion, token_texts, **rest):
     return {"reward": len(rest), "texts": len(token_texts), "named": "completion_tokens" in rest}
 
@@ -92,6 +95,12 @@ def test_a_text_from_a_file_leaves_the_defaults(mine):
         "has_defaults/limit": -2,
         "has_defaults/seen": 3,
     }
+
+
+def test_texts_from_a_file_leave_the_defaults_of_a_batched_function(mine):
+    name = "has_defaults_in_batches"
+    assert [s.parts[f"{name}/given"] for s in score(mine, name, [Sample("p", "a"), Sample("p", "b")])] == [0.0, 0.0]
+    assert [s.parts[f"{name}/given"] for s in score(mine, name, [sample("a"), sample("b")])] == [1.0, 1.0]
 
 
 def test_a_function_that_takes_every_column_gets_tokens_only_by_name(mine):

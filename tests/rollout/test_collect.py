@@ -39,7 +39,7 @@ def collected(**asked: Any):
     watched = Watched([Reward("plain", "", "", "", arguments=("completion",)), Reward("other", "", "", "", **asked)])
     prompt = Prompt("train/3", "1+1=", (4, 5), {"answer": "2"})
     generated = [(prompt, completion("2 ", "stop")), (prompt, completion("abc", "length"))]
-    rollouts = collect.score(watched, watched, generated, max_new_tokens=3)  # pyright: ignore[reportArgumentType]
+    rollouts = collect.score(watched, watched, generated, max_new_tokens=9)  # pyright: ignore[reportArgumentType]
     return watched, generated, rollouts
 
 
@@ -48,8 +48,8 @@ def test_without_a_wish_for_the_texts_of_tokens_a_completion_is_decoded_once(ask
     watched, generated, _ = collected(**asked)
     assert watched.decoded == [c.tokens.tolist() for _, c in generated]
     assert watched.samples == [
-        Sample("1+1=", "2 ", "stop", {"answer": "2"}, (), 3, 3),
-        Sample("1+1=", "abc", "length", {"answer": "2"}, (), 3, 3),
+        Sample("1+1=", "2 ", "stop", {"answer": "2"}, (), 9, 3),
+        Sample("1+1=", "abc", "length", {"answer": "2"}, (), 9, 3),
     ]
 
 
@@ -57,7 +57,7 @@ def test_without_a_wish_for_the_texts_of_tokens_a_completion_is_decoded_once(ask
 def test_a_function_that_asks_gets_the_text_of_each_token(kind):
     watched, _, _ = collected(**{kind: ("token_texts",)})
     assert [s.token_texts for s in watched.samples] == [("2", " ", ""), ("a", "b", "c")]
-    assert [(s.completion_tokens, s.max_new_tokens) for s in watched.samples] == [(3, 3), (3, 3)]
+    assert [(s.completion_tokens, s.max_new_tokens) for s in watched.samples] == [(3, 9), (3, 9)]
 
 
 def test_scores_stay_with_their_completions():

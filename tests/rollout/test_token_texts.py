@@ -58,7 +58,7 @@ def eos(tokenizer: PreTrainedTokenizerBase) -> int:
 def split(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[str, ...]:
     """The pieces of one completion, seen to be as many as the tokens and, joined, its text."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    (pieces,) = token_texts(tokenizer, [ids], [text])
+    (pieces,) = token_texts(tokenizer, [ids])
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text
     return pieces
@@ -141,7 +141,7 @@ def test_one_broken_character_of_sentencepiece_breaks_its_neighbours_and_no_othe
 def test_texts_of_many_completions_keep_their_order():
     tokenizer = byte_level()
     rows = [list("aé".encode()), list(b"b"), list("中".encode())]
-    assert token_texts(tokenizer, rows, ["aé", "b", "中"]) == [("a", "", "é"), ("b",), ("", "", "中")]
+    assert token_texts(tokenizer, rows) == [("a", "", "é"), ("b",), ("", "", "中")]
 
 
 def test_added_tokens_that_are_not_special_are_text():
@@ -151,12 +151,22 @@ def test_added_tokens_that_are_not_special_are_text():
     assert split(tokenizer, ids) == ("<think>", "", "é")
 
 
-def test_the_work_grows_with_the_tokens_and_no_faster():
-    """Counted in decoded tokens, on text whose every character is spread over tokens."""
+@pytest.mark.parametrize(
+    "ids",
+    [
+        lambda n: list(("中" * n).encode()),
+        lambda n: [0xC3, *[256] * n, 0xA9],
+        lambda n: [0xC3] * n,
+        lambda n: [65, 0xC3, 0xA9] * n,
+    ],
+    ids=["spread characters", "no boundary between characters", "no characters", "mixed"],
+)
+def test_the_work_grows_with_the_tokens_and_no_faster(ids):
+    """Counted in decoded tokens."""
 
     class Counting:
         def __init__(self):
-            self.inner, self.decoded = byte_level(), 0
+            self.inner, self.decoded = byte_level("é".encode()[::-1]), 0
 
         def decode(self, ids, skip_special_tokens):
             self.decoded += len(ids)
@@ -165,9 +175,25 @@ def test_the_work_grows_with_the_tokens_and_no_faster():
     work = []
     for size in (200, 400):
         tokenizer = Counting()
-        token_texts(tokenizer, [list(("中" * size).encode())], ["中" * size])  # pyright: ignore[reportArgumentType]
+        token_texts(tokenizer, [ids(size)])  # pyright: ignore[reportArgumentType]
         work.append(tokenizer.decoded)
     assert work[1] < 2.2 * work[0]
+
+
+def test_whole_tokens_are_decoded_once_each_however_often_they_come():
+    tokenizer = character_tokenizer()
+    decoded = []
+
+    class Noting:
+        def decode(self, ids, skip_special_tokens):
+            decoded.append(tuple(ids))
+            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    rows = [list(tokenizer("1212").input_ids), list(tokenizer("21").input_ids)]
+    one, two = tokenizer("12").input_ids
+    pieces = token_texts(Noting(), rows)  # pyright: ignore[reportArgumentType]
+    assert pieces == [("1", "2", "1", "2"), ("2", "1")]
+    assert sorted(decoded) == sorted([(one,), (one, one), (two,), (two, two)])
 
 
 def test_a_text_that_was_not_sampled_has_the_tokens_it_would_be_written_with():

@@ -25,6 +25,12 @@ def digits(token_texts):
 
 def flat(completion_tokens):
     return 0.5
+
+def right_or_limit_4(completion, answer, max_new_tokens):
+    return float(max_new_tokens == 4 or (max_new_tokens == 6 and completion == answer))
+
+def limit(max_new_tokens):
+    return max_new_tokens
 """
 
 
@@ -59,9 +65,10 @@ def test_a_row_of_rewards_sums_to_the_reward_of_the_row():
 
 @pytest.fixture
 def rewards(tmp_path):
-    """A recipe's rewards: one for every token that is a digit, or the same number for every row."""
+    """By the name of the function, what a recipe lists."""
     (tmp_path / "mine.py").write_text(REWARDS)
-    return {name: [{"fn": f"{tmp_path / 'mine.py'}:{name}", "weight": 2.0}] for name in ("digits", "flat")}
+    names = ("digits", "flat", "right_or_limit_4", "limit")
+    return {name: [{"fn": f"{tmp_path / 'mine.py'}:{name}", "weight": 2.0}] for name in names}
 
 
 def stop_once_rolled_out(monkeypatch):
@@ -105,6 +112,21 @@ def test_a_run_with_rewards_of_tokens_cut_in_an_update_ends_bitwise_the_same(tmp
     assert small_run.run(tmp_path / "cut", **changes, run={"resume": "auto"}) == 0
     whole, cut = (small_run.final_weights(tmp_path / folder) for folder in ("whole", "cut"))
     small_run.assert_bitwise_equal(whole, cut)
+
+
+def test_training_evaluation_and_preflight_each_tell_their_limit(tmp_path, rewards):
+    """Preflight holds gold answers, which must be right; an evaluated sample is right when its limit is 4."""
+    prompts = {"task": "arithmetic", "options": {"count": 24}}
+    small_run.run(
+        tmp_path / "run",
+        run={"steps": 1, "preflight": True},
+        rewards=[*rewards["right_or_limit_4"], *rewards["limit"]],
+        data={"eval": prompts},
+        eval={"samples": 2, "k": [1], "max_new_tokens": 4},
+    )
+    (step,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    after = json.loads((tmp_path / "run" / "summary.json").read_text())["after"]
+    assert (step["reward/limit"], after["pass@1"], after["greedy"]) == (6, 1.0, 1.0)
 
 
 def test_the_example_of_the_documentation_runs_as_printed_and_learns(tmp_path, monkeypatch):
