@@ -97,8 +97,7 @@ def leave_one_out(reward: Tensor, group: Tensor, alone: float | None = None) -> 
     lonely = size[index, 0] < 2  # [B]
     if alone is None and lonely.any():
         raise ValueError(f"group {int(group[lonely][0])} has one row: leave-one-out needs at least two per prompt")
-    others = (size - 1).clamp(min=1)
-    compared = (_centred(table, present, size) * size / others)[index, column]  # [B]
+    compared = (_centred(table, present, size) * size / (size - 1))[index, column]  # [B]
     return torch.where(lonely, alone or 0.0, compared).to(reward.dtype)
 
 

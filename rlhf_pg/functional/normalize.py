@@ -91,7 +91,7 @@ def standardise(x: Tensor, mask: Tensor, moments: Tensor | None = None, eps: flo
     shapes.same(x=x, mask=mask)
     shapes.boolean(mask=mask)
     count, first, second = (_own_moments(x, mask) if moments is None else moments).unbind()
-    mean = first / count.clamp(min=1)
+    mean = first / count
     squares = second - mean * first  # sum of squared deviations
     if squares <= EQUAL * second:
         return torch.zeros_like(x)

@@ -119,7 +119,7 @@ def test_an_eps_for_a_std_that_is_left_out_is_refused():
         ("reinforce", {"gamma": 1.1}),
         ("reinforce", {"returns": "rewards_to_go"}),
         ("reinforce_baseline", {"baseline": "mean"}),
-        ("ppo", {"lam": -0.1}),
+        *[(name, {key: bad}) for name in ("ppo", "trpo") for key in ("gamma", "lam") for bad in (-0.1, 1.1)],
         ("ppo", {"clip_low": 1.1}),
         ("ppo", {"clip_high": -0.1}),
         ("trpo", {"max_kl": 0}),

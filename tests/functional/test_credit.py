@@ -161,10 +161,11 @@ def test_a_row_alone_gets_what_was_asked_for_it():
 
 
 def test_by_column_compares_each_column_within_its_group_by_hand():
-    """Group 5 is rows 0 and 2, group -1 rows 1 and 3: each entry less the other row's in the same column."""
+    """One group is rows 0 and 2, the other rows 1 and 3: each entry less the other row's in the same column."""
     returns = torch.tensor([[1.0, 2], [10, 20], [4, 8], [30, 70]])
-    found = credit.by_column(credit.leave_one_out, returns, torch.tensor([5, -1, 5, -1]))
-    assert found.tolist() == [[-3, -6], [-20, -50], [3, 6], [20, 50]]
+    for ids in ([5, -1, 5, -1], [0, 1, 0, 1], [0, 2, 0, 2]):
+        found = credit.by_column(credit.leave_one_out, returns, torch.tensor(ids))
+        assert found.tolist() == [[-3, -6], [-20, -50], [3, 6], [20, 50]]
     with pytest.raises(ValueError, match="2 dimension"):
         credit.by_column(credit.leave_one_out, returns[0], torch.tensor([5, -1]))
 
@@ -175,6 +176,8 @@ def test_shapes_dtypes_and_ranges_are_checked():
         credit.gae(x, x[:, :2], mask, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"reward \[2\]"):
         credit.reward_to_go(x[:, 0], mask)
+    with pytest.raises(ValueError, match="2 dimension"):
+        credit.reward_to_go(x[:, 0], mask[:, 0])
     with pytest.raises(ValueError, match=r"torch\.bool"):
         credit.trajectory_return(x, mask.float())
     with pytest.raises(ValueError, match=r"gamma=1\.5"):

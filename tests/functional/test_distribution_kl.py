@@ -135,6 +135,15 @@ def test_no_tensor_larger_than_a_chunk_of_logits_is_ever_made(softcap):
     assert largest(60) == 3000  # the measurement does see whole logits where they are made
 
 
+def test_default_chunk_bounds_the_logits_alive(monkeypatch):
+    new, old = problem(rows=60, width=4, vocabulary=50)
+    for limit, rows in ((580, 11), (10, 1)):  # the rows that fit, at least one
+        monkeypatch.setattr(logprobs, "CHUNK_LOGITS", limit)
+        with Largest() as seen:
+            call(new, old).sum().backward()
+        assert seen.elements == max(rows * 50, 60 * 4)  # 240: hidden
+
+
 def test_what_is_kept_for_the_backward_pass_is_no_logits():
     new, old = problem(rows=60, width=4, vocabulary=50)
     kept = []

@@ -130,6 +130,13 @@ def test_adapt_by_hand(measured, expected):
     assert kl.adapt(0.5, measured, target=0.1, samples=100, horizon=1000) == pytest.approx(expected, abs=1e-12)
 
 
+def test_adapt_at_the_ends_of_its_range():
+    """No samples change nothing; 4 horizons of samples at -20 % are a factor of 0.2; a horizon of 1 is one."""
+    assert kl.adapt(0.5, 9.0, 0.1, samples=0, horizon=1000) == 0.5
+    assert kl.adapt(0.5, 0.0, 0.1, samples=4000, horizon=1000) == pytest.approx(0.1)
+    assert kl.adapt(0.5, 0.11, 0.1, samples=1, horizon=1) == pytest.approx(0.55)
+
+
 def test_adapt_refuses_what_it_cannot_steer_by():
     for measured, target, horizon in ((math.nan, 0.1, 1000), (0.1, 0.0, 1000), (0.1, 0.1, 0)):
         with pytest.raises(ValueError, match="need a number and two positive"):

@@ -107,6 +107,10 @@ def test_contradictory_arguments_are_refused(arguments, message):
         normalize.total(LOSS, MASK, **arguments)
 
 
+def test_a_constant_length_of_one_is_a_length():
+    assert normalize.count(MASK, "constant", 1).item() == 2
+
+
 def test_shape_and_dtype_of_the_mask_are_checked():
     with pytest.raises(ValueError, match=r"loss \[3, 3\], mask \[3, 2\]"):
         normalize.total(LOSS, MASK[:, :2])
@@ -163,6 +167,13 @@ def test_small_differences_on_a_large_mean_are_not_taken_for_equal():
     assert_close(found, torch.tensor([[-(0.5**0.5), 0.5**0.5]], dtype=torch.float64), rtol=0, atol=1e-3)
 
 
+def test_the_mean_is_taken_off_in_double_precision():
+    """Three float32 values around 2^22, whose spacing is 0.5 there: their mean is no float32 number."""
+    x = torch.tensor([[0.0, 0.5, 3.0]]) + 2.0**22
+    expected = (torch.tensor([[0.0, 0.5, 3.0]]) - 3.5 / 3) / (31 / 12) ** 0.5
+    assert_close(normalize.standardise(x, torch.ones(1, 3, dtype=torch.bool)), expected, rtol=0, atol=0.01)
+
+
 def test_fewer_than_two_values_are_standardised_to_zero():
     one = torch.tensor([[True, False, False], [False, False, False], [False, False, False]])
     assert (normalize.standardise(NAN, one) == 0).all()
@@ -181,5 +192,8 @@ def test_no_gradient_flows_into_what_is_standardised_and_its_dtype_is_kept():
         assert (found.dtype, found.requires_grad) == (dtype, False)
     with pytest.raises(ValueError, match=r"x \[3, 3\], mask \[3, 2\]"):
         normalize.standardise(LOSS, MASK[:, :2], torch.ones(3))
-    with pytest.raises(ValueError, match=r"torch\.bool"):
-        normalize.moments(LOSS, MASK.double())
+    with pytest.raises(ValueError, match=r"x \[3, 3\], mask \[3, 1\]"):
+        normalize.moments(LOSS, MASK[:, :1])
+    for call in (normalize.moments, lambda x, mask: normalize.standardise(x, mask, torch.ones(3))):
+        with pytest.raises(ValueError, match=r"torch\.bool"):
+            call(LOSS, MASK.double())

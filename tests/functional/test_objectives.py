@@ -50,6 +50,20 @@ def test_clip_in_all_quadrants_by_hand(rho, advantage, loss, gradient, clipped):
     assert_close(objectives.is_clipped(logp, old, row(advantage), 0.2, 0.3), row(clipped))
 
 
+def test_the_default_bounds_are_those_of_ppo():
+    old, advantage = row(-1.0, -1.0), row(1.0, -1.0)
+    loss = objectives.clipped_ratio(old + row(1.3, 0.7).log(), old, advantage)
+    assert_close(loss, row(-1.2, 0.8))
+
+
+def test_a_token_without_advantage_or_exactly_at_a_bound_is_not_counted_as_clipped():
+    old = row(-1.0, -1.0)
+    moved = old + row(1.5, 0.5).log()
+    assert objectives.is_clipped(moved, old, row(0.0, 0.0), 0.2, 0.2).tolist() == [[0, 0]]
+    assert objectives.is_clipped(old, old, row(1.0, -1.0), 0.0, 0.0).tolist() == [[0, 0]]
+    assert objectives.is_outside(old, old, 0.0, 0.0).tolist() == [[0, 0]]
+
+
 def test_is_clipped_marks_exactly_the_tokens_without_gradient():
     random = torch.Generator().manual_seed(0)
     logp, old, advantage = torch.randn(3, 40, 25, generator=random).unbind()
@@ -186,8 +200,12 @@ def test_errors_name_the_shapes_and_the_bounds():
         objectives.clipped_ratio(x, x, x, clip_low=1.5)
     with pytest.raises(ValueError, match="clip_high"):
         objectives.is_clipped(x, x, x, 0.2, -0.1)
+    with pytest.raises(ValueError, match="clip_high"):
+        objectives.clipped_ratio(x, x, x, clip_high=-0.1)
     with pytest.raises(ValueError, match="clip_low"):
         objectives.clipped_weight(x, x, x, clip_low=1.5)
+    with pytest.raises(ValueError, match="clip_high"):
+        objectives.clipped_weight(x, x, x, clip_high=-0.1)
     with pytest.raises(ValueError, match="clip_high"):
         objectives.is_outside(x, x, 0.2, -0.1)
     with pytest.raises(ValueError, match=r"torch\.bool"):

@@ -62,6 +62,9 @@ def test_it_stops_when_the_residual_is_small_relative_to_b():
             calls.append(product.calls)
     assert calls[0] < calls[1] < 500
     assert calls[0] == calls[2] == calls[4]
+    product = Product(matrix)
+    conjugate_gradient(product, b)
+    assert product.calls == 10  # by default
 
 
 def test_zero_needs_no_product():
@@ -78,8 +81,9 @@ def test_inputs_are_left_alone():
 
 @pytest.mark.parametrize("matrix", [-torch.eye(2), torch.zeros(2, 2), torch.full((2, 2), torch.nan)])
 def test_a_product_without_positive_curvature_asks_for_damping(matrix):
-    with pytest.raises(NegativeCurvature, match="damping"):
-        conjugate_gradient(Product(matrix), torch.ones(2))
+    for iterations in (1, 10):
+        with pytest.raises(NegativeCurvature, match="damping"):
+            conjugate_gradient(Product(matrix), torch.ones(2), iterations)
 
 
 def test_shapes_are_checked():
@@ -107,6 +111,13 @@ def test_step_length_by_hand():
 def test_step_length_without_positive_curvature_is_refused(product_x):
     with pytest.raises(NegativeCurvature, match="damping"):
         step_length(torch.ones(2), torch.tensor(product_x), 0.1)
+
+
+def test_step_length_checks_shapes():
+    with pytest.raises(ValueError, match="1 dimension"):
+        step_length(torch.ones(2, 1), torch.ones(2, 1), 0.1)
+    with pytest.raises(ValueError, match="shapes differ"):
+        step_length(torch.ones(2), torch.ones(3), 0.1)
 
 
 def test_finite_difference_is_exact_for_a_quadratic_function_of_any_length_of_vector():
