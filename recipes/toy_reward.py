@@ -1,4 +1,4 @@
-"""The toy of the ladder recipes: every sampled token that is a 7 is worth its share of the row, as soon as it is there."""
+"""The toy of the ladder recipes: every sampled token that is a 7 is worth its share of the row, at once."""
 
 
 def sevens(token_texts: list[str], max_new_tokens: int) -> list[float]:

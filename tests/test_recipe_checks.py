@@ -219,3 +219,66 @@ def test_same_reward_twice():
 
 def test_all_weights_zero():
     assert problem("rewards.0.weight=0") == "rewards: every weight is 0, so nothing is rewarded"
+
+
+CONTRADICTIONS = [
+    (["algorithm.name=reinforce", "algorithm.options.clip_low=0.1"], "algorithm.options.clip_low", "no ratio to clip"),
+    (["algorithm.name=rloo", "algorithm.options.clip_high=0.1"], "algorithm.options.clip_high", "no ratio to clip"),
+    (["algorithm.name=trpo", "algorithm.options.clip_low=0.1"], "algorithm.options.clip_low", "bounds the KL"),
+    (["algorithm.name=reinforce", "algorithm.options.lam=0.9"], "algorithm.options.lam", "no GAE"),
+    (["algorithm.name=reinforce", "update.epochs=2"], "update", "weighs no ratio"),
+    (["algorithm.name=rloo", "update.minibatches=2"], "update", "weighs no ratio"),
+    (
+        ["algorithm.name=reinforce", "algorithm.options.returns=trajectory", "algorithm.options.gamma=0.9"],
+        "algorithm.options.gamma",
+        "not discounted",
+    ),
+    (
+        ["algorithm.options.surrogate=gspo", "algorithm.options.denominator=token"],
+        "algorithm.options.surrogate",
+        "use denominator=sequence",
+    ),
+    (["critic.epochs=2"], "critic.epochs", "without a critic: grpo"),
+    (["critic.optimizer.lr=1e-3"], "critic.optimizer.lr", "without a critic: grpo"),
+    (
+        ["algorithm.name=reinforce_baseline", "algorithm.options.baseline=group_mean", "critic.epochs=2"],
+        "critic.epochs",
+        "without a critic: reinforce_baseline with these options",
+    ),
+    (["algorithm.name=ppo", "critic.backbone=policy", "critic.epochs=2"], "critic.epochs", "critic.backbone=policy"),
+    (["algorithm.name=ppo", "critic.backbone=policy", "critic.warmup=2"], "critic.warmup", "critic.backbone=policy"),
+    (["algorithm.name=ppo", "critic.coefficient=1"], "critic.coefficient", "does not share the policy's backbone"),
+    (["algorithm.name=ppo", "critic.clip=0.2"], "critic.clip", "one optimizer step per rollout"),
+    (["algorithm.name=ppo", "critic.backbone=./nowhere"], "critic.backbone", "no folder ./nowhere"),
+    (["algorithm.name=ppo", "critic.warmup=100"], "critic.warmup", "would leave none for the policy"),
+    (["update.max_kl=0.1"], "update.max_kl", "one optimizer step per rollout"),
+    (["algorithm.name=trpo", "update.epochs=2"], "update.epochs", "one step per rollout"),
+    (["algorithm.name=trpo", "optimizer.lr=1e-3"], "optimizer.lr", "trust region"),
+    (["algorithm.name=trpo", "model.dtype=bfloat16"], "model.dtype", "use float32"),
+    (["algorithm.name=trpo", "critic.backbone=policy"], "critic.backbone", "outside its trust region"),
+    (["kl.estimator=k3_corrected", "kl.placement=reward"], "kl.estimator", "a reward has none; use k1"),
+    (["kl.coefficient=0", "kl.target=0.1"], "kl.target", "set kl.coefficient"),
+    (["kl.horizon=5"], "kl.horizon", "without kl.target"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"), CONTRADICTIONS, ids=lambda x: x[-1] if isinstance(x, list) else ""
+)
+def test_what_contradicts_the_algorithm_or_does_nothing_is_refused_with_the_reason(overrides, key, reason):
+    line = problem(*overrides)
+    assert line.startswith(f"{key}: ") and reason in line
+
+
+def test_a_group_baseline_with_one_sample_is_refused_and_a_critic_needs_no_second():
+    name = "algorithm.name=reinforce_baseline"
+    for baseline in ("leave_one_out", "group_mean"):
+        line = problem(name, f"algorithm.options.baseline={baseline}", "rollout.samples_per_prompt=1")
+        assert line.startswith("rollout.samples_per_prompt: must be at least 2, is 1")
+    assert load(name, "rollout.samples_per_prompt=1").rollout.samples_per_prompt == 1
+
+
+def test_a_saved_recipe_names_the_critic_only_where_there_is_one():
+    assert "critic" not in config.dump(load())
+    assert load("algorithm.name=ppo").critic.backbone == "copy"
+    assert "backbone: copy" in config.dump(load("algorithm.name=ppo"))

@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from rlhf_pg.config import Lora, Recipe
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
 from rlhf_pg.models.load import add_adapter
+from rlhf_pg.recipe.effects import algorithm_of
 
 FLOAT32 = 4  # bytes: weights, gradients and optimizer state are float32 whatever `model.dtype`
+TRUST_REGION_VECTORS = 7  # the weights before, the gradient, a product, and conjugate gradient's four
 LOGITS_COPIES = 3  # of a chunk at once: logits, log-softmax, its gradient
 
 
@@ -140,7 +142,14 @@ def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: 
     """Bytes by part. `shape` is the text model's configuration; parts of rollout and update are not alive together."""
     width = 2 if recipe.model.dtype == "bfloat16" else FLOAT32
     longest = prompt + recipe.rollout.max_new_tokens
-    parts = {"weights": parameters * FLOAT32, "gradients": trainable * FLOAT32, "Adam state": 2 * trainable * FLOAT32}
+    parts = {"weights": parameters * FLOAT32, "gradients": trainable * FLOAT32}
+    algorithm = algorithm_of(recipe)
+    if algorithm and algorithm.update == "trust_region":
+        parts["trust region vectors"] = TRUST_REGION_VECTORS * trainable * FLOAT32
+    else:
+        parts["Adam state"] = 2 * trainable * FLOAT32
+    if algorithm and algorithm.needs_critic and recipe.critic.backbone == "copy":
+        parts["critic, its gradients and Adam state"] = (parameters + 3 * trainable) * FLOAT32
     if recipe.kl.coefficient > 0 and not recipe.model.lora:
         parts["reference copy"] = parameters * FLOAT32
     slots = min(recipe.rollout.slots, recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt)
