@@ -15,12 +15,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import STATISTICS, clock, compact, cut, eval_text, number, shown, tokens_per_second
+from rlhf_pg.train.live_rows import EXPLAINED, distances, metric_rows, sample_rows
+from rlhf_pg.train.report_figures import clock, compact, eval_text, number, shown, tokens_per_second
 
 Phase = Literal["rollout", "reward", "update", "eval", "checkpoint"]
 BARS = "▁▂▃▄▅▆▇█"
@@ -144,8 +144,10 @@ class LiveView:
         parts = [
             f"step {self.step:>5}/{self.total_steps}",
             f"reward {shown(metrics, 'reward/mean')} sd {shown(metrics, 'reward/std', '.2f')}",
-            f"kl {shown(metrics, 'kl/ref', '.4f')}",
+            *(f"{label} {value}" for label, value in distances(metrics)),
             f"entropy {shown(metrics, 'entropy', '.2f')}",
+            *([f"ev {shown(metrics, EXPLAINED, '.2f')}"] if EXPLAINED in metrics else []),
+            *(["refused"] if number(metrics, "trust/accepted") == 0 else []),
             f"len {shown(metrics, 'completion/length_mean', '.0f')}",
             f"trunc {shown(metrics, 'completion/truncated', '.0%')}",
             f"{compact(tokens_per_second(metrics))} tok/s",
@@ -160,7 +162,7 @@ class LiveView:
         """The panel as of now."""
         parts: list[RenderableType] = [self._progress_row(), self._phase_row(), Text()]
         if self.metrics:
-            parts += metric_rows(self.metrics, self.evals, self.curve)
+            parts += metric_rows(self.metrics, self.evals, self.curve.sparkline())
         parts += sample_rows(self.samples)
         title = Text.assemble((" rlhf_pg ", "bold"), (f"{clock(time.monotonic() - self._began)} ", "dim"))
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim", padding=(0, 1))
@@ -221,71 +223,3 @@ class Curve:
         low, high = (min(values), max(values)) if values else (0.0, 0.0)
         scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
         return "".join(BARS[round((v - low) * scale)] for v in values)
-
-
-def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], curve: Curve) -> list[RenderableType]:
-    """The figures of one step, each row one subject."""
-    m = metrics
-    reward = Text.assemble(
-        ("reward ", "dim"), (shown(m, "reward/mean"), "bold green"), f" ± {shown(m, 'reward/std', '.2f')}  "
-    )
-    reward.append(curve.sparkline(), style="green")
-    rows: list[RenderableType] = [reward]
-    functions = [k for k in m if k.startswith("reward/") and k.removeprefix("reward/") not in STATISTICS]
-    if len(functions) > 1:
-        rows.append(_pairs([(visible(k.removeprefix("reward/")), shown(m, k)) for k in functions[:6]]))
-    if evals:
-        rows.append(Text.assemble(("held out ", "dim"), (eval_text(evals), "bold")))
-    first = [("KL", shown(m, "kl/ref", ".4f")), ("entropy", shown(m, "entropy", ".3f"))]
-    first += [("clipped", shown(m, "clip/fraction", ".1%")), ("grad norm", shown(m, "grad_norm"))]
-    second = [
-        ("length", shown(m, "completion/length_mean", ".1f")),
-        ("truncated", shown(m, "completion/truncated", ".1%")),
-    ]
-    second += [("flat groups", shown(m, "reward/zero_std_groups", ".0%")), ("tokens/s", compact(tokens_per_second(m)))]
-    rows += [_pairs(first), _pairs(second), _time_row(m)]
-    failed = [(k, number(m, f"outcome/{k}") or 0) for k in ("error", "timeout", "excluded")]
-    if any(count > 0 for _, count in failed):
-        rows.append(Text("  ".join(f"{k} {count:.0f}" for k, count in failed if count > 0), style="bold red"))
-    return rows
-
-
-def sample_rows(samples: list[dict[str, Any]], characters: int = 240) -> list[RenderableType]:
-    """Best and worst of the step's samples, text escaped, long text cut in the middle."""
-    scored = sorted((s for s in samples if number(s, "reward") is not None), key=lambda s: _rank(s), reverse=True)
-    chosen = [("best", scored[0])] if scored else [("excluded", s) for s in samples[:1]]
-    if len(scored) > 1:
-        chosen.append(("worst", scored[-1]))
-    rows: list[RenderableType] = []
-    for label, sample in chosen:
-        note = "  ".join(visible(str(sample.get(k))) for k in ("outcome", "finish") if sample.get(k) is not None)
-        rows.append(
-            Rule(Text(f"{label}  reward {shown(sample, 'reward')}  {note}", style="dim"), align="left", style="dim")
-        )
-        rows.append(Text.assemble((cut(visible(str(sample.get("prompt", ""))), characters // 2), "dim")))
-        rows.append(Text(cut(visible(str(sample.get("completion", ""))), characters)))
-    return rows
-
-
-def _rank(sample: dict[str, Any]) -> float:
-    reward = number(sample, "reward")
-    return -math.inf if reward is None or math.isnan(reward) else reward
-
-
-def _pairs(pairs: list[tuple[str, str]]) -> Table:
-    row = Table.grid(expand=True)
-    for _ in pairs:
-        row.add_column(ratio=1, no_wrap=True)
-    row.add_row(*(Text.assemble((f"{label} ", "dim"), value) for label, value in pairs))
-    return row
-
-
-def _time_row(metrics: dict[str, Any]) -> Text:
-    total = number(metrics, "time/step_s")
-    row = Text.assemble(("step ", "dim"), f"{shown(metrics, 'time/step_s', '.2f')} s  ")
-    for name, style in (("rollout", "blue"), ("reward", "magenta"), ("update", "yellow")):
-        seconds = number(metrics, f"time/{name}_s")
-        if seconds is not None and total and math.isfinite(seconds / total):
-            row.append("█" * max(round(20 * min(seconds / total, 1.0)), 1), style=style)
-            row.append(f" {name} {seconds / total:.0%}  ")
-    return row

@@ -7,16 +7,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train import report_compare, report_curves, report_samples
+from rlhf_pg.train import report_compare, report_cost, report_curves, report_held_out, report_overlays, report_samples
 from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_figures import BOUNDS, compact, counted, eval_names, number
-from rlhf_pg.train.report_notices import CHECKED, Notice, late, notices, outcome_totals, values
-from rlhf_pg.train.report_run import Run, dig, read, samples_seen, seconds_spent, section
+from rlhf_pg.train.report_figures import compact, counted, eval_names, number
+from rlhf_pg.train.report_groups import Group, groups, names
+from rlhf_pg.train.report_held_out import Bars, evals, interval, percent
+from rlhf_pg.train.report_notices import CHECKED, Notice, late, merged, notices, outcome_totals, values
+from rlhf_pg.train.report_run import Run, dig, read, samples_seen, seconds_spent
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,22 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar of pass@k, in percent of the axis."""
-
-    label: str  # when it was measured
-    last: int  # 0 = the earlier measurement, 1 = the later
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class Page:
     title: str
     subtitle: list[str]
     notices: list[tuple[str, list[Notice]]]  # per run; the name is "" for a single run
     cards: list[Card] = field(default_factory=list)
-    bars: list[tuple[str, list[Bar]]] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)  # titles of charts without data
     outcomes: list[tuple[str, str, str]] = field(default_factory=list)  # name, count, share
     samples: list[tuple[str, list[report_samples.Shown]]] = field(default_factory=list)
     tables: list[report_compare.Table] = field(default_factory=list)
+    later: list[report_compare.Table] = field(default_factory=list)
+    quiet: str = ""  # runs of a comparison that have no notice
     configs: list[tuple[str, str]] = field(default_factory=list)  # run name, text of config.yaml
     checked: str = CHECKED
+    curves_note: str = "Bold: smoothed. Faint: each step. Point at a curve for its values."
 
 
 def write(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -91,7 +84,7 @@ def single(run: Run) -> Page:
         subtitle=_subtitle(run),
         notices=[("", notices(run))],
         cards=cards(run),
-        bars=bars(run),
+        bars=report_held_out.bars(run),
         charts=charts,
         absent=absent,
         outcomes=[(visible(name), f"{n:,.0f}", f"{n / everything:.1%}") for name, n in totals.items() if n],
@@ -102,14 +95,23 @@ def single(run: Run) -> Page:
 
 def comparison(runs: list[Run]) -> Page:
     """The page of several runs."""
-    charts, absent = report_curves.overlays(runs)
+    together = groups(runs)
+    charts, absent = report_overlays.overlays(together)
+    first, later = report_compare.tables(together)
+    told = {run.name: notices(run) for run in runs}
+    means = "Bold: mean of the seeds, as far as all of them went; thin: each seed." if len(together) < len(runs) else ""
+    recipes = f" of {counted(len(together), 'recipe')}" if len(together) < len(runs) else ""
     return Page(
-        title=f"{len(runs)} runs compared",
-        subtitle=[visible(run.name) for run in runs],
-        notices=[(visible(run.name), notices(run)) for run in runs],
+        title=f"{len(runs)} runs{recipes} compared",
+        subtitle=[_seeds(group) for group in together],
+        notices=_shared(together, told),
+        quiet=names(together, [run for run in runs if not told[run.name]]),
+        bars=[box for box in (report_held_out.compared(together), report_cost.compared(together)) if box],
         charts=charts,
         absent=absent,
-        tables=report_compare.tables(runs),
+        tables=first,
+        later=later,
+        curves_note=f"Smoothed. {means} Point at a curve for its values.",
         configs=[(visible(run.name), visible(run.config_text, keep="\n")) for run in runs if run.config_text],
     )
 
@@ -137,47 +139,6 @@ def cards(run: Run) -> list[Card]:
     return out
 
 
-def evals(run: Run) -> tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]:
-    """Two held-out measurements, each (when, figures).
-
-    "before" and "after" from the summary; else the first and the last of metrics.jsonl, their "when" being "step 20".
-    """
-    logged = [
-        (f"step {row['step']}", {k.removeprefix("eval/"): v for k, v in row.items() if k.startswith("eval/")})
-        for row in run.steps
-        if any(k.startswith("eval/") for k in row)
-    ]
-    before, after = section(run, "before"), section(run, "after")
-    first = ("before", before) if before or len(logged) < 2 else logged[0]
-    return first, ("after", after) if after or not logged else logged[-1]
-
-
-def bars(run: Run) -> list[tuple[str, list[Bar]]]:
-    """[("held-out pass@1", [first, last]), ...]; empty when nothing was evaluated."""
-    both = evals(run)
-    groups = []
-    for name in eval_names(*(figures for _, figures in both)):
-        group = [
-            Bar(when, last, value * 100, *(_percent(found, f"{name}{b}") for b in BOUNDS))
-            for last, (when, found) in enumerate(both)
-            if (value := number(found, name)) is not None and 0 <= value <= 1
-        ]
-        if group:
-            groups.append((f"held-out {visible(name)}", group))
-    return groups
-
-
-def percent(figures: dict[str, Any], name: str) -> str:
-    value = _percent(figures, name)
-    return "–" if value is None else f"{value:.1f}%"
-
-
-def interval(figures: dict[str, Any], name: str) -> str:
-    """ "87.8 – 92.3", or "" when the figure has no interval."""
-    low, high = _percent(figures, f"{name}_low"), _percent(figures, f"{name}_high")
-    return "" if low is None or high is None else f"{low:.1f} – {high:.1f}"
-
-
 def words(seconds: float | None) -> str:
     """301.4 -> "5 min 1 s", 7384 -> "2 h 3 min"."""
     if seconds is None or not math.isfinite(seconds):
@@ -188,9 +149,17 @@ def words(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _percent(figures: dict[str, Any], name: str) -> float | None:
-    value = number(figures, name)
-    return value * 100 if value is not None and math.isfinite(value) else None
+def _shared(together: list[Group], told: dict[str, list[Notice]]) -> list[tuple[str, list[Notice]]]:
+    """[(names of runs, their notices)]: what several runs have is said once, under all their names."""
+    runs = [run for group in together for run in group.runs]
+    return [
+        ("every run" if len(who) == len(runs) else names(together, [r for r in runs if r.name in who]), found)
+        for who, found in merged(told)
+    ]
+
+
+def _seeds(group: Group) -> str:
+    return f"{group.label} ({len(group.runs)} seeds)" if len(group.runs) > 1 else group.label
 
 
 def _subtitle(run: Run) -> list[str]:

@@ -12,18 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhf_pg.train.report_figures import compact
+from rlhf_pg.train.report_axes import BOX, Scale, fitted, number_text, spread, ticks, usual_top
 
 Point = tuple[float, float | None]
-BOX = 1000
 COLUMNS = 300  # a longer series is drawn by the lowest and highest value of so many columns
 HOVERS = 80
-Kind = Literal["line", "faint", "area", "points"]
+END_GAP = 7.5  # percent of the height between two labels at the end of lines
+Kind = Literal["line", "other", "faint", "thin", "limit", "area", "points"]
+LINES = ("line", "other")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One thing drawn. `y` None is a gap. `bounds` (points only): (low, high) per point."""
+    """One thing drawn. `y` None is a gap. `bounds` (points only): (low, high) per point.
+
+    `faint` is the raw form of a smoothed line, `thin` one of several of which a line is the mean, `other` a line whose
+    colour is taken already, `limit` a value not to be passed.
+    """
 
     label: str
     points: list[Point]
@@ -53,16 +58,8 @@ class Chart:
     y_ticks: list[tuple[float, str]]  # percent from the top, label
     legend: list[tuple[str, str, int]]  # kind, label, colour
     x_label: str = "step"
-
-
-@dataclass(frozen=True)
-class Scale:
-    low: float
-    high: float
-
-    def at(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return min(max(share, -0.05), 1.05) * BOX
+    ends: list[tuple[float, str, str, int]] = field(default_factory=list)  # percent from the top, kind, label, colour
+    foot: str = ""
 
 
 def chart(
@@ -73,11 +70,13 @@ def chart(
     x_label: str = "step",
     floor: float | None = None,
     ceiling: float | None = None,
+    named: bool = False,
+    foot: str = "",
 ) -> Chart | None:
     """Lay out series on common axes; None when no series has a finite value, so that no empty chart is shown.
 
     Points ascend in x. `floor` and `ceiling` are values the axis must include. A few extreme values do not flatten the
-    rest: the axis then ends below them and the note says so.
+    rest: the axis then ends below them and the note says so. `named`: even a lone line is named, each at its end.
     """
     drawn = [s for s in series if any(y is not None for _, y in s.points)]
     if not drawn:
@@ -87,18 +86,19 @@ def chart(
     y, beyond = _y_scale(drawn, floor, ceiling)
     y_ticks, step = ticks(y.low, y.high, 5)
     clipped = [f"the axis ends below the highest value, {number_text(beyond, 0, unit)}"] if beyond is not None else []
-    main = next((s for s in drawn if s.kind != "faint"), drawn[0])
-    last = next(v for _, v in reversed(main.points) if v is not None)
+    main = next((s for s in drawn if s.kind in LINES), drawn[0])
     return Chart(
         title=title,
         note="; ".join([*([note] if note else []), *clipped]),
-        latest=number_text(last, step / 10, unit) if _lone(drawn) else "",
+        latest=number_text(_last(main), step / 10, unit) if _lone(drawn) and not named else "",
         marks=[mark for s in drawn for mark in _marks(s, x, y)],
         hovers=_hovers(drawn, x, step, unit, x_label),
-        x_ticks=_x_ticks(x),
+        x_ticks=x.ticks(),
         y_ticks=[(100 - y.at(t) / BOX * 100, number_text(t, step, unit)) for t in y_ticks],
-        legend=_legend(drawn),
+        legend=[] if _lone(drawn) and not named else _legend(drawn),
         x_label=x_label,
+        ends=_ends(drawn, y) if named else [],
+        foot=foot,
     )
 
 
@@ -143,71 +143,35 @@ def smooth(points: list[Point], share: float = 0.05) -> list[Point]:
     return out
 
 
-def usual_top(values: list[float]) -> float:
-    """Where the axis of these ascending values must end because the top 2 % are far off; infinity when they are not."""
-    if len(values) < 20:
-        return math.inf
-    usual, low = values[math.ceil(len(values) * 0.98) - 1] - values[0], values[0]
-    return low + 1.6 * usual if values[-1] - low > 8 * usual > 0 else math.inf
-
-
-def ticks(low: float, high: float, about: int) -> tuple[list[float], float]:
-    """Round numbers inside [low, high], and their spacing: 1, 2 or 5 times a power of ten."""
-    span = (high - low) / about if high > low else abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span))
-    step = next((m * power for m in (1, 2, 5, 10) if m * power >= span * 0.999), 10 * power)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)], step
-
-
-def number_text(value: float, step: float, unit: str = "") -> str:
-    """`value` with the digits that tell values `step` apart; `step` 0 = three significant digits."""
-    if abs(value) >= 10_000 and not unit:
-        return compact(value).replace(".0", "")
-    digits = (
-        max(0, -math.floor(math.log10(step) + 1e-9)) if step else max(0, 2 - math.floor(math.log10(abs(value) or 1)))
-    )
-    if digits > 5:
-        return f"{value:.1e}"
-    return f"{value:.{digits}f}{unit}"
-
-
 def _legend(drawn: Sequence[Series]) -> list[tuple[str, str, int]]:
-    """(kind, label, colour) once per label; nothing for a lone subject."""
-    if _lone(drawn):
-        return []
+    """(kind, label, colour) once per label, by its line if it has one."""
     first: dict[str, Series] = {}
-    for s in drawn:
+    for s in sorted(drawn, key=lambda s: s.kind == "thin"):
         first.setdefault(s.label, s)
     return [(s.kind, s.label, s.color) for s in first.values()]
 
 
 def _lone(drawn: Sequence[Series]) -> bool:
     """One subject: a line, its raw values faint behind it, its points; no legend is needed."""
-    return len({s.color for s in drawn}) == 1 and all(s.kind != "area" for s in drawn)
+    return len({s.color for s in drawn}) == 1 and all(s.kind not in ("area", "limit") for s in drawn)
+
+
+def _ends(drawn: Sequence[Series], y: Scale) -> list[tuple[float, str, str, int]]:
+    """(percent from the top, kind, label, colour) beside the last value of every line, none over another."""
+    lines = [s for s in drawn if s.kind in LINES]
+    tops = spread([100 - y.at(_last(s)) / BOX * 100 for s in lines], END_GAP)
+    return [(top, s.kind, s.label, s.color) for top, s in zip(tops, lines, strict=True)]
+
+
+def _last(s: Series) -> float:
+    return next(v for _, v in reversed(s.points) if v is not None)
 
 
 def _y_scale(drawn: Sequence[Series], floor: float | None, ceiling: float | None) -> tuple[Scale, float | None]:
-    raw = [s for s in drawn if s.kind == "faint"] or drawn
+    raw = [s for s in drawn if s.kind == "faint"] or [s for s in drawn if s.kind != "limit"] or drawn
     values = sorted(y for s in raw for _, y in s.points if y is not None)
-    ends = [v for s in drawn for pair in s.bounds if pair for v in pair]
-    low, high, beyond = min(values[0], *ends, values[0]), max(values[-1], *ends, values[-1]), None
-    if usual_top(values) < high:
-        high, beyond = usual_top(values), high
-    low = min(low, floor) if floor is not None else low
-    high = max(high, ceiling) if ceiling is not None else high
-    if high - low < 1e-12 * max(abs(high), 1.0):
-        pad = abs(high) * 0.1 or 1.0
-        return Scale(low if low == floor else low - pad, high + pad), beyond
-    pad = 0.04 * (high - low)
-    return Scale(low if low == floor else low - pad, high if high == ceiling else high + pad), beyond
-
-
-def _x_ticks(x: Scale) -> list[tuple[float, str]]:
-    if x.low == x.high:
-        return [(50.0, number_text(x.low, 1))]
-    places, step = ticks(x.low, x.high, 5)
-    return [(x.at(p) / 10, number_text(p, step)) for p in places]
+    limits = [y for s in drawn if s.kind == "limit" for _, y in s.points if y is not None]
+    return fitted(values, [*limits, *(v for s in drawn for pair in s.bounds if pair for v in pair)], floor, ceiling)
 
 
 def _marks(s: Series, x: Scale, y: Scale) -> list[Mark]:
@@ -260,7 +224,8 @@ def _columns(steps: list[float]) -> list[list[float]]:
 
 def _hovers(drawn: Sequence[Series], x: Scale, step: float, unit: str, x_label: str) -> list[tuple[float, float, str]]:
     """Invisible strips over the chart, each telling the values nearest to its middle."""
-    shown = [(s.label, [(px, py) for px, py in s.points if py is not None]) for s in drawn if s.kind != "area"]
+    told = [s for s in drawn if s.kind not in ("area", "thin")]
+    shown = [(s.label, [(px, py) for px, py in s.points if py is not None]) for s in told]
     if not shown or x.high == x.low:
         return []
     count = min(HOVERS, max(len(points) for _, points in shown))

@@ -1,16 +1,19 @@
-"""Tables of several runs: final figures, figures at equal samples, and where their recipes differ."""
+"""Tables of several runs: how they ended, what they cost, equal budgets, seeds, and where their recipes differ."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from rlhf_pg.debug.inspect import visible
+from rlhf_pg.train import report_facts as facts
 from rlhf_pg.train.report_charts import smooth
-from rlhf_pg.train.report_curves import eval_points
 from rlhf_pg.train.report_figures import clock, compact, cut, eval_names, number
+from rlhf_pg.train.report_groups import NOT_RECIPE, Group, flat
+from rlhf_pg.train.report_held_out import eval_points, final
 from rlhf_pg.train.report_notices import late, values
-from rlhf_pg.train.report_run import Run, dig, samples_seen, seconds_spent, section, series
+from rlhf_pg.train.report_run import Run, samples_seen, seconds_spent, section, series
 
 
 @dataclass(frozen=True)
@@ -19,91 +22,206 @@ class Table:
     note: str
     head: list[str]
     rows: list[list[str]]
+    colors: list[tuple[int, bool]] = field(default_factory=list)  # of the rows: colour, and whether lines are broken
 
 
-def tables(runs: list[Run]) -> list[Table]:
-    """Those tables that have a row."""
-    return [t for t in (final(runs), equal_samples(runs), recipe_differences(runs)) if t and t.rows]
+def tables(groups: list[Group]) -> tuple[list[Table], list[Table]]:
+    """Those to be read first, and those to look things up in; only those that have a row."""
+    several = any(len(group.runs) > 1 for group in groups)
+    first = [
+        final_figures(groups),
+        over_seeds(groups) if several else None,
+        cost(groups),
+    ]
+    alone = [replace(group, label=visible(run.name), runs=[run]) for group in groups for run in group.runs]
+    later = [
+        equal("samples", samples_seen, compact, groups),
+        equal("seconds in steps", seconds_spent, clock, groups),
+        replace(final_figures(alone), title="Every run") if several else None,
+        recipe_differences(groups),
+    ]
+    return [t for t in first if t and t.rows], [t for t in later if t and t.rows]
 
 
-def final(runs: list[Run]) -> Table:
-    """One row per run, as it ended or as far as it got."""
-    ks = eval_names(*(section(run, "after") for run in runs))
-    head = ["run", "algorithm", "steps", "samples", "wall time", "reward", "KL", *(visible(k) for k in ks)]
-    return Table(
-        "Final figures", "reward and KL: mean of the last tenth of the steps", head, [_final(r, ks) for r in runs]
-    )
+def final_figures(groups: list[Group]) -> Table:
+    """One row per recipe, as it ended or as far as it got."""
+    runs = [run for group in groups for run in group.runs]
+    ks = eval_names(*(final(run)[1] for run in runs))
+    referenced = any(values(run, "kl/ref") for run in runs)
+    head = ["run", "algorithm", "steps", "samples", "reward", *(["KL to ref."] * referenced), "KL moved"]
+    rows = [
+        [
+            group.label,
+            _same(group, facts.algorithm),
+            _mean(group, lambda run: run.steps[-1]["step"] if run.steps else None, "{:.0f}"),
+            compact(_average(group.each(_samples))).replace("-", "–"),
+            _mean(group, lambda run: late(values(run, "reward/mean")), "{:.3f}"),
+            *([_mean(group, lambda run: late(values(run, "kl/ref")), "{:.3g}")] if referenced else []),
+            _mean(group, _moved, "{:.3g}"),
+            *(_change(group, k) for k in ks),
+        ]
+        for group in groups
+    ]
+    reference = " and KL to the reference" if referenced else ""
+    note = f"reward{reference}: mean of the last tenth of the steps; KL moved: of every step, summed"
+    means = "; of several seeds the mean" if len(runs) > len(groups) else ""
+    return Table("Final figures", note + means, [*head, *map(visible, ks)], rows, _colors(groups))
 
 
-def equal_samples(runs: list[Run]) -> Table | None:
-    """Every run at the largest number of samples that all of them reached; None when that is nothing."""
-    reached = [max(samples_seen(run).values(), default=0.0) for run in runs]
-    budget = min(reached)
+def over_seeds(groups: list[Group]) -> Table:
+    """How far the seeds of each recipe lie apart."""
+    rows = []
+    for group in groups:
+        rewards = group.each(lambda run: late(values(run, "reward/mean")))
+        solved = group.each(lambda run: number(final(run)[1], "pass@1"))
+        spread = [_three(rewards, "{:.3f}"), _three([100 * v for v in solved], "{:.1f}%")]
+        rows.append([group.label, str(len(group.runs)), *spread[0], *spread[1]])
+    head = ["run", "seeds", "reward, mean", "lowest", "highest", "pass@1, mean", "lowest", "highest"]
+    return Table("Over seeds", "reward: mean of the last tenth of the steps", head, rows, _colors(groups))
+
+
+def cost(groups: list[Group]) -> Table:
+    """What each recipe took: time, memory, and the critic that takes a part of both."""
+    rows = [
+        [
+            group.label,
+            _same(group, facts.algorithm),
+            _same(group, facts.critic),
+            _mean(group, facts.peak_memory_mb, "{:,.0f} MB"),
+            _mean(group, facts.step_seconds, "{:.2f} s"),
+            _mean(group, facts.update_share, "{:.0%}"),
+            _mean(group, facts.optimizer_steps, "{:,.0f}"),
+            _wall(group),
+        ]
+        for group in groups
+    ]
+    head = [
+        "run",
+        "algorithm",
+        "critic",
+        "peak memory",
+        "seconds per step",
+        "update share",
+        "optimizer steps",
+        "wall time",
+    ]
+    note = "seconds per step: median; update share: of all seconds in steps; wall time: with evaluation"
+    return Table("Cost", note, head, rows, _colors(groups))
+
+
+def equal(
+    what: str, spent: Callable[[Run], dict[float, float]], text: Callable[[float], str], groups: list[Group]
+) -> Table | None:
+    """Every run at the largest amount of `what` (step -> amount so far) that all reached; None when that is nothing."""
+    budget = min((max(spent(run).values(), default=0.0) for group in groups for run in group.runs), default=0.0)
     if budget <= 0:
         return None
+    other, other_text = (seconds_spent, clock) if spent is samples_seen else (samples_seen, compact)
     rows = []
-    for run in runs:
-        seen = samples_seen(run)
-        step = max((s for s, n in seen.items() if n <= budget), default=None)
-        reward = [y for _, y in smooth([p for p in series(run, "reward/mean") if step is not None and p[0] <= step])]
-        last = next((y for y in reversed(reward) if y is not None), None)
-        solved = [(x, y) for x, y in eval_points(run) if step is not None and x <= step and y is not None]
+    for group in groups:
+        at = {run.name: max((s for s, n in spent(run).items() if n <= budget), default=None) for run in group.runs}
+        here = [(run, step) for run in group.runs if (step := at[run.name]) is not None]
+        rewards = [y for run, step in here if (y := _reward_at(run, step)) is not None]
+        amounts = [other(run)[step] for run, step in here]
         rows.append(
             [
-                visible(run.name),
-                "–" if step is None else f"{step:.0f}",
-                "–" if step is None else clock(seconds_spent(run)[step]),
-                "–" if last is None else f"{last:.3f}",
-                f"{solved[-1][1]:.1f}% (step {solved[-1][0]:.0f})" if solved else "–",
+                group.label,
+                f"{statistics.fmean(step for _, step in here):.0f}" if here else "–",
+                other_text(statistics.fmean(amounts)) if amounts else "–",
+                f"{statistics.fmean(rewards):.3f}" if rewards else "–",
+                _solved_by(here),
             ]
         )
-    head = ["run", "step", "seconds in steps", "reward, smoothed", "latest held-out pass@1"]
-    return Table(f"At equal samples: {compact(budget)}", "the most that every run reached", head, rows)
+    head = [
+        "run",
+        "step",
+        "seconds in steps" if spent is samples_seen else "samples",
+        "reward, smoothed",
+        "latest held-out pass@1",
+    ]
+    return Table(f"At equal {what}: {text(budget)}", "the most that every run reached", head, rows, _colors(groups))
 
 
-def recipe_differences(runs: list[Run]) -> Table | None:
-    """Recipe keys on which the runs differ; the run directory is left out."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    if not all(flat):
+def recipe_differences(groups: list[Group]) -> Table | None:
+    """Recipe keys on which the recipes differ; the run directory is left out, and seeds that make no recipe."""
+    known = [dict(flat(group.runs[0].config)) for group in groups]
+    if not all(known):
         return None
-    keys = sorted({k for f in flat for k in f} - {"run.dir"})
+    seeds = any(len(group.runs) > 1 for group in groups)
+    idle = NOT_RECIPE if seeds else ("run.dir",)
+    keys = sorted({k for f in known for k in f if not k.startswith(idle)})
     rows = [
-        [visible(k), *(visible(cut(str(f.get(k, "–")), 120)) for f in flat)]
+        [visible(k), *(visible(cut(str(f.get(k, "–")), 120)) for f in known)]
         for k in keys
-        if len({str(f.get(k)) for f in flat}) > 1
+        if len({str(f.get(k)) for f in known}) > 1
     ]
-    return Table("Recipes differ in", "", ["key", *(visible(run.name) for run in runs)], rows)
+    return Table("Recipes differ in", "", ["key", *(group.label for group in groups)], rows)
 
 
-def _final(run: Run, ks: list[str]) -> list[str]:
-    before, after = section(run, "before"), section(run, "after")
-    reward, kl = late(values(run, "reward/mean")), late(values(run, "kl/ref"))
+def _colors(groups: list[Group]) -> list[tuple[int, bool]]:
+    return [(group.color, group.again) for group in groups]
+
+
+def _same(group: Group, figure: Callable[[Run], str]) -> str:
+    return ", ".join(dict.fromkeys(figure(run) for run in group.runs))
+
+
+def _average(found: list[float]) -> float | None:
+    return statistics.fmean(found) if found else None
+
+
+def _mean(group: Group, figure: Callable[[Run], float | None], form: str) -> str:
+    value = _average(group.each(figure))
+    return "–" if value is None else form.format(value)
+
+
+def _three(found: list[float], form: str) -> list[str]:
+    """Mean, lowest, highest."""
+    if not found:
+        return ["–"] * 3
+    return [form.format(v) for v in (statistics.fmean(found), min(found), max(found))]
+
+
+def _samples(run: Run) -> float | None:
     samples = number(run.summary, "samples")
-    wall = number(run.summary, "wall_s")
-    return [
-        visible(run.name),
-        visible(str(run.summary.get("algorithm") or dig(run.config, "algorithm.name", "–"))),
-        str(run.steps[-1]["step"]) if run.steps else "–",
-        compact(samples if samples is not None else max(samples_seen(run).values(), default=None)),
-        clock(wall) if wall is not None else "unfinished",
-        "–" if reward is None else f"{reward:.3f}",
-        "–" if kl is None else f"{kl:.3g}",
-        *(_change(before, after, k) for k in ks),
-    ]
+    return samples if samples is not None else max(samples_seen(run).values(), default=None)
 
 
-def _change(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
-    first, last = number(before, key), number(after, key)
-    if last is None:
+def _moved(run: Run) -> float | None:
+    path = facts.kl_moved(run)
+    return path[-1][1] if path else None
+
+
+def _wall(group: Group) -> str:
+    walls = group.each(lambda run: number(run.summary, "wall_s"))
+    return clock(statistics.fmean(walls)) if len(walls) == len(group.runs) else "unfinished"
+
+
+def _change(group: Group, key: str) -> str:
+    """ "37.0 → 95.3%"; the step of the measurement when it is not the one after training."""
+    last = [(when, value) for when, figures in map(final, group.runs) if (value := number(figures, key)) is not None]
+    if not last:
         return "–"
-    return f"{last * 100:.1f}%" if first is None else f"{first * 100:.1f} → {last * 100:.1f}%"
+    first = group.each(lambda run: number(section(run, "before"), key))
+    came = f"{statistics.fmean(first) * 100:.1f} → " if first else ""
+    whens = "".join(sorted({when for when, _ in last}))
+    return f"{came}{statistics.fmean(value for _, value in last) * 100:.1f}%{whens}"
 
 
-def _flat(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out = []
-    for key, value in mapping.items():
-        if isinstance(value, dict) and value:
-            out += _flat(value, f"{prefix}{key}.")
-        else:
-            out.append((f"{prefix}{key}", value))
-    return out
+def _reward_at(run: Run, step: float) -> float | None:
+    reward = smooth([point for point in series(run, "reward/mean") if point[0] <= step])
+    return next((y for _, y in reversed(reward) if y is not None), None)
+
+
+def _solved_by(here: list[tuple[Run, float]]) -> str:
+    """ "88.7% (step 100)": the latest held-out pass@1 that the runs had by their steps, of several the mean."""
+    solved: list[tuple[float, float]] = []
+    for run, step in here:
+        known = [(x, y) for x, y in eval_points(run) if x <= step and y is not None]
+        solved += known[-1:]
+    if not solved:
+        return "–"
+    steps, passed = sorted({x for x, _ in solved}), sorted(y for _, y in solved)
+    if len(steps) > 1:  # a mean of measurements taken at different times would say nothing
+        return f"{passed[0]:.1f} to {passed[-1]:.1f}% (steps {steps[0]:.0f} to {steps[-1]:.0f})"
+    return f"{statistics.fmean(passed):.1f}% (step {steps[0]:.0f})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,21 +14,57 @@ from rlhf_pg.train.report_run import EXPECTED, Run, section, series
 
 CHECKED = (
     "non-finite metrics, excluded samples, reward errors and timeouts, truncation, KL spikes, engine mismatch, "
-    "collapsed entropy, groups without signal, falling reward"
+    "collapsed entropy, groups without signal, falling reward, a critic worse than a mean, refused steps"
 )
+
+Level = Literal["problem", "warning", "note"]
+LEVELS = ("problem", "warning", "note")
+NUMBER = re.compile(r"(?<![\w/@.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?!\w)")  # not those inside names
 
 
 @dataclass(frozen=True)
 class Notice:
-    level: Literal["problem", "warning", "note"]
+    level: Level
     text: str
 
 
 def notices(run: Run) -> list[Notice]:
     """Everything noteworthy about a run, problems first."""
-    found = [*_files(run), *_not_finite(run), *_outcomes(run), *_training(run), *_gain(run)]
-    order = ("problem", "warning", "note")
-    return sorted(found, key=lambda n: order.index(n.level))
+    found = [
+        *_files(run),
+        *_not_finite(run),
+        *_outcomes(run),
+        *_training(run),
+        *_critic(run),
+        *_trust_region(run),
+        *_gain(run),
+    ]
+    return sorted(found, key=lambda n: LEVELS.index(n.level))
+
+
+def merged(told: dict[str, list[Notice]]) -> list[tuple[list[str], list[Notice]]]:
+    """[(names of runs, their notices)], the worst first, from the notices of each run.
+
+    Notices that differ only in their numbers become one, which tells the lowest and highest of each number.
+    """
+    kinds: dict[tuple[Level, str], dict[str, list[str]]] = {}
+    for run, found in told.items():
+        for notice in found:
+            texts = kinds.setdefault((notice.level, NUMBER.sub("#", notice.text)), {})
+            texts.setdefault(run, []).append(notice.text)
+    under: dict[tuple[str, ...], list[Notice]] = {}
+    for (level, _), texts in sorted(kinds.items(), key=lambda item: (LEVELS.index(item[0][0]), -len(item[1]))):
+        ranges = _ranges([text for each in texts.values() for text in each])
+        under.setdefault(tuple(texts), []).append(Notice(level, ranges))
+    return [(list(who), found) for who, found in under.items()]
+
+
+def _ranges(texts: list[str]) -> str:
+    """Texts that are equal but for their numbers as one."""
+    columns = zip(*(NUMBER.findall(text) for text in texts), strict=True)
+    ends = [sorted(column, key=lambda n: float(n.replace(",", "").rstrip("%"))) for column in columns]
+    told = iter(c[0] if c[0] == c[-1] else f"{c[0]} to {c[-1]}" for c in ends)
+    return NUMBER.sub(lambda _: next(told), texts[0])
 
 
 def late(values: list[float]) -> float | None:
@@ -139,11 +176,32 @@ def _training(run: Run) -> list[Notice]:
     return found
 
 
+def _critic(run: Run) -> list[Notice]:
+    explained = values(run, "value/explained_variance")
+    found = late(explained)
+    if found is None or len(explained) < 20 or found >= 0:
+        return []
+    text = f"The critic still predicts returns worse than their mean would (explained variance {found:.2f})."
+    return [Notice("warning", text)]
+
+
+def _trust_region(run: Run) -> list[Notice]:
+    found = []
+    accepted, failed = late(values(run, "trust/accepted")), sum(values(run, "trust/curvature_failed"))
+    if failed:
+        text = f"In {counted(failed, 'step')} the curvature was not positive and none was taken: raise its damping."
+        found.append(Notice("warning", text))
+    if accepted is not None and accepted < 0.8:
+        text = f"{1 - accepted:.0%} of late steps were refused: within the limit none improved the surrogate."
+        found.append(Notice("note", text))
+    return found
+
+
 def _spike(run: Run) -> str:
-    """KL that leaps to more than ten times the median of the 20 steps before it (and above 0.05)."""
+    """KL that leaps to more than ten times the highest of the 5 steps before it (and above 0.05)."""
     points = [(x, y) for x, y in series(run, "kl/ref") if y is not None]
     kl = [y for _, y in points]
-    spikes = [i for i in range(5, len(kl)) if kl[i] > max(10 * statistics.median(kl[max(0, i - 20) : i]), 0.05)]
+    spikes = [i for i in range(5, len(kl)) if kl[i] > max(10 * max(kl[i - 5 : i]), 0.05)]
     if not spikes:
         return ""
     worst = max(spikes, key=lambda i: kl[i])

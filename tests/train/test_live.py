@@ -129,6 +129,40 @@ def test_the_panel_shows_phase_rows_metrics_and_the_best_and_worst_sample():
     assert text.index("answer 1.0") < text.index("answer 0.0") and "answer 0.5" not in text
 
 
+PPO = {"update/steps": 16, "kl/old": 0.0042, "value/explained_variance": 0.718, "clip/fraction": 0.05}
+TRPO = {"update/steps": 1, "kl/old": 0.0098, "trust/kl": 0.0098, "trust/accepted": 1.0, "trust/line_search_steps": 2.0}
+ON_POLICY = {"step": 1, "reward/mean": 0.5, "update/steps": 1, "kl/old": 0.0}
+
+
+def test_a_line_has_the_kls_that_the_step_measured_and_no_others():
+    def kls(metrics):
+        return [word for word in lines(1, lambda step: metrics)[0].split() if word.startswith("kl")]
+
+    assert kls(METRICS) == ["kl"] and kls(METRICS | PPO) == ["kl", "kl/old"]
+    assert kls(ON_POLICY | PPO) == ["kl/old"] and kls(ON_POLICY | TRPO) == ["kl/old"]
+    assert kls(ON_POLICY) == []  # one gradient step, at the weights that sampled: 0 by construction
+
+
+def test_a_line_tells_how_good_the_critic_is_and_that_a_step_was_refused():
+    (line,) = lines(1, lambda step: METRICS | PPO)
+    assert "kl/old 0.0042" in line and "ev 0.72" in line and "refused" not in line
+    (line,) = lines(1, lambda step: METRICS | TRPO)
+    assert "kl/old 0.0098" in line and "refused" not in line and "ev " not in line
+    (line,) = lines(1, lambda step: METRICS | TRPO | {"trust/accepted": 0.0, "trust/kl": 0.0, "kl/old": 0.0})
+    assert "refused" in line
+
+
+def test_the_panel_has_a_row_for_update_critic_and_trust_region_only_where_they_are():
+    plain = drawn(ON_POLICY)
+    assert not any(word in plain for word in ("KL", "explained", "step taken", "clipped"))
+    ppo = drawn(METRICS | PPO)
+    assert "KL of update 0.0042" in ppo and "explained variance 0.72" in ppo and "clipped 5.0%" in ppo
+    assert len(ppo.splitlines()) == len(plain.splitlines()) + 1
+    trpo = drawn(METRICS | TRPO)
+    assert "KL of update 0.0098" in trpo and "step taken in try 2" in trpo and "explained" not in trpo
+    assert "step refused" in drawn(METRICS | TRPO | {"trust/accepted": 0.0})
+
+
 def test_a_step_costs_less_than_a_millisecond():
     out = console(True)
     samples = [{"reward": float(i), "completion": "x" * 2000} for i in range(8)]

@@ -2,8 +2,6 @@ import json
 import math
 import re
 import time
-from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from rlhf_pg.train import report
 from rlhf_pg.train.report_notices import notices
 from rlhf_pg.train.report_run import read, samples_seen, seconds_spent
+from tests.train.report_pages import Page, make, row
 
 HOSTILE = [
     "</pre></style><script>alert(1)</script>",
@@ -19,42 +18,6 @@ HOSTILE = [
     "{{ 7 * 7 }} {% raw %} \x1b[31m \u202e \ud800",
     "<svg onload=alert(1)><a href=javascript:alert(1)>",
 ]
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags with attributes, and text."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += f"{data} "
-
-    def titles(self):
-        return set(re.findall(r"<h3>([^<]*)</h3>", self.html))
-
-
-def row(step: int, reward: float = 0.5, **more: Any) -> dict[str, Any]:
-    return {"step": step, "reward/mean": reward, "time/step_s": 2.0, "outcome/scored": 10, "outcome/error": 0} | more
-
-
-def make(path: Path, rows, tail="", config="algorithm:\n  name: grpo\n", summary=None, samples=None) -> Path:
-    (path / "rollouts").mkdir(parents=True)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + tail)
-    (path / "config.yaml").write_text(config)
-    if summary is not None:
-        (path / "summary.json").write_text(json.dumps(summary))
-    for step, found in (samples or {}).items():
-        text = "".join(json.dumps({"step": step} | s) + "\n" for s in found)
-        (path / f"rollouts/step_{step:08d}.jsonl").write_text(text)
-    return path
 
 
 def texts(run_dir):
@@ -252,23 +215,6 @@ def test_samples_are_those_logged_or_those_planned(tmp_path):
     config = "rollout:\n  prompts_per_step: 4\n  samples_per_prompt: 8\n"
     planned = read(make(tmp_path / "b", [{"step": 1}, {"step": 2}], config=config))
     assert samples_seen(planned) == {1: 32, 2: 64}
-
-
-def test_two_runs_are_compared_at_equal_samples(tmp_path):
-    few = make(tmp_path / "few", [row(i, 0.25, **{"samples/total": 10 * i}) for i in range(1, 31)], config="a: {b: 1}")
-    rows = [row(i, 0.5 if i <= 10 else 1.0, **{"samples/total": 30 * i}) for i in range(1, 41)]
-    rows[4]["eval/pass@1"] = 0.4
-    rows[20]["eval/pass@1"] = 0.9
-    many = make(tmp_path / "many", rows, config="a: {b: 2}")
-    page = Page(report.write([few, many]))
-    words = re.sub(r"\s+", " ", page.text.replace("\n", " "))
-    cells = re.findall(r"<tr>(<td>.*?)</tr>", page.html)
-    equal = [re.findall(r"<td>([^<]*)</td>", c) for c in cells][2:4]  # after the two rows of final figures
-    assert "At equal samples: 300" in words
-    assert equal == [["few", "30", "1:00", "0.250", "–"], ["many", "10", "0:20", "0.500", "40.0% (step 5)"]]
-    assert ["a.b", "1", "2"] in [re.findall(r"<td>([^<]*)</td>", c) for c in cells]
-    assert {"Reward by samples", "Reward by seconds", "Held-out pass@1 by samples"} <= page.titles()
-    assert (few / "report.html").exists() and not (many / "report.html").exists()
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

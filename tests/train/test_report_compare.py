@@ -1,0 +1,299 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_pg.train import report, report_compare
+from rlhf_pg.train.report_axes import spread
+from rlhf_pg.train.report_charts import Chart
+from rlhf_pg.train.report_groups import groups
+from rlhf_pg.train.report_held_out import compared
+from rlhf_pg.train.report_notices import Notice, merged
+from rlhf_pg.train.report_overlays import mean_line, overlays
+from rlhf_pg.train.report_run import Run, read
+from tests.train.report_pages import Page, make, recipe, row, table
+
+
+def runs(*dirs: Path) -> list[Run]:
+    return [read(path) for path in dirs]
+
+
+def drawn(*dirs: Path) -> dict[str, Chart]:
+    charts, _ = overlays(groups(runs(*dirs)))
+    return {chart.title: chart for chart in charts}
+
+
+def test_two_runs_are_compared_at_equal_samples_and_at_equal_seconds(tmp_path):
+    few = make(tmp_path / "few", [row(i, 0.25, **{"samples/total": 10 * i}) for i in range(1, 31)], config="a: {b: 1}")
+    rows = [row(i, 0.5 if i <= 10 else 1.0, **{"samples/total": 30 * i}) for i in range(1, 41)]
+    rows[4]["eval/pass@1"] = 0.4
+    rows[20]["eval/pass@1"] = 0.9
+    many = make(tmp_path / "many", rows, config="a: {b: 2}")
+    page = Page(report.write([few, many]))
+    assert [list(cells.values()) for cells in table(page, "At equal samples: 300").values()] == [
+        ["30", "1:00", "0.250", "–"],
+        ["10", "0:20", "0.500", "40.0% (step 5)"],
+    ]
+    seconds = table(page, "At equal seconds in steps: 1:00")  # 2 s a step, so 30 steps of each
+    assert [cells["samples"] for cells in seconds.values()] == ["300", "900"]
+    assert [cells["latest held-out pass@1"] for cells in seconds.values()] == ["–", "90.0% (step 21)"]
+    assert table(page, "Recipes differ in") == {"a.b": {"few": "1", "many": "2"}}
+    assert {"Reward by samples", "Reward by seconds", "Held-out pass@1 by samples"} <= page.titles()
+    assert (few / "report.html").exists() and not (many / "report.html").exists()
+
+
+def test_runs_stand_in_the_order_they_were_given_with_one_colour_each_everywhere(tmp_path):
+    names = ["zeta", "a_name_of_twenty_five_signs", "beta"]
+    more: dict[str, Any] = {"entropy": 1.0, "memory/peak_mb": 5, "eval/pass@1": 0.5}
+    dirs = [make(tmp_path / name, [row(1, i, **more), row(2, i, **more)]) for i, name in enumerate(names)]
+    page = Page(report.write(dirs))
+    assert list(table(page, "Final figures")) == names == list(table(page, "Cost"))
+    ends = re.findall(r'<span class="end line c(\d)" [^>]*title="([^"]*)"', page.html)
+    swatches = re.findall(r'swatch c(\d)"></i>([^<]*)<', page.html)
+    bars = re.findall(r'<span class="dim">([^<(]*?)(?: \(step 2\))?</span>\n<div class="track c(\d)">', page.html)
+    assert len(ends) >= 9 and len(bars) == 9  # three bars each of pass@1, memory and seconds
+    expected = {("1", "zeta"), ("2", "a_name_of_twenty_five_signs"), ("3", "beta")}
+    assert set(ends) == set(swatches) == {(color, name) for name, color in bars} == expected
+
+
+def test_the_ninth_run_has_the_first_ones_colour_with_a_broken_line(tmp_path):
+    dirs = [make(tmp_path / str(i), [row(1), row(2)]) for i in range(9)]
+    ends = {label: (kind, color) for _, kind, label, color in drawn(*dirs)["Reward by samples"].ends}
+    assert ends["0"] == ("line", 1) and ends["7"] == ("line", 8) and ends["8"] == ("other", 1)
+
+
+def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
+    def rows(memory, *seconds):
+        each = zip(memory, seconds, strict=True)
+        return [
+            row(i, **{"memory/peak_mb": mb, "time/step_s": s, "time/update_s": 0.5, "update/steps": 4})
+            for i, (mb, s) in enumerate(each, 1)
+        ]
+
+    critics: dict[str, Any] = {"own": "copy", "joint": "policy", "small": "models/tiny"}
+    dirs = [
+        make(tmp_path / name, rows([900, 1500, 1200], 1, 7, 2), config=recipe("ppo", critic={"backbone": backbone}))
+        for name, backbone in critics.items()
+    ]
+    summary = {"wall_s": 65}
+    dirs.append(make(tmp_path / "without", rows([10, 10], 1, 1), config=recipe("grpo"), summary=summary))
+    cost = table(Page(report.write(dirs)), "Cost")
+    assert [cells["critic"] for cells in cost.values()] == ["own copy", "shared", "models/tiny", "none"]
+    assert cost["own"] == {
+        "algorithm": "ppo",
+        "critic": "own copy",
+        "peak memory": "1,500 MB",
+        "seconds per step": "2.00 s",
+        "update share": "15%",  # 1.5 s of 10 s
+        "optimizer steps": "12",
+        "wall time": "unfinished",
+    }
+    assert cost["without"]["update share"] == "50%" and cost["without"]["wall time"] == "1:05"
+
+
+def test_memory_and_seconds_are_bars_relative_to_the_longest(tmp_path):
+    a = make(tmp_path / "a", [row(1, **{"memory/peak_mb": 300})])
+    b = make(tmp_path / "b", [row(1, **{"memory/peak_mb": 1200, "time/step_s": 8.0})])
+    html = Page(report.write([a, b])).html
+    memory, seconds = re.findall(r"<b>(?:peak memory|seconds per step)</b>(.*?)\n</div>\n", html, re.S)
+    assert re.findall(r"width:([\d.]+)%", memory) == ["25.00", "100.00"] and "1,200 MB" in memory
+    assert re.findall(r"width:([\d.]+)%", seconds) == ["25.00", "100.00"] and "2.00 s" in seconds
+
+
+def test_kl_moved_adds_up_what_each_step_moved_and_names_the_runs_that_cannot_know(tmp_path):
+    def logged(values, **more):
+        return [row(i, **({"kl/old": v} if v is not None else {}), **more) for i, v in enumerate(values, 1)]
+
+    region = [row(i, **{"trust/kl": v, "kl/old": 9.0}) for i, v in enumerate((0.01, 0.0, 0.02), 1)]
+    dirs = [
+        make(tmp_path / "trpo", region),
+        make(tmp_path / "ppo", logged([None, 0.25, 0.5])),  # the first step only taught the critic
+        make(tmp_path / "on_policy", logged([0.0, 0.0, 0.0])),
+        make(tmp_path / "old_log", logged([None, None, None])),
+    ]
+    page = Page(report.write(dirs))
+    moved = {name: cells["KL moved"] for name, cells in table(page, "Final figures").items()}
+    assert moved == {"trpo": "0.03", "ppo": "0.75", "on_policy": "–", "old_log": "–"}
+    chart = drawn(*dirs)["KL moved"]
+    assert [label for _, _, label, _ in sorted(chart.ends)] == ["ppo", "trpo"]
+    assert "Not drawn: on_policy, old_log (not measured;" in chart.foot and chart.foot in page.text
+    assert "sum" in chart.note and "not the distance" in chart.foot
+
+
+def test_a_run_without_a_reference_is_named_and_not_drawn_at_zero(tmp_path):
+    a = make(tmp_path / "a", [row(i, **{"kl/ref": 0.1 * i}) for i in range(1, 11)])
+    b = make(tmp_path / "b", [row(i) for i in range(1, 11)], config=recipe("ppo", kl={"coefficient": 0.0}))
+    page = Page(report.write([a, b]))
+    reference = drawn(a, b)["KL to the reference"]
+    assert [label for _, _, label, _ in reference.ends] == ["a"] == [label for _, label, _ in reference.legend]
+    assert "Not drawn: b (no KL term in the recipe" in reference.foot
+    figures = table(page, "Final figures")
+    assert figures["a"]["KL to ref."] == "1" and figures["b"]["KL to ref."] == "–"
+
+
+def test_a_chart_that_no_recipe_could_fill_is_neither_drawn_nor_missed(tmp_path):
+    config = recipe("grpo", kl={"coefficient": 0.0})
+    page = Page(report.write([make(tmp_path / n, [row(1), row(2)], config=config) for n in "ab"]))
+    absent = re.search(r"Not recorded in these runs: ([^<]*)", page.html)
+    assert (
+        absent
+        and absent[1] == "Held-out pass@1 by samples, Held-out pass@1 by seconds, KL moved, Entropy, Completion length."
+    )
+    assert "KL to ref." not in table(page, "Final figures")["a"]
+
+
+def test_final_pass_at_k_comes_with_its_interval_what_it_was_before_and_when(tmp_path):
+    before = {"pass@1": 0.2}
+    after = {"pass@1": 0.9, "pass@1_low": 0.85, "pass@1_high": 0.94}
+    done = make(tmp_path / "done", [row(1)], summary={"before": before, "after": after})
+    going = make(tmp_path / "going", [row(1), row(2, **{"eval/pass@1": 0.5}), row(3)])
+    never = make(tmp_path / "never", [row(1)])
+    bars = compared(groups(runs(done, going, never)))
+    assert bars is not None
+    ((label, (first, second)),) = bars.groups
+    assert label == "held-out pass@1" and "Not evaluated: never." in bars.note and "95% interval" in bars.note
+    assert (first.label, first.text, first.value, first.low, first.high, first.before) == (
+        "done", "90.0%", 90.0, 85.0, 94.0, 20.0,
+    )  # fmt: skip
+    assert (second.label, second.text, second.low, second.before) == ("going (step 2)", "50.0%", None, None)
+    figures = table(Page(report.write([done, going, never])), "Final figures")
+    assert [cells["pass@1"] for cells in figures.values()] == ["20.0 → 90.0%", "50.0% (step 2)", "–"]
+
+
+def seeds(tmp_path: Path) -> list[Path]:
+    """Two recipes of three and two seeds; the rewards of the last tenth are 0.5, 0.7, 0.9 and 0.1, 0.2."""
+    made = []
+    for name, rewards in (("ppo", (0.5, 0.7, 0.9)), ("grpo", (0.1, 0.2))):
+        for seed, reward in enumerate(rewards):
+            rows = [row(i, reward, **{"samples/total": 10 * i}) for i in range(1, 5)]
+            summary = {"after": {"pass@1": reward}, "before": {"pass@1": 0.0}, "samples": 40, "wall_s": 10}
+            made.append(make(tmp_path / f"{name}_s{seed}", rows, config=recipe(name, seed), summary=summary))
+    return made
+
+
+def test_the_seeds_of_a_recipe_are_one_row_with_mean_lowest_and_highest(tmp_path):
+    page = Page(report.write(seeds(tmp_path)))
+    assert "5 runs of 2 recipes compared" in page.text and "ppo (3 seeds)" in page.text
+    found = re.split("<h2>Over seeds</h2>", page.html)[1].split("</table>")[0]
+    cells = [re.findall(r"([^<>]+)</td>", tr) for tr in found.split("<tr>")[2:]]
+    assert cells == [
+        ["ppo", "3", "0.700", "0.500", "0.900", "70.0%", "50.0%", "90.0%"],
+        ["grpo", "2", "0.150", "0.100", "0.200", "15.0%", "10.0%", "20.0%"],
+    ]
+    figures = table(page, "Final figures")
+    assert figures["ppo"]["reward"] == "0.700" and figures["ppo"]["pass@1"] == "0.0 → 70.0%"
+    assert list(table(page, "Every run")) == ["ppo_s0", "ppo_s1", "ppo_s2", "grpo_s0", "grpo_s1"]
+    assert list(table(page, "Recipes differ in").items()) == [("algorithm.name", {"ppo": "ppo", "grpo": "grpo"})]
+
+
+def test_seeds_are_thin_lines_of_one_colour_under_their_mean(tmp_path):
+    chart = drawn(*seeds(tmp_path))["Reward by samples"]
+    assert [(mark.kind, mark.color) for mark in chart.marks] == [("thin", 1)] * 3 + [("thin", 2)] * 2 + [
+        ("line", 1),
+        ("line", 2),
+    ]
+    assert [(label, color) for _, _, label, color in chart.ends] == [("ppo", 1), ("grpo", 2)]
+    assert chart.legend == [("line", "ppo", 1), ("line", "grpo", 2)]
+    bars = compared(groups(runs(*seeds(tmp_path / "again"))))
+    assert bars is not None and "lowest and highest seed" in bars.note
+    bar = bars.groups[0][1][0]
+    assert (bar.text, bar.low, bar.high) == ("70.0%", 50.0, 90.0)
+
+
+def test_a_mean_line_goes_step_by_step_as_far_as_all_seeds_have_values():
+    lines = [[(1, 0.0), (2, 1.0), (3, 5.0)], [(1, 1.0), (2, 3.0), (3, None)]]
+    places = [{1.0: 10.0, 2.0: 20.0, 3.0: 30.0}, {1.0: 20.0, 2.0: 40.0, 3.0: 60.0}]
+    assert mean_line(lines, places) == [(15.0, 0.5), (30.0, 2.0)]
+
+
+def test_only_runs_that_differ_in_nothing_but_the_seed_stand_together(tmp_path):
+    def labels(**configs):
+        made = [make(tmp_path / name, [row(1)], config=config) for name, config in configs.items()]
+        return [(group.label, len(group.runs)) for group in groups(runs(*made))]
+
+    lr = {"optimizer": {"lr": 0.1}}
+    assert labels(a0=recipe("ppo", 0), a1=recipe("ppo", 1)) == [("a", 2)]
+    assert labels(b0=recipe("ppo", 0), b1=recipe("ppo", 1, **lr)) == [("b0", 1), ("b1", 1)]
+    assert labels(c0=recipe("ppo", 3), c1=recipe("ppo", 3)) == [("c0", 1), ("c1", 1)]  # twice the same seed
+    assert labels(d0=recipe("ppo", 0, log={"live": "on"}), d1=recipe("ppo", 1)) == [("d", 2)]
+    assert labels(e0="", e1="") == [("e0", 1), ("e1", 1)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "label"),
+    [
+        ("toy_ppo_s0", "toy_ppo_s1", "toy_ppo"),
+        ("ppo-seed-1", "ppo-seed-12", "ppo"),
+        ("toy_ppo", "toy_ppo_s1", "toy_ppo"),
+        ("runs1", "runs2", "runs"),
+        ("gsm8k_1", "gsm8k_2", "gsm8k"),
+        ("left", "right", "left …"),
+    ],
+)
+def test_a_recipe_is_named_as_its_runs_without_the_seed(tmp_path, first, second, label):
+    made = [make(tmp_path / name, [row(1)], config=recipe("ppo", i)) for i, name in enumerate((first, second))]
+    assert [group.label for group in groups(runs(*made))] == [label]
+
+
+def test_a_seed_without_values_is_named_and_not_a_part_of_the_mean(tmp_path):
+    dirs = [
+        make(tmp_path / f"a_s{seed}", [row(i, **({"entropy": 1.0 + seed} if seed else {})) for i in (1, 2)],
+             config=recipe("ppo", seed))
+        for seed in range(3)
+    ]  # fmt: skip
+    chart = drawn(*dirs)["Entropy"]
+    assert chart.foot == "Not drawn: a_s0 (not recorded)."
+    assert [mark.kind for mark in chart.marks] == ["thin", "thin", "line"]
+
+
+def test_held_out_figures_of_seeds_measured_at_different_steps_are_not_averaged(tmp_path):
+    early = make(tmp_path / "a_s0", [row(i, **({"eval/pass@1": 0.2} if i == 2 else {})) for i in range(1, 5)],
+                 config=recipe("ppo", 0))  # fmt: skip
+    late = make(tmp_path / "a_s1", [row(i, **({"eval/pass@1": 0.6} if i == 3 else {})) for i in range(1, 5)],
+                config=recipe("ppo", 1))  # fmt: skip
+    other = make(tmp_path / "b", [row(i) for i in range(1, 5)], config=recipe("grpo"))
+    (equal,) = [
+        t for t in report_compare.tables(groups(runs(early, late, other)))[1] if t.title.startswith("At equal sam")
+    ]
+    assert equal.rows[0][-1] == "20.0 to 60.0% (steps 2 to 3)"
+
+
+def test_what_several_runs_have_to_tell_is_said_once_with_its_range():
+    def cut(share):
+        return Notice("warning", f"{share} of late completions were cut off: raise rollout.max_new_tokens.")
+
+    lost = Notice("problem", "reward/f1 was not a finite number in 3 steps, first in step 7.")
+    lost_2 = Notice("problem", "reward/f2 was not a finite number in 3 steps, first in step 7.")
+    told = {"a": [cut("30%"), lost], "b": [cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
+    assert merged(told) == [
+        (["a"], [lost]),
+        (["d"], [lost_2]),
+        (["a", "b", "d"], [cut("9.5% to 100%")]),
+    ]
+
+
+def test_runs_with_nothing_unusual_are_named_in_one_line(tmp_path):
+    steady = [row(i, i / 40, **{"eval/pass@1": 0.5}) for i in range(1, 41)]
+    quiet = [make(tmp_path / name, steady, summary={}) for name in ("a", "b")]
+    torn = make(tmp_path / "torn", steady, tail="{", summary={})
+    page = Page(report.write([*quiet, torn]))
+    assert "Nothing unusual in a, b." in page.text
+    assert re.search(r"<h3>torn</h3>\s*<ul class=\"notices\">\s*<li class=\"note\">The last line", page.html)
+    both = Page(report.write([*quiet]))
+    assert "Nothing unusual in a, b." in both.text and both.html.count("Nothing unusual") == 1
+
+
+def test_labels_at_the_end_of_lines_keep_their_order_and_a_distance():
+    assert spread([10.0, 50.0], 10) == [10.0, 50.0]
+    assert spread([50.0, 48.0], 10) == [54.0, 44.0]
+    assert spread([100.0, 99.0, 20.0], 10) == [100.0, 90.0, 20.0]
+    assert spread([0.0, 0.0, 12.0], 10) == pytest.approx([0.0, 10.0, 20.0])
+    assert spread([5.0] * 5, 60) == [0.0, 25.0, 50.0, 75.0, 100.0]  # more than there is room for
+
+
+def test_a_lone_line_of_a_comparison_is_still_named(tmp_path):
+    dirs = [make(tmp_path / "a", [row(1, entropy=1.0), row(2, entropy=2.0)]), make(tmp_path / "b", [row(1), row(2)])]
+    chart = drawn(*dirs)["Entropy"]
+    assert [label for _, _, label, _ in chart.ends] == ["a"] and chart.latest == ""
+    assert chart.foot == "Not drawn: b (not recorded)."
