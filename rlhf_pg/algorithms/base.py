@@ -59,13 +59,15 @@ class Algorithm:
     update: Literal["gradient", "trust_region"] = "gradient"
     needs_critic: bool | Callable[[Any], bool] = False  # a function: it depends on the options
     needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it, and one optimizer step at most
+    credit_by_row: bool | Callable[[Any], bool] = False  # a row's credit reads no other row: it may be made in parts
     min_group: int | Callable[[Any], int] = 1
 
     def settled(self, options: Options) -> Algorithm:
         """The record for these options: fields that depend on them become plain values."""
         critic = self.needs_critic(options) if callable(self.needs_critic) else self.needs_critic
         group = self.min_group(options) if callable(self.min_group) else self.min_group
-        return replace(self, needs_critic=critic, min_group=group)
+        by_row = self.credit_by_row(options) if callable(self.credit_by_row) else self.credit_by_row
+        return replace(self, needs_critic=critic, min_group=group, credit_by_row=by_row)
 
 
 def names() -> list[str]:

@@ -33,4 +33,6 @@ def objective(logp, entropy, batch, signals, credit, options: TRPOOptions) -> To
     return TokenLoss(F.objectives.ratio(logp, signals.logp_old, credit.advantage))
 
 
-algorithm = Algorithm("trpo", credit, objective, options=TRPOOptions, update="trust_region", needs_critic=True)
+algorithm = Algorithm(
+    "trpo", credit, objective, options=TRPOOptions, update="trust_region", needs_critic=True, credit_by_row=True
+)

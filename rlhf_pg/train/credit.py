@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from rlhf_pg import functional as F
-from rlhf_pg.train.gradient_step import Learner
+from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
+Moments = dict[str, Tensor]  # by quantity: count, sum and sum of squares over sampled tokens, float64 [3]
 
-def assign(learner: Learner, batch: Batch, signals: Signals) -> Credit:
-    """The credit of every sampled token, with what there is to log of it in `metrics`."""
+
+def assign(learner: Learner, batch: Batch, signals: Signals) -> Credit | None:
+    """The credit of every sampled token, with what there is to log of it in `metrics`.
+
+    None where it is made during the update, from the values of the same forward (`Learner.values_from_update`).
+    """
+    if learner.values_from_update:
+        return None
     objective, backend = learner.objective, learner.backend
     credit = objective.algorithm.credit(batch, signals, objective.options)
-    _, total, squares = moments = backend.sum(F.normalize.moments(credit.advantage, batch.mask))
-    metrics = {
-        **{f"credit/{name}": value for name, value in credit.metrics.items()},
-        **_value_metrics(learner, batch, signals, credit),
-        "advantage/mean": float(total / moments[0]),
-        "advantage/rms": float((squares / moments[0]).sqrt()),
-    }
+    found = moments(credit, signals, batch.mask)
+    logged = {f"credit/{name}": value for name, value in credit.metrics.items()} | metrics(found, backend)
     if objective.options.standardise:
-        advantage = F.normalize.standardise(credit.advantage, batch.mask, moments)
-        credit = replace(credit, advantage=advantage)
-    return replace(credit, metrics=metrics)
+        whole = backend.sum(found["advantage"])
+        credit = replace(credit, advantage=F.normalize.standardise(credit.advantage, batch.mask, whole))
+    return replace(credit, metrics=logged)
 
 
-def _value_metrics(learner: Learner, batch: Batch, signals: Signals, credit: Credit) -> dict[str, float]:
-    """What the critic knew before this step. Explained variance: 1 - var(returns - V) / var(returns); 1 is perfect."""
-    if signals.value is None or credit.returns is None:
-        return {}
-    measured = {
-        "value": signals.value,
-        "returns": credit.returns,
-        "error": credit.returns - signals.value,
-    }
-    sums = {k: learner.backend.sum(F.normalize.moments(x, batch.mask)) for k, x in measured.items()}
-    mean = {k: m[1] / m[0] for k, m in sums.items()}
-    variance = {k: float(m[2] / m[0] - mean[k] ** 2) for k, m in sums.items()}
-    explained = (
-        {"value/explained_variance": 1 - variance["error"] / variance["returns"]} if variance["returns"] > 0 else {}
-    )
-    return {"value/mean": float(mean["value"]), "returns/mean": float(mean["returns"]), **explained}
+def moments(credit: Credit, signals: Signals, mask: Tensor) -> Moments:
+    """Of the advantage, and of a critic's values, returns and errors, over the sampled tokens of some rows."""
+    of = {"advantage": credit.advantage}
+    if signals.value is not None and credit.returns is not None:
+        of |= {"value": signals.value, "returns": credit.returns, "error": credit.returns - signals.value}
+    return {name: F.normalize.moments(x, mask) for name, x in of.items()}
+
+
+def together(parts: Sequence[Moments]) -> Moments:
+    """The moments of disjoint rows as one."""
+    return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+
+
+def metrics(found: Moments, backend: Backend) -> dict[str, float]:
+    """What to log, over all ranks. Explained variance: 1 - var(returns - V) / var(returns); 1 is perfect."""
+    count, total, squares = backend.sum(found["advantage"])
+    out = {"advantage/mean": float(total / count), "advantage/rms": float((squares / count).sqrt())}
+    if "value" not in found:
+        return out
+    mean, variance = {}, {}
+    for name in ("value", "returns", "error"):
+        count, total, squares = backend.sum(found[name])
+        mean[name] = float(total / count)
+        variance[name] = float(squares / count) - mean[name] ** 2
+    out |= {"value/mean": mean["value"], "returns/mean": mean["returns"]}
+    if variance["returns"] > 0:
+        out["value/explained_variance"] = 1 - variance["error"] / variance["returns"]
+    return out

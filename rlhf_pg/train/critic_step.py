@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import Update
-from rlhf_pg.train.gradient_step import CriticLearner, Learner, parts, pick, plan, step_critic
+from rlhf_pg.train.gradient_step import parts, pick, plan, step_critic
+from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 
@@ -17,7 +18,7 @@ def update(
     learner: Learner,
     batch: Batch,
     signals: Signals,
-    credit: Credit,
+    credit: Credit | None,
     step: int,
     start: int = 0,
     poll: Callable[[], None] = lambda: None,
@@ -27,7 +28,7 @@ def update(
     Nothing to do for a critic that shares the policy's model. `poll` runs before every micro-batch and may raise.
     """
     critic = learner.critic
-    if critic is None or critic.shared or credit.returns is None:
+    if critic is None or critic.shared or credit is None or credit.returns is None:
         return
     own = learner.update.model_copy(update={"epochs": critic.options.epochs, "minibatches": critic.options.minibatches})
     for rows in plan(batch, own, learner.seed, step)[start:]:

@@ -9,101 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import fields, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_pg import functional as F
-from rlhf_pg.algorithms.base import Algorithm
-from rlhf_pg.config import KL, Critic, CriticOptimizer, Optimizer, Update
+from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate
+from rlhf_pg.train import credit as credits
 from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.learner import CriticLearner, Learner, optimized
 from rlhf_pg.types import Batch, Credit, Signals
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised: an algorithm with its options, and the KL to the reference as a loss."""
-
-    algorithm: Algorithm
-    options: Any
-    kl: KL
-    longest: int  # rollout.max_new_tokens, the length that the "constant" denominator divides by
-
-    @property
-    def constant_length(self) -> int | None:
-        return self.longest if self.options.denominator == "constant" else None
-
-    @property
-    def kl_in_loss(self) -> bool:
-        return self.kl.coefficient > 0 and self.kl.placement == "loss"
-
-
-@dataclass
-class CriticLearner:
-    """The critic's own parameters and how they are trained: a whole model's, or a value head's on the policy."""
-
-    module: nn.Module  # models.critic.Critic, prepared by the backend; or the policy's ValueHead
-    optimizer: torch.optim.Optimizer
-    options: Critic
-    total_updates: int
-    updates: int = 0  # optimizer steps done
-
-    @property
-    def shared(self) -> bool:
-        """Whether it is a head on the policy, which then learns in the policy's own optimizer steps."""
-        return self.options.backbone == "policy"
-
-
-@dataclass
-class Learner:
-    """The policy under training and how it is trained."""
-
-    policy: nn.Module  # prepared by the backend
-    optimizer: torch.optim.Optimizer
-    backend: Backend
-    objective: Objective
-    update: Update
-    optimization: Optimizer
-    seed: int
-    total_updates: int  # optimizer steps of the whole run: the learning rate schedule's length
-    updates: int = 0  # optimizer steps done
-    critic: CriticLearner | None = None
-    kl_coefficient: float = field(init=False)  # as it is now: it moves when `kl.target` is set
-
-    def __post_init__(self):
-        self.kl_coefficient = self.objective.kl.coefficient
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Those of the policy that are trained, without a value head's."""
-        return optimized(self.optimizer)
-
-
-def optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters an optimizer steps."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def on_policy(update: Update) -> bool:
-    """Whether every gradient is taken at the weights that sampled: then logp_old is logp, and needs no pass."""
-    return update.epochs * update.minibatches == 1
 
 
 def update(
     learner: Learner,
     batch: Batch,
     signals: Signals,
-    credit: Credit,
+    credit: Credit | None,
     step: int,
     start: int = 0,
     poll: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, float]]:
     """Take the optimizer steps of rollout step `step` from number `start` on, yielding the metrics of each.
 
-    `poll` runs before every micro-batch and may raise; the step it interrupts has then changed nothing.
+    `credit` None: it is made here, micro-batch by micro-batch, from the values of the same forward. `poll` runs before
+    every micro-batch and may raise; the step it interrupts has then changed nothing.
     """
     for number, rows in enumerate(plan(batch, learner.update, learner.seed, step)[start:], start):
         zero_grad(learner)
@@ -168,7 +100,7 @@ def accumulate(
     learner: Learner,
     batch: Batch,
     signals: Signals,
-    credit: Credit,
+    credit: Credit | None,
     rows: Tensor,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -178,13 +110,21 @@ def accumulate(
     mask = batch.mask[rows]
     count = learner.backend.sum(F.normalize.count(mask, how, constant_length))
     states = learner.backend.sum(F.normalize.count(mask, "token"))
+    shared = learner.critic is not None and learner.critic.shared
     sums: dict[str, Tensor] = {}
+    moments: list[credits.Moments] = []
     forwarded = 0
     for micro, part in parts(batch, rows, learner.update):
         poll()
-        of_part = (pick(signals, micro, part), pick(credit, micro, part))
-        shared = learner.critic is not None and learner.critic.shared
-        losses, metrics = token_losses(learner, part, *of_part, *learner.policy(part, value=shared))
+        logp, entropy, *values = learner.policy(part, value=shared)
+        known = pick(signals, micro, part)
+        if credit is None:
+            known = replace(known, value=values[0].detach())
+            given = objective.algorithm.credit(part, known, objective.options)
+            moments.append(credits.moments(given, known, part.mask))
+        else:
+            given = pick(credit, micro, part)
+        losses, metrics = token_losses(learner, part, known, given, logp, entropy, *values)
         loss = F.normalize.total(losses["policy"], part.mask, how, count, constant_length)
         shares = {k: F.normalize.total(v.detach().float(), part.mask, "token", mask.sum()) for k, v in metrics.items()}
         shares["loss"] = loss.detach()
@@ -195,7 +135,8 @@ def accumulate(
         for name, share in shares.items():
             sums[name] = sums[name] + share if name in sums else share
         forwarded += part.prompt_tokens.numel() + part.tokens.numel()
-    return {name: float(value) for name, value in sums.items()} | {"tokens/forwarded": forwarded}
+    made = credits.metrics(credits.together(moments), learner.backend) if moments else {}
+    return {name: float(value) for name, value in sums.items()} | made | {"tokens/forwarded": forwarded}
 
 
 def parts(batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:

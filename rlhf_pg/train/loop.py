@@ -20,7 +20,7 @@ from rlhf_pg.rollout import collect
 from rlhf_pg.train import checkpoint, critic_step, gradient_step, report, trust_region_step
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
-from rlhf_pg.train.gradient_step import Learner
+from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.live import LiveView, Phase
 from rlhf_pg.train.metrics import mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.plan import show
@@ -145,7 +145,7 @@ def train_step(run: Run) -> dict[str, float]:
     return {
         "step": progress.step,
         **pending.metrics,
-        **credit.metrics,
+        **(credit.metrics if credit else {}),
         **updated,
         "update/steps": len(pending.updates),
         **mean_of(pending.critic_updates),
@@ -157,7 +157,7 @@ def train_step(run: Run) -> dict[str, float]:
     }
 
 
-def learn(run: Run, pending: Pending, credit: Credit) -> None:
+def learn(run: Run, pending: Pending, credit: Credit | None) -> None:
     """The optimizer steps on one rollout, from where `pending` says they are: the policy's, then an own critic's."""
     learner, step, data = run.session.learner, run.progress.step, (pending.batch, pending.signals, credit)
     if learner.critic is None or step >= learner.critic.options.warmup:

@@ -19,7 +19,7 @@ from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import resolve as resolve_engine
 from rlhf_pg.train.backend import Backend
-from rlhf_pg.train.gradient_step import CriticLearner, Learner, Objective
+from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.plan import Plan
 from rlhf_pg.train.plan import plan as make_plan
 from rlhf_pg.train.signals import Reference, reference

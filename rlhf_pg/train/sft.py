@@ -17,7 +17,7 @@ from rlhf_pg.models.load import context_length, load_config, load_model, load_to
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
 from rlhf_pg.train.backend import Backend
-from rlhf_pg.train.gradient_step import Learner, Objective
+from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.run_dir import RunDir

@@ -14,7 +14,8 @@ from rlhf_pg.config import Update
 from rlhf_pg.data import collate
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import critic_step
-from rlhf_pg.train.gradient_step import Learner, on_policy, parts
+from rlhf_pg.train.gradient_step import parts
+from rlhf_pg.train.learner import Learner, on_policy
 from rlhf_pg.types import Batch, Signals
 
 Reference = Callable[..., Tensor]  # (batch, poll) -> logp_ref [B, C]
@@ -74,7 +75,7 @@ def reference(policy: Policy, update: Update, autocast: Callable = nullcontext) 
 def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: Callable[[], None] = _never) -> Signals:
     """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
     kl = learner.objective.kl
-    in_reward = kl.coefficient > 0 and kl.placement == "reward"
+    in_reward = learner.objective.kl_in_reward
     needs_old = in_reward or (learner.objective.algorithm.needs_old and not on_policy(learner.update))
     logp_old, value = _old(learner, batch, needs_old, poll)
     logp_ref = reference(batch, poll) if reference else None
@@ -90,6 +91,8 @@ def _old(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Log-probs and values before the update. A critic that shares the policy's model needs no pass beside theirs."""
     policy, update, critic = learner.policy, learner.update, learner.critic
+    if learner.values_from_update:
+        return None, None
     if critic and critic.shared:
         if needs_old:
             logp, value = _pass(policy, batch, update, poll, [0, 2], value=True)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from rlhf_pg import functional as F
 from rlhf_pg.models.policy import Snapshot
-from rlhf_pg.train.gradient_step import Learner, accumulate, parts, pick, token_losses, zero_grad
+from rlhf_pg.train.gradient_step import accumulate, parts, pick, token_losses, zero_grad
+from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 
@@ -33,7 +34,7 @@ def update(
     learner: Learner,
     batch: Batch,
     signals: Signals,
-    credit: Credit,
+    credit: Credit | None,
     step: int,
     start: int = 0,
     poll: Callable[[], None] = lambda: None,
@@ -44,6 +45,8 @@ def update(
     """
     if start:
         return
+    if credit is None:
+        raise ValueError("a trust region step needs the credit of the whole rollout")
     region = Region(learner, batch, signals, credit, poll)
     try:
         metrics = _step(region, step)

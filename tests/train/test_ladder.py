@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf_pg.train import loop
+from rlhf_pg.train import learner, loop
 from rlhf_pg.train.stop import StopRequest
 from tests.train import small_run
 
@@ -193,3 +193,23 @@ def test_a_critic_comes_to_explain_the_returns(tmp_path, backbone):
     explained = [row["value/explained_variance"] for row in metrics(tmp_path) if row["reward/std"]]
     assert explained[0] < 0.1  # a head of zeros explains nothing
     assert statistics.fmean(explained[-5:]) > 0.5
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce_baseline", "ppo"])
+def test_values_from_the_updates_own_forward_change_nothing_but_the_passes(tmp_path, monkeypatch, algorithm):
+    """A shared critic on-policy, with the credit made before the update and in it."""
+    section = {"name": algorithm, "options": {"standardise": False}}
+    same = dict(algorithm=section, critic={"backbone": "policy"}, kl={"coefficient": 0.0}, update=SMALL)
+    small_run.run(tmp_path / "in", **same)
+    monkeypatch.setattr(learner.Learner, "values_from_update", False)
+    small_run.run(tmp_path / "before", **same)
+    small_run.assert_bitwise_equal(last_checkpoint(tmp_path / "in"), last_checkpoint(tmp_path / "before"))
+    for ours, theirs in zip(reproducible(tmp_path / "in"), reproducible(tmp_path / "before"), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-9)
+
+
+def test_a_credit_that_reads_other_rows_is_made_before_the_update(tmp_path):
+    options = {"name": "ppo", "options": {"standardise": True}}
+    small_run.run(tmp_path, algorithm=options, critic={"backbone": "policy"}, update=SMALL, kl={"coefficient": 0.0})
+    assert "value/explained_variance" in metrics(tmp_path)[-1]

@@ -10,7 +10,7 @@ from rlhf_pg.config import KL, Optimizer, Update
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import trust_region_step
 from rlhf_pg.train.backend import Backend
-from rlhf_pg.train.gradient_step import Learner, Objective
+from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.types import Credit, Signals
 from tests.random_models import random_batch, random_model
 

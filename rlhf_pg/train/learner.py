@@ -1,0 +1,97 @@
+"""What is trained and how: the objective, the policy with its optimizer, the critic with its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf_pg.algorithms.base import Algorithm
+from rlhf_pg.config import KL, Critic, Optimizer, Update
+from rlhf_pg.train.backend import Backend
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: an algorithm with its options, and the KL to the reference as a loss."""
+
+    algorithm: Algorithm
+    options: Any
+    kl: KL
+    longest: int  # rollout.max_new_tokens, the length that the "constant" denominator divides by
+
+    @property
+    def constant_length(self) -> int | None:
+        return self.longest if self.options.denominator == "constant" else None
+
+    @property
+    def kl_in_loss(self) -> bool:
+        return self.kl.coefficient > 0 and self.kl.placement == "loss"
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.kl.coefficient > 0 and self.kl.placement == "reward"
+
+
+@dataclass
+class CriticLearner:
+    """The critic's own parameters and how they are trained: a whole model's, or a value head's on the policy."""
+
+    module: nn.Module  # models.critic.Critic, prepared by the backend; or the policy's ValueHead
+    optimizer: torch.optim.Optimizer
+    options: Critic
+    total_updates: int
+    updates: int = 0  # optimizer steps done
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a head on the policy, which then learns in the policy's own optimizer steps."""
+        return self.options.backbone == "policy"
+
+
+@dataclass
+class Learner:
+    """The policy under training and how it is trained."""
+
+    policy: nn.Module  # prepared by the backend
+    optimizer: torch.optim.Optimizer
+    backend: Backend
+    objective: Objective
+    update: Update
+    optimization: Optimizer
+    seed: int
+    total_updates: int  # optimizer steps of the whole run: the learning rate schedule's length
+    updates: int = 0  # optimizer steps done
+    critic: CriticLearner | None = None
+    kl_coefficient: float = field(init=False)  # as it is now: it moves when `kl.target` is set
+
+    def __post_init__(self):
+        self.kl_coefficient = self.objective.kl.coefficient
+
+    @property
+    def values_from_update(self) -> bool:
+        """Whether a shared critic's values are taken from the update's own forward, sparing a pass for them.
+
+        That needs a single optimizer step, at the weights that sampled, and a credit that reads one row at a time.
+        """
+        objective = self.objective
+        by_row = objective.algorithm.credit_by_row and not objective.options.standardise
+        shared = self.critic is not None and self.critic.shared
+        return bool(shared and by_row) and on_policy(self.update) and not objective.kl_in_reward
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the policy that are trained, without a value head's."""
+        return optimized(self.optimizer)
+
+
+def optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters an optimizer steps."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def on_policy(update: Update) -> bool:
+    """Whether every gradient is taken at the weights that sampled: then logp_old is logp, and needs no pass."""
+    return update.epochs * update.minibatches == 1
