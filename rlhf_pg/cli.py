@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         commands, "eval", _eval, "measure greedy and pass@k on held-out problems", "R.yaml model.path=runs/r/model"
     )
     _recipe_command(commands, "check", _check, "preflight: is this run set up right?", "recipes/gsm8k_grpo.yaml")
+    _variance_command(commands)
     report = _command(
         commands, "report", _report, "write report.html from run directories", "runs/a runs/b --out both.html"
     )
@@ -77,10 +78,24 @@ def _command(commands, name: str, run, help: str, example: str, path: str = "") 
     return made
 
 
-def _recipe_command(commands, name: str, run, help: str, example: str) -> None:
+def _recipe_command(commands, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
     made = _command(commands, name, run, help, example)
     made.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file; docs/recipes.md lists its keys")
     made.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in optimizer.lr=1e-5")
+    return made
+
+
+def _variance_command(commands) -> None:
+    made = _recipe_command(
+        commands,
+        "variance",
+        _variance,
+        "measure the noise of each gradient estimator",
+        "recipes/toy_ppo.yaml --after 5",
+    )
+    _optional(made, "--after", type=int, metavar="N", help="train so many steps first, in memory; default: 10")
+    _optional(made, "--groups", type=int, metavar="N", help="groups of samples to measure on; default: 256")
+    _optional(made, "--out", type=Path, metavar="FOLDER", help="for variance.json, .png; default: <run.dir>_variance")
 
 
 def _rewards_commands(commands) -> None:
@@ -160,6 +175,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from rlhf_pg.debug import checks
 
     return checks.run(recipe)
+
+
+def _variance(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from rlhf_pg.train import variance
+
+    given = _given(arguments)
+    return variance.run(recipe, **{name: given[name] for name in ("after", "groups", "out") if name in given})
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,130 @@
+"""What `rlhf-pg variance` shows: a table, variance.json, variance.png."""
+
+from __future__ import annotations
+
+import json
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_pg.train.durable import write_atomic
+
+BLUE, ORANGE = "#2a6fbb", "#d9822b"
+
+
+def write(result: dict[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Print the table with its notes, write both files, print their paths."""
+    console = console or Console(width=None if sys.stdout.isatty() else 100)
+    console.print(Text(heading(result)), table(result), sep="\n")
+    biased = [f"* {row['name']} is biased: {bias_text(row)}" for row in result["estimators"] if row["bias"]]
+    for line in [*biased, *map(step_line, result["rungs"]), *result["notes"]]:
+        console.print(Text(line))
+    written = {"variance.json": (json.dumps(result, indent=2) + "\n").encode(), "variance.png": picture(result)}
+    for name, data in written.items():
+        write_atomic(folder / name, data)
+        console.print(Text(str(folder / name)), soft_wrap=True)
+
+
+def heading(result: dict[str, Any]) -> str:
+    """What was measured, and on what."""
+    explained = result["value/explained_variance"]
+    critic = "" if explained is None else f"; the critic explains {explained:.0%} of the returns' variance"
+    return (
+        f"Gradient of one step of {result['prompts_per_step']} groups, after {result['after']} steps of "
+        f"{result['recipe']['algorithm']['name']}. Measured on {result['groups']} groups "
+        f"({result['rollouts']} samples): reward {result['reward/mean']:.3f}, KL penalty "
+        f"{result['reward/kl_penalty']:.4f}{critic}."
+    )
+
+
+def table(result: dict[str, Any]) -> Table:
+    """One row per estimator, within 80 columns."""
+    made = Table(box=box.SIMPLE, pad_edge=False)
+    made.add_column("estimator", no_wrap=True)
+    for name in ("variance", "/ reward-to-go", "SNR", "cosine"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in result["estimators"]:
+        ratio = row["to_reward_to_go"]
+        low, high = row["variance_interval"]
+        spread = max(high - row["variance"], row["variance"] - low) / row["variance"] if row["variance"] else 0.0
+        if ratio is None:
+            relative = "-" if row["same_scale"] else "another scale"
+        else:
+            relative = "1" if row["name"] == "reward-to-go" else between(ratio[0], ratio[1])
+        made.add_row(
+            row["name"] + ("*" if row["bias"] else ""),
+            f"{row['variance']:.2e} ±{spread:.0%}",
+            relative,
+            "-" if row["snr"] is None else between(row["snr"], row["snr_interval"]),
+            f"{sum(row['cosines']) / len(row['cosines']):.3f}" if row["cosines"] else "-",
+        )
+    return made
+
+
+def bias_text(row: dict[str, Any]) -> str:
+    return row["bias"] + ("" if row["same_scale"] else "; on another scale, so compare only SNR and cosine")
+
+
+def between(value: float, interval: tuple[float, float]) -> str:
+    """A number and its interval, to three digits."""
+    return f"{value:#.3g} [{interval[0]:#.3g}, {interval[1]:#.3g}]"
+
+
+def step_line(step: dict[str, Any]) -> str:
+    """One rung of the ladder in a sentence."""
+    low, high = step["interval"]
+    verdict = "less" if high < 1 else "more" if low > 1 else "not distinguishable from 1"
+    return f"{step['to']} / {step['from']}: {between(step['ratio'], step['interval'])} of the variance, {verdict}"
+
+
+def picture(result: dict[str, Any]) -> bytes:
+    """PNG: variance relative to reward-to-go, SNR, and the cosines of single steps, an estimator a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = result["estimators"]
+    figure = Figure(figsize=(11, 1.5 + 0.38 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3, sharey=True)
+    for place, row in enumerate(rows):
+        color = ORANGE if row["bias"] else BLUE
+        if ratio := row["to_reward_to_go"]:
+            _bar(left, place, ratio[0], ratio[1], color)
+        elif not row["same_scale"]:
+            left.text(0.02, place, "another scale", color="gray", va="center", fontsize=9)
+        if row["snr"] is not None:
+            _bar(middle, place, row["snr"], row["snr_interval"], color)
+        if row["cosines"]:
+            right.plot(row["cosines"], [place] * len(row["cosines"]), "|", color=color, alpha=0.5, markersize=9)
+            right.plot(sum(row["cosines"]) / len(row["cosines"]), place, "o", color=color)
+    left.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    left.set(title="variance, reward-to-go = 1", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
+    left.axvline(1, color="gray", linewidth=0.8, linestyle=":")
+    middle.set_title("signal-to-noise ratio of a step")
+    right.set_title(f"cosine with the large-sample gradient\n(each step, mean; {result['large_sample_gradient']})")
+    for axes in (left, middle, right):
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(_caption(result), fontsize=9, color="gray")
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()
+
+
+def _bar(axes: Any, place: int, value: float, interval: tuple[float, float], color: str) -> None:
+    axes.barh(place, value, height=0.6, color=color, alpha=0.75)
+    axes.plot(interval, [place, place], color="black", linewidth=1.2)
+
+
+def _caption(result: dict[str, Any]) -> str:
+    return (
+        f"{result['run']}, after {result['after']} steps, {result['groups']} groups; black: 95 % interval; "
+        "orange: biased"
+    )

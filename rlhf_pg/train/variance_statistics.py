@@ -1,0 +1,178 @@
+"""How noisy a gradient estimator is, from the gradients of many groups of samples: numbers only, no model.
+
+    g_i           gradient of group i, i = 1 .. n: independent draws of one random vector
+    trace         sum_i |g_i - mean|^2 / (n - 1)                 unbiased for tr Cov(g)
+    signal        sum_{i != j} g_i . g_j / (n (n - 1))           unbiased for |E g|^2; equals |mean|^2 - trace / n
+    variance      trace / m                                      of a step's gradient, the mean of m groups
+    SNR           signal / variance
+
+All of them are functions of the inner products g_i . g_j. Intervals: bootstrap over groups, with the same resamples for
+every estimator, so that ratios of two estimators on the same rollouts are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 1000
+CHUNK = 2**14  # columns that are float64 at a time
+Interval = tuple[float, float]  # 95 %
+
+
+class Sketch:
+    """A fixed random linear map R^n -> R^d that keeps inner products in expectation: E[Sx . Sy] = x . y.
+
+    Count sketch (Charikar et al. 2002): coordinate i is added with a random sign to one of d places. Here the places of
+    d neighbours are a random rotation of 0 .. d-1, so that neighbours never meet and any two others do with chance 1/d:
+    Var[Sx . Sy] <= ((x . y)^2 + |x|^2 |y|^2) / d. With d >= n it is the identity.
+    """
+
+    def __init__(self, length: int, kept: int, seed: int = 0, device: torch.device | str = "cpu"):
+        self.length, self.kept = length, min(length, kept)
+        self.exact = self.kept == length
+        if not self.exact:
+            random = torch.Generator().manual_seed(seed)
+            self._signs = torch.randint(2, (length,), generator=random, dtype=torch.int8).mul_(2).sub_(1).to(device)
+            blocks = -(-length // self.kept)
+            self._turns = torch.randint(self.kept, (blocks,), generator=random).tolist()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[n] -> [d], in x's dtype."""
+        if self.exact:
+            return x
+        out = x.new_zeros(self.kept)
+        for block, turn in enumerate(self._turns):
+            part = slice(block * self.kept, (block + 1) * self.kept)
+            signed = x[part] * self._signs[part]
+            first = min(len(signed), self.kept - turn)  # those that are not turned over the end
+            out[turn : turn + first] += signed[:first]
+            out[: len(signed) - first] += signed[first:]
+        return out
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The gradients of the same n groups by each of E estimators."""
+
+    kept: Tensor  # float32 [E, n, d]: whole gradients, or sketches of them
+    norms: Tensor  # float64 [E, n]: |g_i|^2 of the whole gradients
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is said of one estimator."""
+
+    trace: float  # of the covariance of one group's gradient
+    variance: float  # of a step's gradient: trace / groups per step
+    variance_interval: Interval
+    signal: float  # |E g|^2; noise may leave it below 0
+    snr: float | None  # None: the gradient is 0 in every group
+    snr_interval: Interval | None
+    cosines: list[float]  # of each step with the large-sample gradient of the other groups; [] = too few groups
+
+
+class Bootstrap:
+    """Trace and signal of each estimator under the same resamples of the groups."""
+
+    def __init__(self, measured: Measured, resamples: int = RESAMPLES, seed: int = 0):
+        count = measured.norms.shape[1]
+        random = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(count, (resamples, count), generator=random)
+        weights = torch.zeros(resamples, count, dtype=torch.float64)
+        weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        grams = [gram(kept, norms) for kept, norms in zip(measured.kept, measured.norms, strict=True)]
+        once = torch.ones(1, count, dtype=torch.float64)
+        self.point = [tuple(float(x) for x in trace_and_signal(g, once)) for g in grams]
+        grow = count / (count - 1)  # a resample holds fewer distinct groups: both are too small by this factor
+        self.resampled = [tuple(grow * x for x in trace_and_signal(g, weights)) for g in grams]
+
+    def ratio(self, estimator: int, other: int) -> tuple[float, Interval] | None:
+        """Trace of one over that of another, paired; None where the other's is 0."""
+        below = self.point[other][0]
+        if below <= 0:
+            return None
+        return self.point[estimator][0] / below, interval(self.resampled[estimator][0] / self.resampled[other][0])
+
+
+def gram(kept: Tensor, norms: Tensor) -> Tensor:
+    """Inner products [n, n] float64 on the CPU, from [n, d]; the diagonal is `norms` [n], exact under a sketch."""
+    count = len(kept)
+    products = torch.zeros(count, count, dtype=torch.float64, device=kept.device)
+    for piece in kept.split(CHUNK, dim=1):
+        wide = piece.double()
+        products.addmm_(wide, wide.T)
+    products.diagonal().copy_(norms)
+    return products.cpu()
+
+
+def trace_and_signal(products: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Trace and signal [R] of inner products [n, n], group i counted weights[r, i] times in resample r.
+
+    Pairs are those of different groups, also when a resample holds a group twice.
+    """
+    count = weights.shape[1]
+    own = products.diagonal()  # [n]
+    whole = ((weights @ products) * weights).sum(dim=1)  # [R]: |sum_i w_i g_i|^2
+    pairs = whole - weights.square() @ own
+    return (weights @ own - whole / count) / (count - 1), pairs / (count * (count - 1))
+
+
+def summaries(measured: Measured, per_step: int, reference: int, bootstrap: Bootstrap) -> list[Summary]:
+    """One for each estimator. Cosines are with the large-sample gradient of the estimator `reference`."""
+    target = step_sums(measured.kept[reference], per_step)
+    rest = measured.kept[reference].sum(dim=0, dtype=torch.float64) - target  # [S, d]: all groups of other steps
+    enough = measured.kept.shape[1] > per_step
+    made = []
+    for estimator, (trace, signal) in enumerate(bootstrap.point):
+        traces, signals = bootstrap.resampled[estimator]
+        cosines = cosine(step_sums(measured.kept[estimator], per_step), rest) if enough else []
+        low, high = interval(traces)
+        made.append(
+            Summary(
+                trace=trace,
+                variance=trace / per_step,
+                variance_interval=(low / per_step, high / per_step),
+                signal=signal,
+                snr=per_step * signal / trace if trace > 0 else None,
+                snr_interval=interval(per_step * signals / traces) if trace > 0 else None,
+                cosines=cosines,
+            )
+        )
+    return made
+
+
+def step_sums(kept: Tensor, per_step: int) -> Tensor:
+    """The sums of every `per_step` neighbouring gradients [S, d] float64, from [n, d]; an unfinished step is left."""
+    steps = len(kept) // per_step
+    return kept[: steps * per_step].view(steps, per_step, kept.shape[1]).sum(dim=1, dtype=torch.float64)
+
+
+def cosine(a: Tensor, b: Tensor) -> list[float]:
+    """Of each row [S, d] with its partner; rows without a direction are left out."""
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    return ((a * b).sum(dim=1) / lengths)[lengths > 0].tolist()
+
+
+def interval(values: Tensor) -> Interval:
+    """The middle 95 % of resampled values [R]."""
+    low, high = torch.quantile(values[values.isfinite()], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def same(kept: Tensor, tolerance: float = 1e-6) -> list[tuple[int, int, float]]:
+    """Pairs of estimators whose gradients agree in every group, of [E, n, d]: (first, second, |difference| / |g|)."""
+    size = [float(x.norm()) for x in kept]
+    found = []
+    for a, b in _pairs(range(len(kept))):
+        if max(size[a], size[b]) > 0:
+            difference = float((kept[a] - kept[b]).norm()) / max(size[a], size[b])
+            found += [(a, b, difference)] if difference <= tolerance else []
+    return found
+
+
+def _pairs(items: Sequence[int]) -> list[tuple[int, int]]:
+    return [(a, b) for i, a in enumerate(items) for b in items[i + 1 :]]
