@@ -70,10 +70,11 @@ def true_value(toy):
     return value.where(toy.mask, torch.nan)
 
 
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95])
-def test_ppo_with_any_lambda_and_the_true_value(toy, lam):
+def test_ppo_and_trpo_with_any_lambda_and_the_true_value(toy, name, lam):
     given = dict(lam=lam, standardise=False, denominator="constant")
-    assert_exact(LENGTH * expected_step(toy, resolve("ppo"), 1, value=true_value(toy), **given), toy.true_gradient())
+    assert_exact(LENGTH * expected_step(toy, resolve(name), 1, value=true_value(toy), **given), toy.true_gradient())
 
 
 def test_the_surrogate_of_trpo_where_it_starts(toy):
