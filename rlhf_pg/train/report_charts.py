@@ -153,7 +153,7 @@ def _legend(drawn: Sequence[Series]) -> list[tuple[str, str, int]]:
 
 def _lone(drawn: Sequence[Series]) -> bool:
     """One subject: a line, its raw values faint behind it, its points; no legend is needed."""
-    return len({s.color for s in drawn}) == 1 and all(s.kind not in ("area", "limit") for s in drawn)
+    return len({s.color for s in drawn}) == 1 and all(s.kind != "area" for s in drawn)
 
 
 def _ends(drawn: Sequence[Series], y: Scale) -> list[tuple[float, str, str, int]]:

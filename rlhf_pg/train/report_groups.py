@@ -73,10 +73,7 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _recipe(run: Run) -> str:
-    known = {key: value for key, value in flat(run.config) if not key.startswith(NOT_RECIPE)}
-    if not known or dig(run.config, "run.seed") is None:
-        return f"unknown, of {run.name}"
-    return repr(sorted(known.items(), key=lambda item: item[0]))
+    return repr(sorted((key, repr(value)) for key, value in flat(run.config) if not key.startswith(NOT_RECIPE)))
 
 
 def _labels(together: list[list[Run]]) -> list[str]:

@@ -155,6 +155,8 @@ def test_a_line_tells_how_good_the_critic_is_and_that_a_step_was_refused():
 def test_the_panel_has_a_row_for_update_critic_and_trust_region_only_where_they_are():
     plain = drawn(ON_POLICY)
     assert not any(word in plain for word in ("KL", "explained", "step taken", "clipped"))
+    (first,), (second,) = ([t for t in plain.splitlines() if word in t] for word in ("grad norm", "truncated"))
+    assert first.index("grad norm") == second.index("truncated")  # the columns do not move with what is there
     ppo = drawn(METRICS | PPO)
     assert "KL of update 0.0042" in ppo and "explained variance 0.72" in ppo and "clipped 5.0%" in ppo
     assert len(ppo.splitlines()) == len(plain.splitlines()) + 1

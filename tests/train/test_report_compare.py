@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from rlhf_pg.train import report, report_compare
+from rlhf_pg.train import report
 from rlhf_pg.train.report_axes import spread
 from rlhf_pg.train.report_charts import Chart
 from rlhf_pg.train.report_groups import groups
 from rlhf_pg.train.report_held_out import compared
 from rlhf_pg.train.report_notices import Notice, merged
-from rlhf_pg.train.report_overlays import mean_line, overlays
+from rlhf_pg.train.report_overlays import overlays
 from rlhf_pg.train.report_run import Run, read
 from tests.train.report_pages import Page, make, recipe, row, table
 
@@ -77,9 +77,10 @@ def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
         for name, backbone in critics.items()
     ]
     summary = {"wall_s": 65}
+    dirs.append(make(tmp_path / "default", rows([5], 1), config=recipe("ppo", critic={"epochs": 2})))
     dirs.append(make(tmp_path / "without", rows([10, 10], 1, 1), config=recipe("grpo"), summary=summary))
     cost = table(Page(report.write(dirs)), "Cost")
-    assert [cells["critic"] for cells in cost.values()] == ["own copy", "shared", "models/tiny", "none"]
+    assert [cells["critic"] for cells in cost.values()] == ["own copy", "shared", "models/tiny", "own copy", "none"]
     assert cost["own"] == {
         "algorithm": "ppo",
         "critic": "own copy",
@@ -147,116 +148,20 @@ def test_final_pass_at_k_comes_with_its_interval_what_it_was_before_and_when(tmp
     before = {"pass@1": 0.2}
     after = {"pass@1": 0.9, "pass@1_low": 0.85, "pass@1_high": 0.94}
     done = make(tmp_path / "done", [row(1)], summary={"before": before, "after": after})
-    going = make(tmp_path / "going", [row(1), row(2, **{"eval/pass@1": 0.5}), row(3)])
+    going = make(tmp_path / "going", [row(1), row(2, **{"eval/pass@1": 0.5, "eval/pass@8": 8.0}), row(3)])
     never = make(tmp_path / "never", [row(1)])
     bars = compared(groups(runs(done, going, never)))
     assert bars is not None
-    ((label, (first, second)),) = bars.groups
+    ((label, (first, second)),) = bars.groups  # and no group for the odd one's figure
     assert label == "held-out pass@1" and "Not evaluated: never." in bars.note and "95% interval" in bars.note
     assert (first.label, first.text, first.value, first.low, first.high, first.before) == (
         "done", "90.0%", 90.0, 85.0, 94.0, 20.0,
     )  # fmt: skip
     assert (second.label, second.text, second.low, second.before) == ("going (step 2)", "50.0%", None, None)
-    figures = table(Page(report.write([done, going, never])), "Final figures")
-    assert [cells["pass@1"] for cells in figures.values()] == ["20.0 → 90.0%", "50.0% (step 2)", "–"]
-
-
-def seeds(tmp_path: Path) -> list[Path]:
-    """Two recipes of three and two seeds; the rewards of the last tenth are 0.5, 0.7, 0.9 and 0.1, 0.2."""
-    made = []
-    for name, rewards in (("ppo", (0.5, 0.7, 0.9)), ("grpo", (0.1, 0.2))):
-        for seed, reward in enumerate(rewards):
-            rows = [row(i, reward, **{"samples/total": 10 * i}) for i in range(1, 5)]
-            summary = {"after": {"pass@1": reward}, "before": {"pass@1": 0.0}, "samples": 40, "wall_s": 10}
-            made.append(make(tmp_path / f"{name}_s{seed}", rows, config=recipe(name, seed), summary=summary))
-    return made
-
-
-def test_the_seeds_of_a_recipe_are_one_row_with_mean_lowest_and_highest(tmp_path):
-    page = Page(report.write(seeds(tmp_path)))
-    assert "5 runs of 2 recipes compared" in page.text and "ppo (3 seeds)" in page.text
-    found = re.split("<h2>Over seeds</h2>", page.html)[1].split("</table>")[0]
-    cells = [re.findall(r"([^<>]+)</td>", tr) for tr in found.split("<tr>")[2:]]
-    assert cells == [
-        ["ppo", "3", "0.700", "0.500", "0.900", "70.0%", "50.0%", "90.0%"],
-        ["grpo", "2", "0.150", "0.100", "0.200", "15.0%", "10.0%", "20.0%"],
-    ]
+    page = Page(report.write([done, going, never]))
+    assert '<s style="left:20.00%"' in page.html and '<u style="left:85.00%;width:9.00%"' in page.html
     figures = table(page, "Final figures")
-    assert figures["ppo"]["reward"] == "0.700" and figures["ppo"]["pass@1"] == "0.0 → 70.0%"
-    assert list(table(page, "Every run")) == ["ppo_s0", "ppo_s1", "ppo_s2", "grpo_s0", "grpo_s1"]
-    assert list(table(page, "Recipes differ in").items()) == [("algorithm.name", {"ppo": "ppo", "grpo": "grpo"})]
-
-
-def test_seeds_are_thin_lines_of_one_colour_under_their_mean(tmp_path):
-    chart = drawn(*seeds(tmp_path))["Reward by samples"]
-    assert [(mark.kind, mark.color) for mark in chart.marks] == [("thin", 1)] * 3 + [("thin", 2)] * 2 + [
-        ("line", 1),
-        ("line", 2),
-    ]
-    assert [(label, color) for _, _, label, color in chart.ends] == [("ppo", 1), ("grpo", 2)]
-    assert chart.legend == [("line", "ppo", 1), ("line", "grpo", 2)]
-    bars = compared(groups(runs(*seeds(tmp_path / "again"))))
-    assert bars is not None and "lowest and highest seed" in bars.note
-    bar = bars.groups[0][1][0]
-    assert (bar.text, bar.low, bar.high) == ("70.0%", 50.0, 90.0)
-
-
-def test_a_mean_line_goes_step_by_step_as_far_as_all_seeds_have_values():
-    lines = [[(1, 0.0), (2, 1.0), (3, 5.0)], [(1, 1.0), (2, 3.0), (3, None)]]
-    places = [{1.0: 10.0, 2.0: 20.0, 3.0: 30.0}, {1.0: 20.0, 2.0: 40.0, 3.0: 60.0}]
-    assert mean_line(lines, places) == [(15.0, 0.5), (30.0, 2.0)]
-
-
-def test_only_runs_that_differ_in_nothing_but_the_seed_stand_together(tmp_path):
-    def labels(**configs):
-        made = [make(tmp_path / name, [row(1)], config=config) for name, config in configs.items()]
-        return [(group.label, len(group.runs)) for group in groups(runs(*made))]
-
-    lr = {"optimizer": {"lr": 0.1}}
-    assert labels(a0=recipe("ppo", 0), a1=recipe("ppo", 1)) == [("a", 2)]
-    assert labels(b0=recipe("ppo", 0), b1=recipe("ppo", 1, **lr)) == [("b0", 1), ("b1", 1)]
-    assert labels(c0=recipe("ppo", 3), c1=recipe("ppo", 3)) == [("c0", 1), ("c1", 1)]  # twice the same seed
-    assert labels(d0=recipe("ppo", 0, log={"live": "on"}), d1=recipe("ppo", 1)) == [("d", 2)]
-    assert labels(e0="", e1="") == [("e0", 1), ("e1", 1)]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "label"),
-    [
-        ("toy_ppo_s0", "toy_ppo_s1", "toy_ppo"),
-        ("ppo-seed-1", "ppo-seed-12", "ppo"),
-        ("toy_ppo", "toy_ppo_s1", "toy_ppo"),
-        ("runs1", "runs2", "runs"),
-        ("gsm8k_1", "gsm8k_2", "gsm8k"),
-        ("left", "right", "left …"),
-    ],
-)
-def test_a_recipe_is_named_as_its_runs_without_the_seed(tmp_path, first, second, label):
-    made = [make(tmp_path / name, [row(1)], config=recipe("ppo", i)) for i, name in enumerate((first, second))]
-    assert [group.label for group in groups(runs(*made))] == [label]
-
-
-def test_a_seed_without_values_is_named_and_not_a_part_of_the_mean(tmp_path):
-    dirs = [
-        make(tmp_path / f"a_s{seed}", [row(i, **({"entropy": 1.0 + seed} if seed else {})) for i in (1, 2)],
-             config=recipe("ppo", seed))
-        for seed in range(3)
-    ]  # fmt: skip
-    chart = drawn(*dirs)["Entropy"]
-    assert chart.foot == "Not drawn: a_s0 (not recorded)."
-    assert [mark.kind for mark in chart.marks] == ["thin", "thin", "line"]
-
-
-def test_held_out_figures_of_seeds_measured_at_different_steps_are_not_averaged(tmp_path):
-    early = make(tmp_path / "a_s0", [row(i, **({"eval/pass@1": 0.2} if i == 2 else {})) for i in range(1, 5)],
-                 config=recipe("ppo", 0))  # fmt: skip
-    late = make(tmp_path / "a_s1", [row(i, **({"eval/pass@1": 0.6} if i == 3 else {})) for i in range(1, 5)],
-                config=recipe("ppo", 1))  # fmt: skip
-    other = make(tmp_path / "b", [row(i) for i in range(1, 5)], config=recipe("grpo"))
-    (equal,) = [
-        t for t in report_compare.tables(groups(runs(early, late, other)))[1] if t.title.startswith("At equal sam")
-    ]
-    assert equal.rows[0][-1] == "20.0 to 60.0% (steps 2 to 3)"
+    assert [cells["pass@1"] for cells in figures.values()] == ["20.0 → 90.0%", "50.0% (step 2)", "–"]
 
 
 def test_what_several_runs_have_to_tell_is_said_once_with_its_range():
@@ -265,11 +170,13 @@ def test_what_several_runs_have_to_tell_is_said_once_with_its_range():
 
     lost = Notice("problem", "reward/f1 was not a finite number in 3 steps, first in step 7.")
     lost_2 = Notice("problem", "reward/f2 was not a finite number in 3 steps, first in step 7.")
-    told = {"a": [cut("30%"), lost], "b": [cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
+    rare = Notice("warning", "Only here.")
+    told = {"a": [cut("30%"), lost], "b": [rare, cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
     assert merged(told) == [
         (["a"], [lost]),
         (["d"], [lost_2]),
         (["a", "b", "d"], [cut("9.5% to 100%")]),
+        (["b"], [rare]),
     ]
 
 
@@ -280,6 +187,8 @@ def test_runs_with_nothing_unusual_are_named_in_one_line(tmp_path):
     page = Page(report.write([*quiet, torn]))
     assert "Nothing unusual in a, b." in page.text
     assert re.search(r"<h3>torn</h3>\s*<ul class=\"notices\">\s*<li class=\"note\">The last line", page.html)
+    torn_too = make(tmp_path / "torn_too", steady, tail="{", summary={})
+    assert "<h3>every run</h3>" in Page(report.write([torn, torn_too])).html
     both = Page(report.write([*quiet]))
     assert "Nothing unusual in a, b." in both.text and both.html.count("Nothing unusual") == 1
 
@@ -297,3 +206,17 @@ def test_a_lone_line_of_a_comparison_is_still_named(tmp_path):
     chart = drawn(*dirs)["Entropy"]
     assert [label for _, _, label, _ in chart.ends] == ["a"] and chart.latest == ""
     assert chart.foot == "Not drawn: b (not recorded)."
+
+
+def test_a_slow_comparison_tells_time_in_minutes(tmp_path):
+    dirs = [make(tmp_path / n, [row(i, **{"time/step_s": 60.0}) for i in range(1, 11)]) for n in "ab"]
+    chart = drawn(*dirs)["Reward by minutes"]
+    assert [label for _, label in chart.x_ticks] == ["2", "4", "6", "8", "10"] and chart.x_label == "minutes"
+
+
+def test_explained_variance_is_asked_of_runs_with_a_critic_only(tmp_path):
+    values = {"value/explained_variance": 0.5}
+    with_it = make(tmp_path / "a", [row(1, **values), row(2, **values)])
+    silent = make(tmp_path / "b", [row(1), row(2)], config=recipe("ppo", critic={"backbone": "copy"}))
+    without = make(tmp_path / "c", [row(1), row(2)], config=recipe("grpo"))
+    assert drawn(with_it, silent, without)["Explained variance"].foot == "Not drawn: b (not recorded)."

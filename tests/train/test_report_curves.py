@@ -47,9 +47,11 @@ def test_what_a_recipe_asks_for_and_the_run_did_not_log_is_missed(tmp_path):
     sections: dict[str, Any] = {"critic": {"backbone": "copy"}, "kl": {"coefficient": 0.1, "target": 0.5}}
     sections["algorithm"] = {"name": "trpo", "options": {"cg_iterations": 10, "clip_low": 0.2}}
     sections |= {"data": {"train": {}, "eval": {}}, "rewards": [{"fn": "a"}, {"fn": "b"}]}
-    _, absent = found(tmp_path, [row(1), row(2)], **sections)
+    _, absent = found(tmp_path / "a", [row(1), row(2)], **sections)
     asked = {"KL to the reference", "KL coefficient", "Clipped", "Held-out", "Reward by function"}
     assert {*absent} >= CRITIC | REGION | asked
+    _, absent = found(tmp_path / "b", [row(1), row(2)], rewards=[{"fn": "a"}])
+    assert "Reward by function" not in absent
 
 
 def test_the_trust_region_is_drawn_against_its_limit_and_refusals_are_counted(tmp_path):
@@ -62,6 +64,12 @@ def test_the_trust_region_is_drawn_against_its_limit_and_refusals_are_counted(tm
     assert heights == pytest.approx([top * 10] * 4, abs=0.1) and 0 < top < 10  # inside the axis, above all values
     assert "1 of 4 steps refused" in region.note
     assert ("limit", "limit", 5) in region.legend
+
+
+def test_a_limit_far_above_the_values_is_inside_the_axis_in_spite_of_a_spike(tmp_path):
+    charts, _ = found(tmp_path, [row(i, **STEP | {"trust/kl": 2.0 if i == 30 else 1e-5 * i}) for i in range(1, 61)])
+    labels = {label: top for top, label in charts["Trust region"].y_ticks}
+    assert labels["0.010"] > 0 and "the axis ends below the highest value, 2.00" in charts["Trust region"].note
 
 
 def test_the_kl_of_an_update_is_drawn_where_several_steps_moved_and_no_trust_region_has_it(tmp_path):
@@ -103,6 +111,7 @@ def test_a_useless_critic_and_refused_steps_are_said(tmp_path):
         "The critic still predicts returns worse than their mean would (explained variance -0.25).",
         "100% of late steps were refused: within the limit none improved the surrogate.",
     ]
+    assert said(tmp_path / "early", rows(-0.25, 1.0)[:19]) == []
     odd = rows(0.1, 1.0)
     odd[3]["trust/curvature_failed"] = odd[9]["trust/curvature_failed"] = 1.0
     assert said(tmp_path / "odd", odd) == [
@@ -113,5 +122,16 @@ def test_a_useless_critic_and_refused_steps_are_said(tmp_path):
 def test_kl_that_climbs_is_no_leap_and_one_that_jumps_is(tmp_path):
     climbing = [row(i, i / 40, **{"kl/ref": 1e-4 * 1.5**i}) for i in range(1, 25)]
     assert said(tmp_path / "climbing", climbing) == []
+    uneven = [row(i, i / 40, **{"kl/ref": 0.001 if i % 2 else 0.06}) for i in range(1, 25)]
+    assert said(tmp_path / "uneven", uneven) == []
+    tiny = [row(i, i / 40, **{"kl/ref": 0.04 if i == 20 else 0.0001}) for i in range(1, 25)]
+    assert said(tmp_path / "tiny", tiny) == []
     jumping = [row(i, i / 40, **{"kl/ref": 0.5 if i == 20 else 0.01}) for i in range(1, 25)]
     assert said(tmp_path / "jumping", jumping) == ["KL to the reference leapt in 1 step, highest 0.5 in step 20."]
+
+
+def test_the_gradient_norm_of_a_trust_region_is_not_called_clipped(tmp_path):
+    norm = {"grad_norm": 0.5}
+    plain, _ = found(tmp_path / "a", [row(i, **norm) for i in (1, 2)])
+    region, _ = found(tmp_path / "b", [row(i, **norm, **STEP) for i in (1, 2)])
+    assert plain["Gradient norm"].note == "before clipping" and region["Gradient norm"].note == "of the surrogate"
