@@ -164,6 +164,17 @@ def test_a_column_that_no_policy_sampled_changes_nothing(name, given):
     assert_exact(steps[0], steps[1])
 
 
+@pytest.mark.parametrize(("name", "given"), NAMES)
+def test_credit_that_is_said_to_be_row_by_row_is(toy, name, given):
+    """With a critic it is said, and made in parts; a comparison within the group must not be."""
+    record = resolve(name).settled(resolve(name).options.model_validate(given))
+    whole = advantage(toy, name, value=toy.table(1), **given)
+    alone = [advantage(toy, name, rows=[row], value=toy.table(1), **given).advantage for row in ROWS]
+    by_row = torch.equal(torch.cat(alone).nan_to_num(), whole.advantage.nan_to_num())
+    assert record.credit_by_row <= by_row
+    assert record.credit_by_row == record.needs_critic
+
+
 @pytest.mark.parametrize("name", ["rloo", "reinforce_baseline", "grpo"])
 def test_a_row_left_alone_by_excluded_samples_has_no_advantage(name):
     given = {"baseline": "leave_one_out"} if name == "reinforce_baseline" else {}
