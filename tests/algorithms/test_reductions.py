@@ -171,7 +171,7 @@ def test_credit_that_is_said_to_be_row_by_row_is(toy, name, given):
     whole = advantage(toy, name, value=toy.table(1), **given)
     alone = [advantage(toy, name, rows=[row], value=toy.table(1), **given).advantage for row in ROWS]
     by_row = torch.equal(torch.cat(alone).nan_to_num(), whole.advantage.nan_to_num())
-    assert record.credit_by_row <= by_row
+    assert by_row or not record.credit_by_row
     assert record.credit_by_row == record.needs_critic
 
 
