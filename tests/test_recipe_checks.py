@@ -259,6 +259,7 @@ CONTRADICTIONS = [
     (["kl.estimator=k3_corrected", "kl.placement=reward"], "kl.estimator", "a reward has none; use k1"),
     (["kl.coefficient=0", "kl.target=0.1"], "kl.target", "set kl.coefficient"),
     (["kl.horizon=5"], "kl.horizon", "without kl.target"),
+    (["kl.target=0.1", "kl.horizon=51"], "kl.horizon", "use at least 52"),  # 32 x 8 samples a step
 ]
 
 

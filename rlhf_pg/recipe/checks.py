@@ -109,6 +109,12 @@ def _kl(recipe: Recipe) -> Iterator[str]:
         )
     if kl.coefficient > 0 and (kl.placement, kl.estimator) == ("reward", "k3_corrected"):
         yield "kl.estimator: k3_corrected corrects a gradient, and a reward has none; use k1 with kl.placement=reward"
+    rows = recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
+    if kl.target is not None and kl.horizon <= rows // 5:
+        yield (
+            f"kl.horizon: {kl.horizon} with {rows} samples per step could take the coefficient below 0 in one step; use "
+            f"at least {rows // 5 + 1}"
+        )
     if kl.target is not None and kl.coefficient == 0:
         yield "kl.target: an adaptive coefficient needs one above 0 to start from; set kl.coefficient"
 

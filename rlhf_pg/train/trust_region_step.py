@@ -69,22 +69,19 @@ def _step(region: Region, step: int) -> dict[str, float]:
 
     found = {"trust/max_kl": options.max_kl, "trust/curvature_failed": 0.0, "trust/cg_residual": 0.0}
     scale = kl = improvement = tried = 0.0
+    whole = torch.zeros_like(gradient)  # the step that the quadratic model allows
     try:
-        direction = F.trust_region.conjugate_gradient(product, gradient, options.cg_iterations)
-        image = product(direction)
-    except F.trust_region.NegativeCurvature:
-        found["trust/curvature_failed"] = 1.0  # no step is taken; more damping mends it
-    else:
         if gradient.any():
+            direction = F.trust_region.conjugate_gradient(product, gradient, options.cg_iterations)
+            image = product(direction)
             found["trust/cg_residual"] = float((gradient - image).norm() / gradient.norm())
             whole = direction * F.trust_region.step_length(direction, image, options.max_kl)
-            scale, kl, improvement, tried = F.trust_region.line_search(
-                lambda share: region.measure(share * whole),
-                options.max_kl,
-                options.line_search_steps,
-                options.backtrack,
-            )
-            region.move(scale * whole if scale else None)
+    except F.trust_region.NegativeCurvature:
+        found["trust/curvature_failed"] = 1.0  # no step is taken; more damping mends it
+    if whole.any():
+        search = (options.max_kl, options.line_search_steps, options.backtrack)
+        scale, kl, improvement, tried = F.trust_region.line_search(lambda share: region.measure(share * whole), *search)
+    region.move(scale * whole if scale else None)
     accepted = scale > 0
     return metrics | found | {
         "grad_norm": float(gradient.norm()),

@@ -214,3 +214,21 @@ def test_a_step_that_is_done_is_not_taken_again():
     batch, model = double(random_batch()), random_model().double()
     done = (make(model), batch, Signals(batch.logp_rollout), Credit(batch.logp_rollout), 0, 1)
     assert list(trust_region_step.update(*done)) == []
+
+
+def test_where_the_curvature_is_not_positive_no_step_is_taken_and_the_weights_stay(monkeypatch):
+    """A product of the wrong sign, as rounding or too little damping may give, met after some products were taken."""
+    right = trust_region_step.F.trust_region.finite_difference
+    calls = []
+
+    def turns_negative(gradient, v):
+        calls.append(v)
+        return right(gradient, v) * (1 if len(calls) < 3 else -1)
+
+    monkeypatch.setattr(trust_region_step.F.trust_region, "finite_difference", turns_negative)
+    batch, model = double(random_batch()), random_model().double()
+    before = flat(model)
+    metrics, _ = step(make(model, damping=0.0), batch)
+    assert len(calls) >= 3
+    assert metrics["trust/curvature_failed"] == 1 and metrics["trust/accepted"] == 0
+    assert torch.equal(flat(model), before)
