@@ -27,7 +27,7 @@ from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.train.stop import StopRequest
-from rlhf_pg.train.variance_statistics import Bootstrap, Measured, Sketch, same, summaries
+from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, same, summaries
 from rlhf_pg.types import Batch, Credit, Signals
 
 MEMORY = 2**30  # bytes that the kept gradients may take; larger ones are sketched
@@ -87,8 +87,6 @@ def _checked(recipe: Recipe, after: int, groups: int, out: Path | None) -> Path:
         raise ValueError(f"--groups {groups}: a variance needs at least 2 groups")
     if not 0 <= after <= recipe.run.steps:
         raise ValueError(f"--after {after}: the recipe's run has steps 0 to {recipe.run.steps} (run.steps)")
-    if recipe.run.dir.exists() and not recipe.run.dir.is_dir():
-        raise ValueError(f"run.dir {recipe.run.dir} is a file: name a folder")
     folder = out or recipe.run.dir.with_name(f"{recipe.run.dir.name}_variance")
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held:
@@ -111,10 +109,10 @@ def measure(session: Session, after: int, groups: int) -> dict[str, Any]:
             loop.train_step(made)
             bar.advance(steps)
         task = bar.add_task(f"gradients of {groups} groups", total=groups)
-        measured, facts = gradients(made, rungs, groups, lambda: bar.advance(task))
+        kept, facts = gradients(made, rungs, groups, lambda: bar.advance(task))
     if recipe.kl.coefficient > 0 and recipe.kl.placement == "loss":
         notes.append("kl.placement=loss: that term is the same for every estimator and is left out")
-    return _result(recipe, after, rungs, measured, facts, notes)
+    return _result(recipe, after, rungs, kept, facts, notes)
 
 
 def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
@@ -138,16 +136,18 @@ def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
 
 def gradients(
     run: loop.Run, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
-) -> tuple[Measured, dict[str, Any]]:
-    """The gradients of fresh groups at the present weights, and their rollouts' figures; the data cursor goes back."""
-    session, per_step = run.session, run.recipe.rollout.prompts_per_step
-    learner = session.learner
+) -> tuple[Tensor, dict[str, Any]]:
+    """The gradients of fresh groups at the present weights [E, groups, d], and their rollouts' figures.
+
+    The data cursor goes back to where it was.
+    """
+    session, learner = run.session, run.session.learner
+    per_step, samples = run.recipe.rollout.prompts_per_step, run.recipe.rollout.samples_per_prompt
     cursor, step = session.sampler.state(), run.progress.step
     sketch = Sketch(
         sum(p.numel() for p in learner.parameters), _room(len(rungs), groups), device=learner.backend.device
     )
     kept = torch.zeros(len(rungs), groups, sketch.kept, device=learner.backend.device)
-    norms = torch.zeros(len(rungs), groups, dtype=torch.float64)
     looking = replace(run, session=replace(session, learner=_all_signals(learner)), progress=Progress(step=step))
     moments, done, rows, reward, paid = [], 0, 0, 0.0, 0.0
     try:
@@ -156,13 +156,15 @@ def gradients(
             looking.progress.step += 1
             batch, signals = pending.batch, pending.signals
             given = [rung.record.credit(batch, signals, rung.options) for rung in rungs]
-            moments += [credits.moments(c, signals, batch.mask) for c in given if c.returns is not None][:1]
-            rows, reward = rows + len(batch.reward), reward + float(batch.reward.sum())
-            paid += float(signals.token_reward.where(batch.mask, 0).sum())
+            used = batch.group < groups - done  # [B]
+            scored = batch.mask & used[:, None]  # [B, C]
+            moments += [credits.moments(c, signals, scored) for c in given if c.returns is not None][:1]
+            rows, reward = rows + int(used.sum()), reward + float(batch.reward[used].sum())
+            paid += float(signals.token_reward[scored].sum())
             for group in range(min(len(batch.prompt_lengths), groups - done)):
-                for number, found in enumerate(group_gradients(learner, batch, signals, rungs, given, group)):
-                    kept[number, done] = sketch(found)
-                    norms[number, done] = float(found.norm(dtype=torch.float64)) ** 2
+                found = group_gradients(learner, batch, signals, rungs, given, group, samples)
+                for number, gradient in enumerate(found):
+                    kept[number, done] = sketch(gradient)
                 done += 1
                 advance()
     finally:
@@ -177,20 +179,26 @@ def gradients(
         "parameters": sketch.length,
         "kept": sketch.kept,
     }
-    return Measured(kept, norms), facts
+    return kept, facts
 
 
 def group_gradients(
-    learner: Learner, batch: Batch, signals: Signals, rungs: Sequence[Rung], given: Sequence[Credit], group: int
+    learner: Learner,
+    batch: Batch,
+    signals: Signals,
+    rungs: Sequence[Rung],
+    given: Sequence[Credit],
+    group: int,
+    samples: int,
 ) -> Iterator[Tensor]:
     """The gradient of one group by each estimator, flat [n]; the mean over groups is a step's gradient.
 
-    The denominator is that of a whole group, rows * max_new_tokens. The ratio to the policy that sampled is 1. One
-    forward serves all estimators, unless the group is more than a micro-batch.
+    The denominator is that of a whole group, `samples` * max_new_tokens, also where samples are excluded. The ratio to
+    the policy that sampled is 1. One forward serves all estimators, unless the group is more than a micro-batch.
     """
     longest, parameters = learner.objective.longest, learner.parameters
     rows = (batch.group == group).nonzero().squeeze(1)
-    count = F.normalize.count(batch.mask[rows], "constant", longest)
+    count = torch.tensor(samples * longest)
     micros = list(parts(batch, rows, learner.update))
     shared = learner.policy(micros[0][1]) if len(micros) == 1 else None
     for rung, credit in zip(rungs, given, strict=True):
@@ -228,13 +236,13 @@ class _Nowhere:
 
 
 def _result(
-    recipe: Recipe, after: int, rungs: Sequence[Rung], measured: Measured, facts: dict[str, Any], notes: list[str]
+    recipe: Recipe, after: int, rungs: Sequence[Rung], kept: Tensor, facts: dict[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     names = [rung.estimator.name for rung in rungs]
-    bootstrap = Bootstrap(measured)
+    bootstrap = Bootstrap(kept)
     sound = [i for i, rung in enumerate(rungs) if not rung.estimator.bias]
     reference = min(sound, key=lambda i: bootstrap.point[i][0])
-    made = summaries(measured, facts["prompts_per_step"], reference, bootstrap)
+    made = summaries(kept, facts["prompts_per_step"], reference, bootstrap)
     to_go = names.index("reward-to-go")
     table, steps = [], []
     for number, (rung, summary) in enumerate(zip(rungs, made, strict=True)):
@@ -245,19 +253,20 @@ def _result(
         table.append(about | {"same_scale": estimator.same_scale} | vars(summary) | {"to_reward_to_go": ratio})
         if estimator.rung_above and (ratio := bootstrap.ratio(number, names.index(estimator.rung_above))):
             steps.append({"from": estimator.rung_above, "to": estimator.name, "ratio": ratio[0], "interval": ratio[1]})
-    for a, b, difference in same(measured.kept):
+    for a, b, difference in same(kept):
         notes.append(
             f"{names[a]} and {names[b]} coincide here: their gradients differ by {difference:.1e} of their size"
         )
     if facts["kept"] < facts["parameters"]:
+        error = (2 / facts["kept"]) ** 0.5
         notes.append(
-            f"gradients of {facts['parameters']:,} numbers are kept as random projections to {facts['kept']:,}; their "
-            "lengths are exact"
+            f"gradients of {facts['parameters']:,} numbers are kept as random projections to {facts['kept']:,}: "
+            f"unbiased, within {error:.1%} of the variance"
         )
     return {
         "run": str(recipe.run.dir),
         "after": after,
-        "groups": measured.norms.shape[1],
+        "groups": kept.shape[1],
         **facts,
         "large_sample_gradient": names[reference],
         "estimators": table,

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rlhf_pg.train.durable import write_atomic
 
+BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": "dimgray"}
 BLUE, ORANGE = "#2a6fbb", "#d9822b"
 
 
@@ -89,7 +90,7 @@ def picture(result: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     rows = result["estimators"]
-    figure = Figure(figsize=(11, 1.5 + 0.38 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(11, 1.6 + 0.38 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, sharey=True)
     for place, row in enumerate(rows):
@@ -97,17 +98,21 @@ def picture(result: dict[str, Any]) -> bytes:
         if ratio := row["to_reward_to_go"]:
             _bar(left, place, ratio[0], ratio[1], color)
         elif not row["same_scale"]:
-            left.text(0.02, place, "another scale", color="gray", va="center", fontsize=9)
+            left.annotate("another scale", (0, place), (4, 0), **BESIDE)
         if row["snr"] is not None:
             _bar(middle, place, row["snr"], row["snr_interval"], color)
         if row["cosines"]:
-            right.plot(row["cosines"], [place] * len(row["cosines"]), "|", color=color, alpha=0.5, markersize=9)
+            right.plot(row["cosines"], [place] * len(row["cosines"]), "|", color=color, alpha=0.5, markersize=10)
             right.plot(sum(row["cosines"]) / len(row["cosines"]), place, "o", color=color)
     left.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    left.set(title="variance, reward-to-go = 1", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
-    left.axvline(1, color="gray", linewidth=0.8, linestyle=":")
+    left.set(title="variance, reward-to-go = 1", ylim=(len(rows) - 0.5, -0.5))
+    left.axvline(1, color="gray", linewidth=0.8, linestyle=":", zorder=0)
     middle.set_title("signal-to-noise ratio of a step")
-    right.set_title(f"cosine with the large-sample gradient\n(each step, mean; {result['large_sample_gradient']})")
+    right.set_title("cosine with a large-sample gradient")
+    for axes in (left, middle):
+        axes.margins(x=0.2)  # room for the numbers
+        axes.set_xlim(left=min(0, axes.dataLim.x0))
+    right.locator_params(axis="x", nbins=5)
     for axes in (left, middle, right):
         axes.grid(axis="x", alpha=0.25)
         axes.set_axisbelow(True)
@@ -119,12 +124,15 @@ def picture(result: dict[str, Any]) -> bytes:
 
 
 def _bar(axes: Any, place: int, value: float, interval: tuple[float, float], color: str) -> None:
+    """A bar with its interval, and its number beside."""
     axes.barh(place, value, height=0.6, color=color, alpha=0.75)
     axes.plot(interval, [place, place], color="black", linewidth=1.2)
+    axes.annotate(f"{value:#.2g}".rstrip("."), (max(value, *interval), place), (4, 0), **BESIDE)
 
 
 def _caption(result: dict[str, Any]) -> str:
     return (
-        f"{result['run']}, after {result['after']} steps, {result['groups']} groups; black: 95 % interval; "
-        "orange: biased"
+        f"{Path(result['run']).name} after {result['after']} steps, {result['groups']} groups. Black: 95 % interval. "
+        "Orange: biased.\nRight: ticks are single steps, the dot is their mean. Large sample: the other steps' groups "
+        f"by {result['large_sample_gradient']}."
     )

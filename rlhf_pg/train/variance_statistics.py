@@ -28,7 +28,8 @@ class Sketch:
 
     Count sketch (Charikar et al. 2002): coordinate i is added with a random sign to one of d places. Here the places of
     d neighbours are a random rotation of 0 .. d-1, so that neighbours never meet and any two others do with chance 1/d:
-    Var[Sx . Sy] <= ((x . y)^2 + |x|^2 |y|^2) / d. With d >= n it is the identity.
+    Var[Sx . Sy] <= ((x . y)^2 + |x|^2 |y|^2) / d. With d >= n it is the identity. The trace of sketched gradients is
+    that of sketched deviations from the mean: unbiased, its standard error sqrt(2 / d) of itself at the most.
     """
 
     def __init__(self, length: int, kept: int, seed: int = 0, device: torch.device | str = "cpu"):
@@ -55,14 +56,6 @@ class Sketch:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The gradients of the same n groups by each of E estimators."""
-
-    kept: Tensor  # float32 [E, n, d]: whole gradients, or sketches of them
-    norms: Tensor  # float64 [E, n]: |g_i|^2 of the whole gradients
-
-
-@dataclass(frozen=True)
 class Summary:
     """What is said of one estimator."""
 
@@ -78,13 +71,14 @@ class Summary:
 class Bootstrap:
     """Trace and signal of each estimator under the same resamples of the groups."""
 
-    def __init__(self, measured: Measured, resamples: int = RESAMPLES, seed: int = 0):
-        count = measured.norms.shape[1]
+    def __init__(self, kept: Tensor, resamples: int = RESAMPLES, seed: int = 0):
+        """`kept` [E, n, d]: the gradients, or sketches, of the same n groups by each estimator."""
+        count = kept.shape[1]
         random = torch.Generator().manual_seed(seed)
         drawn = torch.randint(count, (resamples, count), generator=random)
         weights = torch.zeros(resamples, count, dtype=torch.float64)
         weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-        grams = [gram(kept, norms) for kept, norms in zip(measured.kept, measured.norms, strict=True)]
+        grams = [gram(of_one) for of_one in kept]
         once = torch.ones(1, count, dtype=torch.float64)
         self.point = [tuple(float(x) for x in trace_and_signal(g, once)) for g in grams]
         grow = count / (count - 1)  # a resample holds fewer distinct groups: both are too small by this factor
@@ -98,14 +92,13 @@ class Bootstrap:
         return self.point[estimator][0] / below, interval(self.resampled[estimator][0] / self.resampled[other][0])
 
 
-def gram(kept: Tensor, norms: Tensor) -> Tensor:
-    """Inner products [n, n] float64 on the CPU, from [n, d]; the diagonal is `norms` [n], exact under a sketch."""
+def gram(kept: Tensor) -> Tensor:
+    """Inner products [n, n] float64 on the CPU, from [n, d]."""
     count = len(kept)
     products = torch.zeros(count, count, dtype=torch.float64, device=kept.device)
     for piece in kept.split(CHUNK, dim=1):
         wide = piece.double()
         products.addmm_(wide, wide.T)
-    products.diagonal().copy_(norms)
     return products.cpu()
 
 
@@ -121,15 +114,15 @@ def trace_and_signal(products: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]
     return (weights @ own - whole / count) / (count - 1), pairs / (count * (count - 1))
 
 
-def summaries(measured: Measured, per_step: int, reference: int, bootstrap: Bootstrap) -> list[Summary]:
-    """One for each estimator. Cosines are with the large-sample gradient of the estimator `reference`."""
-    target = step_sums(measured.kept[reference], per_step)
-    rest = measured.kept[reference].sum(dim=0, dtype=torch.float64) - target  # [S, d]: all groups of other steps
-    enough = measured.kept.shape[1] > per_step
+def summaries(kept: Tensor, per_step: int, reference: int, bootstrap: Bootstrap) -> list[Summary]:
+    """One for each estimator of `kept` [E, n, d]; cosines are with the large-sample gradient of number `reference`."""
+    target = step_sums(kept[reference], per_step)
+    rest = kept[reference].sum(dim=0, dtype=torch.float64) - target  # [S, d]: all groups of other steps
+    enough = kept.shape[1] > per_step
     made = []
     for estimator, (trace, signal) in enumerate(bootstrap.point):
         traces, signals = bootstrap.resampled[estimator]
-        cosines = cosine(step_sums(measured.kept[estimator], per_step), rest) if enough else []
+        cosines = cosine(step_sums(kept[estimator], per_step), rest) if enough else []
         low, high = interval(traces)
         made.append(
             Summary(

@@ -1,0 +1,360 @@
+"""The noise of gradient estimators: the statistics on vectors known beforehand, the gradients against the trainer's."""
+
+import json
+import math
+import statistics
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import torch
+
+from rlhf_pg import cli
+from rlhf_pg.config import KL
+from rlhf_pg.data import collate
+from rlhf_pg.train import gradient_step, loop, variance
+from rlhf_pg.train.learner import Objective
+from rlhf_pg.train.live import LiveView
+from rlhf_pg.train.resume import Progress
+from rlhf_pg.train.setup import build
+from rlhf_pg.train.stop import StopRequest
+from rlhf_pg.train.variance_statistics import (
+    Bootstrap,
+    Sketch,
+    gram,
+    same,
+    summaries,
+    trace_and_signal,
+)
+from tests.train import small_run
+
+REINFORCE = {"algorithm": {"name": "reinforce"}}
+PPO = {"algorithm": {"name": "ppo"}}
+IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
+NO_KL = {"coefficient": 0.0}
+DENSE = [{"fn": "recipes/toy_reward.py:sevens"}]
+
+
+def measured(*vectors):
+    """The gradients [n, d] of each estimator as one tensor."""
+    return torch.stack(list(vectors)).float()
+
+
+def gaussian(groups, mean, deviation, seed):
+    noise = torch.randn(groups, len(mean), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(mean) + noise * torch.tensor(deviation)
+
+
+# ---- statistics
+
+
+def test_trace_and_signal_are_those_of_a_slow_loop_also_when_a_resample_holds_a_group_twice():
+    vectors = gaussian(5, [1.0, -2.0, 0.5], [1.0, 2.0, 0.1], seed=0).double()
+    for drawn in ([0, 1, 2, 3, 4], [0, 0, 2, 4, 4]):
+        held = vectors[drawn]
+        mean = held.mean(dim=0)
+        trace = sum(float(((v - mean) ** 2).sum()) for v in held) / 4
+        different = [(a, b) for a, b in permutations(range(5), 2) if drawn[a] != drawn[b]]
+        signal = sum(float(held[a] @ held[b]) for a, b in different) / 20
+        weights = torch.bincount(torch.tensor(drawn), minlength=5).double()[None]
+        found = trace_and_signal(gram(vectors.float()), weights)
+        assert found[0].item() == pytest.approx(trace, rel=1e-5)
+        assert found[1].item() == pytest.approx(signal, rel=1e-5)
+
+
+def test_gaussian_gradients_have_the_known_variance_signal_and_ratio_and_the_interval_holds_it():
+    mean, deviation = [3.0, 0.0, -4.0], [1.0, 2.0, 2.0]  # |mean|^2 25, trace 9
+    found, held = [], 0
+    for seed in range(60):
+        given = measured(gaussian(80, mean, deviation, seed))
+        (summary,) = summaries(given, 4, 0, Bootstrap(given, resamples=200))
+        low, high = summary.variance_interval
+        held += low <= 9 / 4 <= high
+        found.append(summary)
+    assert statistics.fmean(s.trace for s in found) == pytest.approx(9, rel=0.03)
+    assert statistics.fmean(s.variance for s in found) == pytest.approx(9 / 4, rel=0.03)
+    assert statistics.fmean(s.signal for s in found) == pytest.approx(25, rel=0.03)
+    assert statistics.fmean(s.snr for s in found) == pytest.approx(25 / (9 / 4), rel=0.04)
+    assert held >= 51  # 95 % of 60 are 57
+
+
+def test_without_signal_the_estimated_signal_is_around_zero_and_not_the_noise():
+    signals = []
+    for seed in range(200):
+        given = measured(gaussian(10, [0.0] * 4, [1.0] * 4, seed))
+        signals.append(Bootstrap(given, resamples=1).point[0][1])
+    error = statistics.stdev(signals) / math.sqrt(200)
+    assert abs(statistics.fmean(signals)) < 4 * error
+    assert error < 0.05  # |mean|^2 itself would be around 0.4
+    assert min(signals) < 0
+
+
+def test_the_bootstrap_is_centred_on_the_point_estimate():
+    given = measured(gaussian(12, [1.0, 2.0], [2.0, 1.0], seed=3))
+    bootstrap = Bootstrap(given, resamples=20_000)
+    for point, resampled in zip(bootstrap.point[0], bootstrap.resampled[0], strict=True):
+        error = float(resampled.std()) / math.sqrt(20_000)
+        assert abs(float(resampled.mean()) - point) < 4 * error
+
+
+def test_ratios_are_paired_twice_the_gradient_has_four_times_the_variance_without_any_doubt():
+    vectors = gaussian(20, [1.0, 0.0], [1.0, 1.0], seed=0)
+    bootstrap = Bootstrap(measured(vectors, 2 * vectors))
+    ratio, (low, high) = bootstrap.ratio(1, 0) or (0, (0, 0))
+    assert (ratio, low, high) == pytest.approx((4, 4, 4), rel=1e-6)
+    assert bootstrap.ratio(0, 1) == (pytest.approx(0.25), (pytest.approx(0.25), pytest.approx(0.25)))
+
+
+def test_a_step_is_compared_with_the_groups_of_the_other_steps_only():
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 4.0], [3.0, 4.0], [0.0, 1.0]])  # two steps and a half
+    second = torch.tensor([[0.0, 2.0], [0.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [5.0, 5.0]])
+    given = measured(first, second)
+    a, b = summaries(given, 2, 0, Bootstrap(given, resamples=5))
+    rest = [(6, 9), (2, 1)]  # of `first` without groups 0 and 1; without 2 and 3
+    assert a.cosines == pytest.approx([6 / math.hypot(*rest[0]), (3 * 2 + 4 * 1) / 5 / math.hypot(*rest[1])])
+    assert b.cosines == pytest.approx([9 / math.hypot(*rest[0]), -2 / math.hypot(*rest[1])])
+
+
+def test_gradients_that_are_all_zero_have_no_ratio_no_snr_and_no_cosine():
+    given = measured(torch.zeros(4, 3), torch.ones(4, 3))
+    bootstrap = Bootstrap(given, resamples=10)
+    nothing, constant = summaries(given, 2, 1, bootstrap)
+    assert (nothing.trace, nothing.snr, nothing.snr_interval, nothing.cosines) == (0, None, None, [])
+    assert constant.trace == pytest.approx(0, abs=1e-12)
+    assert bootstrap.ratio(1, 0) is None
+
+
+def test_a_sketch_keeps_inner_products_on_average_and_within_its_bound():
+    x, y = gaussian(2, [1.0] * 50, [1.0] * 50, seed=1)
+    error = [float(Sketch(50, 8, seed)(x) @ Sketch(50, 8, seed)(y)) - float(x @ y) for seed in range(4000)]
+    assert abs(statistics.fmean(error)) < 4 * statistics.stdev(error) / math.sqrt(4000)
+    bound = (float(x @ y) ** 2 + float(x @ x) * float(y @ y)) / 8
+    assert 0.5 * bound < statistics.variance(error) < 1.1 * bound
+
+
+def test_a_sketch_is_linear_the_same_every_time_and_the_identity_where_there_is_room():
+    x, y = gaussian(2, [0.0] * 50, [1.0] * 50, seed=1)
+    sketch = Sketch(50, 8, seed=5)
+    assert sketch(x).shape == (8,)
+    assert torch.allclose(sketch(x + 2 * y), sketch(x) + 2 * Sketch(50, 8, seed=5)(y), atol=1e-5)
+    assert torch.equal(Sketch(50, 50)(x), x) and torch.equal(Sketch(50, 99)(x), x)
+
+
+def test_the_trace_of_sketched_gradients_is_unbiased():
+    vectors = gaussian(6, [2.0] * 40, [1.0] * 40, seed=2)
+    once = torch.ones(1, 6, dtype=torch.float64)
+    exact = float(((vectors - vectors.mean(dim=0)) ** 2).sum()) / 5
+    found = []
+    for seed in range(3000):
+        kept = torch.stack([Sketch(40, 10, seed)(v) for v in vectors])
+        found.append(float(trace_and_signal(gram(kept), once)[0]))
+    assert abs(statistics.fmean(found) - exact) < 4 * statistics.stdev(found) / math.sqrt(3000)
+    assert 0.01 * exact < statistics.stdev(found) < math.sqrt(2 / 10) * exact  # however large the mean is
+
+
+def test_estimators_whose_gradients_agree_in_every_group_are_named():
+    a, b = gaussian(3, [1.0, 1.0], [1.0, 1.0], seed=0), gaussian(3, [1.0, 1.0], [1.0, 1.0], seed=1)
+    assert same(torch.stack([a, b, a])) == [(0, 2, 0.0)]
+    assert same(torch.zeros(2, 3, 4)) == []
+
+
+# ---- the gradients of a real session
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function from changes of the small recipe to a session; they are closed when the test ends."""
+    with ExitStack() as stack:
+
+        def build_one(**changes):
+            session = build(small_run.recipe(tmp_path / "run", **changes))
+            stack.callback(session.close)
+            return session
+
+        yield build_one
+
+
+def run_of(session, steps=3):
+    """After a few steps: some rewards were found, so the KL and the gradients are not 0."""
+    made = loop.Run(session, variance._Nowhere(), LiveView(1, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    for _ in range(steps):
+        loop.train_step(made)
+    return made
+
+
+@pytest.mark.parametrize("tokens", [16384, 12], ids=["one forward", "micro-batches within a group"])
+@pytest.mark.parametrize("excluded", [(), (1, 6, 7)], ids=["whole groups", "some samples excluded"])
+@pytest.mark.parametrize("name", ["trajectory return", "critic", "GAE 0.95", "group mean", "GRPO"])
+def test_the_mean_of_the_groups_gradients_is_the_gradient_the_trainer_takes(opened, name, tokens, excluded):
+    changes = PPO | {"kl": IN_REWARD, "update": {"epochs": 2, "tokens_per_microbatch": tokens}}
+    session = opened(**changes)
+    made = run_of(session)
+    learner = session.learner
+    pending, chosen = loop.roll_out(made), torch.tensor([i for i in range(16) if i not in excluded])
+    batch = collate.select(pending.batch, chosen)
+    signals = gradient_step.pick(pending.signals, chosen, batch)
+    (rung,) = [r for r in variance.ladder(learner, 4)[0] if r.estimator.name == name]
+    credit = rung.record.credit(batch, signals, rung.options)
+    groups = [
+        next(variance.group_gradients(learner, batch, signals, [rung], [credit], g, samples=4))
+        for g in range(len(batch.prompt_lengths))
+    ]
+    objective = Objective(rung.record, rung.options, KL(coefficient=0), 6)
+    trained = replace(learner, objective=objective, critic=None)
+    gradient_step.zero_grad(trained)
+    gradient_step.accumulate(trained, batch, signals, credit, torch.arange(len(batch.group)))
+    expected = torch.cat([p.grad.reshape(-1) for p in learner.parameters if p.grad is not None])
+    assert len(groups) == 4 and expected.norm() > 1e-6
+    found = torch.stack(groups).mean(dim=0) * 16 / len(chosen)  # the trainer divides by the rows there are
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def test_several_estimators_from_one_forward_are_each_as_if_alone(opened):
+    session = opened(**PPO, kl=IN_REWARD)
+    made = run_of(session)
+    pending = loop.roll_out(made)
+    given = pending.batch, pending.signals
+    rungs, notes = variance.ladder(session.learner, 4)
+    credits = [r.record.credit(*given, r.options) for r in rungs]
+    together = list(variance.group_gradients(session.learner, *given, rungs, credits, 2, samples=4))
+    assert len(together) == 8 and notes == []
+    for rung, credit, found in zip(rungs, credits, together, strict=True):
+        (alone,) = variance.group_gradients(session.learner, *given, [rung], [credit], 2, samples=4)
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("case", [REINFORCE, PPO, PPO | {"critic": {"backbone": "policy"}}], ids=["", "ppo", "shared"])
+def test_measuring_leaves_weights_gradients_optimizers_and_data_as_they_were(opened, case):
+    session = opened(kl=IN_REWARD, **case)
+    made = run_of(session)
+    learner = session.learner
+    rungs, _ = variance.ladder(learner, 4)
+
+    def everything():
+        optimizers = [learner.optimizer] + ([learner.critic.optimizer] if learner.critic else [])
+        modules = [session.model] + ([learner.critic.module] if learner.critic else [])
+        state = [t.clone() for m in modules for t in m.state_dict().values()]
+        state += [v.clone() for o in optimizers for s in o.state.values() for v in s.values()]
+        state += [p.grad.clone() for m in modules for p in m.parameters() if p.grad is not None]
+        return state, session.sampler.state(), made.progress.step, learner.updates, torch.get_rng_state()
+
+    state, *numbers, random = everything()
+    first, _ = variance.gradients(made, rungs, 6)
+    again, *numbers_after, random_after = everything()
+    assert len(state) == len(again) and all(torch.equal(a, b) for a, b in zip(state, again, strict=True))
+    assert numbers == numbers_after and torch.equal(random, random_after)
+    second, _ = variance.gradients(made, rungs, 6)
+    assert torch.equal(first, second) and float(first.norm(dim=2).min()) > 0
+
+
+def test_measured_weights_are_those_the_trainer_has_after_as_many_steps(tmp_path, opened):
+    changes = PPO | {"kl": IN_REWARD | {"target": 1e-4, "horizon": 20}, "update": {"minibatches": 2}}
+    small_run.run(tmp_path / "trained", **changes)
+    session = opened(**changes)
+    result = variance.measure(session, 3, 4)
+    trained = small_run.final_weights(tmp_path / "trained")
+    mine = session.model.state_dict()
+    assert all(torch.equal(mine[name], trained[name]) for name in trained)
+    assert not (tmp_path / "run").exists()
+    assert result["reward/kl_penalty"] != 0
+
+
+def test_measured_groups_are_fresh_ones_and_as_many_as_asked(opened, monkeypatch):
+    session = opened(**REINFORCE)
+    made = run_of(session, steps=0)
+    seen, score = [], loop.collect.score
+
+    def spy(*args, **options):
+        rollouts = score(*args, **options)
+        seen.append({(r.prompt.id, tuple(r.completion.tokens.tolist())) for r in rollouts})
+        return rollouts
+
+    monkeypatch.setattr(loop.collect, "score", spy)
+    loop.train_step(made)
+    found, facts = variance.gradients(made, variance.ladder(session.learner, 4)[0], 6)
+    assert found.shape[1] == 6 and facts["rollouts"] == 24  # of two rounds of four prompts
+    assert len({prompt for round in seen for prompt, _ in round}) == 12
+
+
+def test_with_rewards_on_the_last_token_only_two_rungs_coincide_and_the_result_says_so(opened):
+    result = variance.measure(opened(kl=NO_KL, **REINFORCE), 3, 16)
+    assert (
+        "trajectory return and reward-to-go coincide here: their gradients differ by 0.0e+00 of their size"
+        in (result["notes"])
+    )
+    (step,) = [s for s in result["rungs"] if s["to"] == "reward-to-go"]
+    assert (step["ratio"], *step["interval"]) == pytest.approx((1, 1, 1))
+    dense = variance.measure(opened(kl=NO_KL, rewards=DENSE, **REINFORCE), 3, 16)
+    assert not any("trajectory return and" in note for note in dense["notes"])
+
+
+def test_estimators_that_the_run_cannot_have_are_left_out_by_name(opened):
+    rungs, notes = variance.ladder(opened(rollout={"samples_per_prompt": 1}, **REINFORCE).learner, 1)
+    assert [r.estimator.name for r in rungs] == ["trajectory return", "reward-to-go"]
+    assert "critic is left out: the recipe's algorithm has no critic" in notes
+    assert "GRPO is left out: rollout.samples_per_prompt is 1" in notes
+
+
+def test_projected_gradients_give_nearly_the_whole_ones_figures_and_say_so(opened, monkeypatch):
+    changes = PPO | {"rewards": DENSE, "kl": IN_REWARD}
+    whole = variance.measure(opened(**changes), 1, 16)
+    monkeypatch.setattr(variance, "MEMORY", 4 * 8 * 16 * 50_000)
+    sketched = variance.measure(opened(**changes), 1, 16)
+    assert (sketched["kept"], whole["kept"]) == (50_000, whole["parameters"])
+    assert any("random projections to 50,000" in note for note in sketched["notes"])
+    for a, b in zip(whole["estimators"], sketched["estimators"], strict=True):
+        assert b["variance"] == pytest.approx(a["variance"], rel=0.02)
+        assert b["signal"] == pytest.approx(a["signal"], abs=0.05 * a["trace"])
+        assert statistics.fmean(b["cosines"]) == pytest.approx(statistics.fmean(a["cosines"]), abs=0.03)
+
+
+# ---- the command
+
+
+def test_on_the_shipped_recipe_the_order_of_the_ladder_is_beyond_the_noise(tmp_path, capsys):
+    arguments = ["variance", "recipes/toy_reinforce_baseline.yaml", f"run.dir={tmp_path}/run", "run.seed=5"]
+    assert cli.main([*arguments, "--after", "6", "--groups", "48", "--out", f"{tmp_path}/out"]) == 0
+    result = json.loads((tmp_path / "out" / "variance.json").read_text())
+    steps = {(s["from"], s["to"]): s for s in result["rungs"]}
+    for pair in [("trajectory return", "reward-to-go"), ("reward-to-go", "leave-one-out"), ("reward-to-go", "critic")]:
+        assert steps[pair]["interval"][1] < 1
+    rows = {row["name"]: row for row in result["estimators"]}
+    shrunk = rows["group mean"]["variance"] / rows["leave-one-out"]["variance"]
+    assert shrunk == pytest.approx((7 / 8) ** 2, rel=1e-3)  # groups of 8: exactly 7/8 of the gradient
+    assert rows["group mean"]["snr"] == pytest.approx(rows["leave-one-out"]["snr"], rel=1e-3)
+    assert rows["GRPO"]["to_reward_to_go"] is None
+    assert (tmp_path / "out" / "variance.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run").exists()
+    printed = capsys.readouterr().out
+    assert "leave-one-out / reward-to-go: 0." in printed and f"{tmp_path}/out/variance.json" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--groups", "1"], "--groups 1: a variance needs at least 2 groups"),
+        (["--after", "-1"], "--after -1: the recipe's run has steps 0 to 60"),
+        (["--after", "61"], "--after 61: the recipe's run has steps 0 to 60"),
+        (["--out", "{folder}/held"], "held holds a run (metrics.jsonl): choose another folder"),
+        (["--out", "{folder}/file"], "file cannot be made: File exists; choose another folder"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_built(tmp_path, monkeypatch, capsys, options, message):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "metrics.jsonl").touch()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(variance, "build", None)
+    given = [o.format(folder=tmp_path) for o in options]
+    arguments = ["variance", "recipes/toy_reinforce.yaml", f"run.dir={tmp_path}/run", *given]
+    assert cli.main(arguments) == cli.USAGE
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_folder_that_is_a_file_and_a_recipe_without_rewards_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(variance, "build", None)
+    (tmp_path / "run").touch()
+    assert cli.main(["variance", "recipes/toy_reinforce.yaml", f"run.dir={tmp_path}/run"]) == cli.USAGE
+    assert "run is a file; a run needs a folder of its own" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["variance", "recipes/toy_reinforce.yaml", "rewards=[]"]) == cli.USAGE
+    assert "rewards" in capsys.readouterr().err
