@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_pg.models.load import save_model, tiny_model
+from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.train import learner, loop
 from rlhf_pg.train.stop import StopRequest
 from tests.train import small_run
@@ -213,3 +215,22 @@ def test_a_credit_that_reads_other_rows_is_made_before_the_update(tmp_path):
     options = {"name": "ppo", "options": {"standardise": True}}
     small_run.run(tmp_path, algorithm=options, critic={"backbone": "policy"}, update=SMALL, kl={"coefficient": 0.0})
     assert "value/explained_variance" in metrics(tmp_path)[-1]
+
+
+def test_a_critic_may_be_another_smaller_model_with_the_same_tokens_only(tmp_path):
+    tokenizer = character_tokenizer()
+    for name, vocabulary in (("smaller", len(tokenizer)), ("other", len(tokenizer) + 8)):
+        save_model(tiny_model(seed=1, vocabulary=vocabulary, num_hidden_layers=1), tokenizer, tmp_path / name)
+    small = changes("ppo, shared critic", critic={"backbone": str(tmp_path / "smaller")}, run={"steps": 2})
+    small_run.run(tmp_path / "run", **small)
+    saved = last_checkpoint(tmp_path / "run")
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in saved if "critic/decoder.layers." in name} == {0}
+    wrong = changes("ppo, shared critic", critic={"backbone": str(tmp_path / "other")})
+    with pytest.raises(ValueError, match=r"critic\.backbone: .* tokens, .* one tokenizer"):
+        small_run.run(tmp_path / "wrong", **wrong)
+
+
+def test_a_trust_region_run_keeps_no_optimizer_state_but_the_critics(whole):
+    saved = last_checkpoint(whole("trpo")[0])
+    assert not any(name.startswith("optimizer/exp_avg") for name in saved)
+    assert any(name.startswith("critic_optimizer/exp_avg") for name in saved)
