@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from rlhf_pg.models.load import save_model, tiny_model
@@ -234,3 +235,32 @@ def test_a_trust_region_run_keeps_no_optimizer_state_but_the_critics(whole):
     saved = last_checkpoint(whole("trpo")[0])
     assert not any(name.startswith("optimizer/exp_avg") for name in saved)
     assert any(name.startswith("critic_optimizer/exp_avg") for name in saved)
+
+
+@pytest.mark.parametrize("name", ["trpo", "ppo, shared critic", "baseline, own critic"])
+def test_recomputed_activations_change_no_step(whole, tmp_path, name):
+    plain = {"update": SMALL | CASES[name].get("update", {}) | {"share_prompts": False}}
+    small_run.run(tmp_path / "kept", **changes(name, **plain))
+    checkpointed = {"path": "tiny", "gradient_checkpointing": True}
+    small_run.run(tmp_path / "recomputed", **changes(name, **plain, model=checkpointed))
+    kept, again = last_checkpoint(tmp_path / "kept"), last_checkpoint(tmp_path / "recomputed")
+    assert all(
+        (kept[n].float() - again[n].float()).abs().max() < 1e-4 for n in kept if n.startswith(("model/", "critic/"))
+    )
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps the precision of the process's first run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("name", ["ppo, shared critic", "baseline, own critic"])
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_critics_train_in_bfloat16_arithmetic_on_float32_weights(tmp_path, name):
+    small_run.run(tmp_path, **changes(name, model={"path": "tiny", "dtype": "bfloat16"}))
+    saved = last_checkpoint(tmp_path)
+    assert all(t.dtype == torch.float32 for n, t in saved.items() if n.startswith("critic/"))
+    assert all(row["value/loss"] == row["value/loss"] for row in metrics(tmp_path))
