@@ -261,7 +261,7 @@ def _result(
         error = (2 / facts["kept"]) ** 0.5
         notes.append(
             f"gradients of {facts['parameters']:,} numbers are kept as random projections to {facts['kept']:,}: "
-            f"unbiased, within {error:.1%} of the variance"
+            f"unbiased, standard error at most {error:.1%} of the variance"
         )
     return {
         "run": str(recipe.run.dir),

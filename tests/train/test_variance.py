@@ -33,6 +33,7 @@ REINFORCE = {"algorithm": {"name": "reinforce"}}
 PPO = {"algorithm": {"name": "ppo"}}
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
 NO_KL = {"coefficient": 0.0}
+EXACT = ["trajectory return", "reward-to-go", "leave-one-out", "critic", "RLOO"]
 DENSE = [{"fn": "recipes/toy_reward.py:sevens"}]
 
 
@@ -44,6 +45,15 @@ def measured(*vectors):
 def gaussian(groups, mean, deviation, seed):
     noise = torch.randn(groups, len(mean), generator=torch.Generator().manual_seed(seed))
     return torch.tensor(mean) + noise * torch.tensor(deviation)
+
+
+SHARED = {"critic": {"backbone": "policy"}}
+CASES = {
+    "no critic": REINFORCE | {"kl": IN_REWARD},
+    "own critic": PPO | {"kl": IN_REWARD},
+    "shared critic": PPO | SHARED | {"kl": IN_REWARD},
+    "values made in the update": SHARED | {"algorithm": {"name": "reinforce_baseline"}, "rewards": DENSE},
+}
 
 
 # ---- statistics
@@ -65,18 +75,20 @@ def test_trace_and_signal_are_those_of_a_slow_loop_also_when_a_resample_holds_a_
 
 def test_gaussian_gradients_have_the_known_variance_signal_and_ratio_and_the_interval_holds_it():
     mean, deviation = [3.0, 0.0, -4.0], [1.0, 2.0, 2.0]  # |mean|^2 25, trace 9
-    found, held = [], 0
+    found, held, ratio_held = [], 0, 0
     for seed in range(60):
         given = measured(gaussian(80, mean, deviation, seed))
         (summary,) = summaries(given, 4, 0, Bootstrap(given, resamples=200))
         low, high = summary.variance_interval
         held += low <= 9 / 4 <= high
+        low, high = summary.snr_interval or (0, 0)
+        ratio_held += low <= 25 / (9 / 4) <= high
         found.append(summary)
     assert statistics.fmean(s.trace for s in found) == pytest.approx(9, rel=0.03)
     assert statistics.fmean(s.variance for s in found) == pytest.approx(9 / 4, rel=0.03)
     assert statistics.fmean(s.signal for s in found) == pytest.approx(25, rel=0.03)
     assert statistics.fmean(s.snr for s in found) == pytest.approx(25 / (9 / 4), rel=0.04)
-    assert held >= 51  # 95 % of 60 are 57
+    assert held >= 51 and ratio_held >= 51  # 95 % of 60 are 57
 
 
 def test_without_signal_the_estimated_signal_is_around_zero_and_not_the_noise():
@@ -113,6 +125,8 @@ def test_a_step_is_compared_with_the_groups_of_the_other_steps_only():
     a, b = summaries(given, 2, 0, Bootstrap(given, resamples=5))
     rest = [(6, 9), (2, 1)]  # of `first` without groups 0 and 1; without 2 and 3
     assert a.cosines == pytest.approx([6 / math.hypot(*rest[0]), (3 * 2 + 4 * 1) / 5 / math.hypot(*rest[1])])
+    assert len(summaries(given[:, :3], 2, 0, Bootstrap(given[:, :3], resamples=5))[0].cosines) == 1
+    assert summaries(given[:, :2], 2, 0, Bootstrap(given[:, :2], resamples=5))[0].cosines == []
     assert b.cosines == pytest.approx([9 / math.hypot(*rest[0]), -2 / math.hypot(*rest[1])])
 
 
@@ -224,9 +238,9 @@ def test_several_estimators_from_one_forward_are_each_as_if_alone(opened):
         assert torch.equal(found, alone)
 
 
-@pytest.mark.parametrize("case", [REINFORCE, PPO, PPO | {"critic": {"backbone": "policy"}}], ids=["", "ppo", "shared"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_measuring_leaves_weights_gradients_optimizers_and_data_as_they_were(opened, case):
-    session = opened(kl=IN_REWARD, **case)
+    session = opened(**case)
     made = run_of(session)
     learner = session.learner
     rungs, _ = variance.ladder(learner, 4)
@@ -260,20 +274,37 @@ def test_measured_weights_are_those_the_trainer_has_after_as_many_steps(tmp_path
     assert result["reward/kl_penalty"] != 0
 
 
+def test_the_kl_penalty_is_the_one_of_the_adapted_coefficient(opened):
+    session = opened(kl=IN_REWARD | {"target": 1e-4, "horizon": 1000}, **REINFORCE)
+    made = run_of(session)
+    rungs = variance.ladder(session.learner, 4)[0][:1]
+    session.learner.kl_coefficient = 1.0
+    whole = variance.gradients(made, rungs, 4)[1]["reward/kl_penalty"]
+    session.learner.kl_coefficient = 3.0
+    assert variance.gradients(made, rungs, 4)[1]["reward/kl_penalty"] == pytest.approx(3 * whole, rel=1e-3)
+    assert abs(whole) > 1e-6
+
+
 def test_measured_groups_are_fresh_ones_and_as_many_as_asked(opened, monkeypatch):
     session = opened(**REINFORCE)
     made = run_of(session, steps=0)
-    seen, score = [], loop.collect.score
+    seen, score, streams, generate = [], loop.collect.score, [], loop.collect.generate
 
     def spy(*args, **options):
         rollouts = score(*args, **options)
         seen.append({(r.prompt.id, tuple(r.completion.tokens.tolist())) for r in rollouts})
         return rollouts
 
+    def sampled(engine, prompts, sampling, *rest):
+        streams.append(sampling.step)
+        return generate(engine, prompts, sampling, *rest)
+
     monkeypatch.setattr(loop.collect, "score", spy)
+    monkeypatch.setattr(loop.collect, "generate", sampled)
     loop.train_step(made)
     found, facts = variance.gradients(made, variance.ladder(session.learner, 4)[0], 6)
     assert found.shape[1] == 6 and facts["rollouts"] == 24  # of two rounds of four prompts
+    assert streams == [1, 2, 3]  # each with random streams of its own
     assert len({prompt for round in seen for prompt, _ in round}) == 12
 
 
@@ -320,6 +351,10 @@ def test_on_the_shipped_recipe_the_order_of_the_ladder_is_beyond_the_noise(tmp_p
     for pair in [("trajectory return", "reward-to-go"), ("reward-to-go", "leave-one-out"), ("reward-to-go", "critic")]:
         assert steps[pair]["interval"][1] < 1
     rows = {row["name"]: row for row in result["estimators"]}
+    least = min(EXACT, key=lambda name: rows[name]["variance"])
+    assert result["large_sample_gradient"] == least and rows["group mean"]["variance"] < rows[least]["variance"]
+    assert result["reward/kl_penalty"] > 0
+    assert {row["options"]["denominator"] for row in rows.values()} == {"constant"}
     shrunk = rows["group mean"]["variance"] / rows["leave-one-out"]["variance"]
     assert shrunk == pytest.approx((7 / 8) ** 2, rel=1e-3)  # groups of 8: exactly 7/8 of the gradient
     assert rows["group mean"]["snr"] == pytest.approx(rows["leave-one-out"]["snr"], rel=1e-3)
@@ -349,6 +384,12 @@ def test_wrong_input_is_refused_before_anything_is_built(tmp_path, monkeypatch, 
     arguments = ["variance", "recipes/toy_reinforce.yaml", f"run.dir={tmp_path}/run", *given]
     assert cli.main(arguments) == cli.USAGE
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_end_of_the_run_may_be_measured_and_the_default_folder_lies_beside_the_runs(tmp_path):
+    recipe = small_run.recipe(tmp_path / "run")
+    assert variance._checked(recipe, 3, 2, None) == tmp_path / "run_variance"
+    assert (tmp_path / "run_variance").is_dir()
 
 
 def test_a_run_folder_that_is_a_file_and_a_recipe_without_rewards_are_refused(tmp_path, monkeypatch, capsys):
