@@ -168,6 +168,11 @@ class Update(Section):
         default=None, gt=0, description="stop the step's updates at this KL(old || new), nats per token"
     )
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether a rollout has one optimizer step, at the weights that sampled: then logp_old is logp."""
+        return self.epochs * self.minibatches == 1
+
 
 class CriticOptimizer(Optimizer):
     lr: float = Field(default=1e-5, gt=0, description="AdamW learning rate at its highest")
@@ -186,7 +191,7 @@ class Critic(Section):
         default=0.5, ge=0, description="of the value loss in a shared backbone; 0 trains the head alone"
     )
     clip: float | None = Field(
-        default=None, gt=0, description="largest change of a value per rollout step; PPO's option"
+        default=None, gt=0, description="PPO's option: no gradient moves a value further than this in one rollout step"
     )
     warmup: int = Field(default=0, ge=0, description="rollout steps at the start on which only the critic learns")
     optimizer: CriticOptimizer = CriticOptimizer()

@@ -250,6 +250,8 @@ CONTRADICTIONS = [
     (["algorithm.name=ppo", "critic.coefficient=1"], "critic.coefficient", "does not share the policy's backbone"),
     (["algorithm.name=ppo", "critic.clip=0.2"], "critic.clip", "one optimizer step per rollout"),
     (["algorithm.name=ppo", "critic.backbone=./nowhere"], "critic.backbone", "no folder ./nowhere"),
+    (["algorithm.name=ppo", "critic.backbone=polcy"], "critic.backbone", "did you mean 'policy'?"),
+    (["algorithm.name=ppo", "critic.minibatches=33"], "critic.minibatches", "cannot share out"),
     (["algorithm.name=ppo", "critic.warmup=100"], "critic.warmup", "would leave none for the policy"),
     (["update.max_kl=0.1"], "update.max_kl", "one optimizer step per rollout"),
     (["algorithm.name=trpo", "update.epochs=2"], "update.epochs", "one step per rollout"),
@@ -283,3 +285,8 @@ def test_a_saved_recipe_names_the_critic_only_where_there_is_one():
     assert "critic" not in config.dump(load())
     assert load("algorithm.name=ppo").critic.backbone == "copy"
     assert "backbone: copy" in config.dump(load("algorithm.name=ppo"))
+
+
+def test_an_option_set_to_null_is_as_if_not_given():
+    given = ["algorithm.name=reinforce", "algorithm.options.clip_low=null", "algorithm.options.gamma=null"]
+    assert load(*given).algorithm.options == load("algorithm.name=reinforce").algorithm.options

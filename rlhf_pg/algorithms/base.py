@@ -28,6 +28,8 @@ class Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            values = {key: value for key, value in values.items() if value is not None}  # null: as if not given
         given = [key for key in cls.refused if isinstance(values, Mapping) and key in values]
         if given:
             raise ValidationError.from_exception_data(
@@ -59,7 +61,7 @@ class Algorithm:
     update: Literal["gradient", "trust_region"] = "gradient"
     needs_critic: bool | Callable[[Any], bool] = False  # a function: it depends on the options
     needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it, and one optimizer step at most
-    credit_by_row: bool | Callable[[Any], bool] = False  # a row's credit reads no other row: it may be made in parts
+    credit_by_row: bool | Callable[[Any], bool] = False  # it reads no other row: it may be made in parts, unlogged
     min_group: int | Callable[[Any], int] = 1
 
     def settled(self, options: Options) -> Algorithm:

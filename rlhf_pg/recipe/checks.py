@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.recipe import messages
-from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, on_policy, sources
+from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, sources
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import SHIPPED
 from rlhf_pg.tasks import base as tasks
@@ -65,7 +65,7 @@ def _settled_algorithm(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
             f"rollout.samples_per_prompt: must be at least {minimum}, is {samples}: "
             f"{algorithm.name} compares the samples of one prompt"
         )
-    if algorithm.update == "gradient" and not algorithm.needs_old and not on_policy(recipe):
+    if algorithm.update == "gradient" and not algorithm.needs_old and not recipe.update.on_policy:
         yield (
             f"update: epochs x minibatches is {recipe.update.epochs * recipe.update.minibatches}, but {algorithm.name} "
             "weighs no ratio to the policy that sampled: after one optimizer step per rollout its gradient is wrong. "
@@ -89,6 +89,12 @@ def _critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
         )
     if _is_folder_name(critic.backbone) and not Path(critic.backbone).is_dir():
         yield f"critic.backbone: no folder {critic.backbone}"
+    hint = messages.nearest(critic.backbone, ["copy", "policy"])
+    if critic.backbone not in ("copy", "policy") and hint and not Path(critic.backbone).is_dir():
+        yield f"critic.backbone: no model {critic.backbone!r}{hint}"
+    prompts = recipe.rollout.prompts_per_step
+    if critic.backbone != "policy" and critic.minibatches > prompts:
+        yield f"critic.minibatches: {critic.minibatches} cannot share out rollout.prompts_per_step={prompts} prompts"
     if recipe.run.steps and critic.warmup >= recipe.run.steps:
         yield f"critic.warmup: {critic.warmup} of run.steps={recipe.run.steps} steps would leave none for the policy"
 
@@ -112,8 +118,8 @@ def _kl(recipe: Recipe) -> Iterator[str]:
     rows = recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
     if kl.target is not None and kl.horizon <= rows // 5:
         yield (
-            f"kl.horizon: {kl.horizon} with {rows} samples per step could take the coefficient below 0 in one step; use "
-            f"at least {rows // 5 + 1}"
+            f"kl.horizon: {kl.horizon} with {rows} samples per step could take the coefficient below 0 in one step; "
+            f"use at least {rows // 5 + 1}"
         )
     if kl.target is not None and kl.coefficient == 0:
         yield "kl.target: an adaptive coefficient needs one above 0 to start from; set kl.coefficient"

@@ -73,11 +73,6 @@ def algorithm_of(recipe: Recipe) -> Algorithm | None:
         return None
 
 
-def on_policy(recipe: Recipe) -> bool:
-    """Whether a rollout step has a single optimizer step, at the weights that sampled."""
-    return recipe.update.epochs * recipe.update.minibatches == 1
-
-
 def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     algorithm = algorithm_of(recipe)
     if recipe.kl.coefficient == 0:
@@ -91,7 +86,7 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for leaf in ("epochs", "minibatches"):
             yield f"update.{leaf}", f"in {algorithm.name}, which takes one step per rollout"
         yield "update.max_kl", f"in {algorithm.name}: its bound is algorithm.options.max_kl"
-    elif on_policy(recipe):
+    elif recipe.update.on_policy:
         yield "update.max_kl", "with one optimizer step per rollout"
     if algorithm:
         yield from _of_critic(recipe, algorithm)

@@ -13,6 +13,7 @@ from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
+SAME = 1e-12  # of the mean square: a variance that rounding alone may give to float32 returns that are equal
 Moments = dict[str, Tensor]  # by quantity: count, sum and sum of squares over sampled tokens, float64 [3]
 
 
@@ -24,13 +25,23 @@ def assign(learner: Learner, batch: Batch, signals: Signals) -> Credit | None:
     if learner.values_from_update:
         return None
     objective, backend = learner.objective, learner.backend
-    credit = objective.algorithm.credit(batch, signals, objective.options)
+    credit = make(learner, batch, signals)
     found = moments(credit, signals, batch.mask)
     logged = {f"credit/{name}": value for name, value in credit.metrics.items()} | metrics(found, backend)
     if objective.options.standardise:
         whole = backend.sum(found["advantage"])
         credit = replace(credit, advantage=F.normalize.standardise(credit.advantage, batch.mask, whole))
     return replace(credit, metrics=logged)
+
+
+def make(learner: Learner, batch: Batch, signals: Signals) -> Credit:
+    """The algorithm's credit of some rows. Raises ValueError where a critic is given nothing to learn."""
+    objective = learner.objective
+    credit = objective.algorithm.credit(batch, signals, objective.options)
+    if learner.critic and credit.returns is None:
+        name = objective.algorithm.name
+        raise ValueError(f"algorithm {name} has needs_critic, but its credit has no `returns` for the critic to learn")
+    return credit
 
 
 def moments(credit: Credit, signals: Signals, mask: Tensor) -> Moments:
@@ -52,12 +63,13 @@ def metrics(found: Moments, backend: Backend) -> dict[str, float]:
     out = {"advantage/mean": float(total / count), "advantage/rms": float((squares / count).sqrt())}
     if "value" not in found:
         return out
-    mean, variance = {}, {}
+    mean, variance, square = {}, {}, {}
     for name in ("value", "returns", "error"):
         count, total, squares = backend.sum(found[name])
         mean[name] = float(total / count)
-        variance[name] = float(squares / count) - mean[name] ** 2
+        square[name] = float(squares / count)
+        variance[name] = square[name] - mean[name] ** 2
     out |= {"value/mean": mean["value"], "returns/mean": mean["returns"]}
-    if variance["returns"] > 0:
+    if variance["returns"] > SAME * square["returns"]:
         out["value/explained_variance"] = 1 - variance["error"] / variance["returns"]
     return out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import Update
-from rlhf_pg.train.gradient_step import parts, pick, plan, step_critic
+from rlhf_pg.train.gradient_step import parts, pick, plan, ready_critic
 from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
@@ -30,11 +30,14 @@ def update(
     critic = learner.critic
     if critic is None or critic.shared or credit is None or credit.returns is None:
         return
-    own = learner.update.model_copy(update={"epochs": critic.options.epochs, "minibatches": critic.options.minibatches})
+    own = _own(learner, critic)
     for rows in plan(batch, own, learner.seed, step)[start:]:
         critic.optimizer.zero_grad(set_to_none=True)
         loss = _accumulate(learner, critic, own, batch, signals, credit.returns, rows, poll)
-        yield {"value/loss": loss, "value/grad_norm": step_critic(critic, learner.backend)}
+        norm = ready_critic(critic, learner.backend)
+        critic.optimizer.step()
+        critic.updates += 1
+        yield {"value/loss": loss, "value/grad_norm": norm}
 
 
 @torch.no_grad()
@@ -42,10 +45,16 @@ def values(learner: Learner, critic: CriticLearner, batch: Batch, poll: Callable
     """V [B, C] of the state before each sampled token, by a critic of its own, 0 elsewhere."""
     out = torch.zeros_like(batch.logp_rollout)
     rows = torch.arange(len(batch.group), device=batch.group.device)
-    for micro, part in parts(batch, rows, learner.update):
+    for micro, part in parts(batch, rows, _own(learner, critic)):
         poll()
         out[micro, : part.tokens.shape[1]] = critic.module(part)
     return out
+
+
+def _own(learner: Learner, critic: CriticLearner) -> Update:
+    """The `update` section as it holds for a critic of its own."""
+    steps = {"epochs": critic.options.epochs, "minibatches": critic.options.minibatches}
+    return learner.update.model_copy(update=steps | {"share_prompts": critic.share_prompts})
 
 
 def _accumulate(

@@ -43,12 +43,17 @@ def update(
         limit = learner.update.max_kl
         if limit is not None and number and metrics["kl/old"] > limit:
             return  # the policy is already that far from the one that sampled
-        norm, rate = step_optimizer(
+        head = learner.critic if learner.critic and learner.critic.shared else None
+        if head:
+            metrics["value/grad_norm"] = ready_critic(head, learner.backend)
+        norm, rate = ready(
             learner.backend, learner.optimizer, learner.optimization, learner.updates, learner.total_updates
         )
+        learner.optimizer.step()  # both gradients are finite: nothing stands between the two steps
         learner.updates += 1
-        if learner.critic and learner.critic.shared:
-            metrics["value/grad_norm"] = step_critic(learner.critic, learner.backend)
+        if head:
+            head.optimizer.step()
+            head.updates += 1
         yield metrics | {"grad_norm": norm, "lr": rate}
 
 
@@ -59,12 +64,12 @@ def zero_grad(learner: Learner) -> None:
         learner.critic.optimizer.zero_grad(set_to_none=True)
 
 
-def step_optimizer(
+def ready(
     backend: Backend, optimizer: torch.optim.Optimizer, settings: Optimizer | CriticOptimizer, number: int, total: int
 ) -> tuple[float, float]:
-    """Optimizer step `number` of `total` on the gradients that are there: (gradient norm before clipping, rate).
+    """Set the rate of optimizer step `number` of `total` and clip its gradients: (norm before clipping, rate).
 
-    Raises FloatingPointError, before anything is changed, for a norm that is not finite.
+    Raises FloatingPointError for a norm that is not finite; no weight has changed then.
     """
     rate = settings.lr * rate_factor(settings, number, total)
     for group in optimizer.param_groups:
@@ -72,16 +77,13 @@ def step_optimizer(
     norm = backend.clip(optimized(optimizer), settings.grad_clip)
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient norm before optimizer step {number + 1} is {norm}: it was not taken")
-    optimizer.step()
     return norm, rate
 
 
-def step_critic(critic: CriticLearner, backend: Backend) -> float:
-    """The critic's next optimizer step; returns the gradient norm."""
+def ready_critic(critic: CriticLearner, backend: Backend) -> float:
+    """The same for the critic's next optimizer step; returns the gradient norm."""
     settings = critic.options.optimizer
-    norm, _ = step_optimizer(backend, critic.optimizer, settings, critic.updates, critic.total_updates)
-    critic.updates += 1
-    return norm
+    return ready(backend, critic.optimizer, settings, critic.updates, critic.total_updates)[0]
 
 
 def plan(batch: Batch, update: Update, seed: int, step: int) -> list[Tensor]:
@@ -120,13 +122,13 @@ def accumulate(
         known = pick(signals, micro, part)
         if credit is None:
             known = replace(known, value=values[0].detach())
-            given = objective.algorithm.credit(part, known, objective.options)
+            given = credits.make(learner, part, known)
             moments.append(credits.moments(given, known, part.mask))
         else:
             given = pick(credit, micro, part)
         losses, metrics = token_losses(learner, part, known, given, logp, entropy, *values)
         loss = F.normalize.total(losses["policy"], part.mask, how, count, constant_length)
-        shares = {k: F.normalize.total(v.detach().float(), part.mask, "token", mask.sum()) for k, v in metrics.items()}
+        shares = {k: F.normalize.total(v.detach().float(), part.mask, "token", states) for k, v in metrics.items()}
         shares["loss"] = loss.detach()
         if "value" in losses:
             value_loss = F.normalize.total(losses["value"], part.mask, "token", states)
@@ -136,7 +138,8 @@ def accumulate(
             sums[name] = sums[name] + share if name in sums else share
         forwarded += part.prompt_tokens.numel() + part.tokens.numel()
     made = credits.metrics(credits.together(moments), learner.backend) if moments else {}
-    return {name: float(value) for name, value in sums.items()} | made | {"tokens/forwarded": forwarded}
+    whole = learner.backend.sum(torch.stack([sums[name].double() for name in sums])).tolist()  # over all ranks, at once
+    return dict(zip(sums, whole, strict=True)) | made | {"tokens/forwarded": forwarded}
 
 
 def parts(batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:

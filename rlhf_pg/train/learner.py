@@ -43,6 +43,7 @@ class CriticLearner:
     optimizer: torch.optim.Optimizer
     options: Critic
     total_updates: int
+    share_prompts: bool = True  # whether its own model may forward prompts once
     updates: int = 0  # optimizer steps done
 
     @property
@@ -79,7 +80,7 @@ class Learner:
         objective = self.objective
         by_row = objective.algorithm.credit_by_row and not objective.options.standardise
         shared = self.critic is not None and self.critic.shared
-        return bool(shared and by_row) and on_policy(self.update) and not objective.kl_in_reward
+        return bool(shared and by_row) and self.update.on_policy and not objective.kl_in_reward
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -90,8 +91,3 @@ class Learner:
 def optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """The parameters an optimizer steps."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def on_policy(update: Update) -> bool:
-    """Whether every gradient is taken at the weights that sampled: then logp_old is logp, and needs no pass."""
-    return update.epochs * update.minibatches == 1

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_pg.config import Lora, Recipe
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
-from rlhf_pg.models.load import add_adapter
+from rlhf_pg.models.load import add_adapter, load_config
 from rlhf_pg.recipe.effects import algorithm_of
 
 FLOAT32 = 4  # bytes: weights, gradients and optimizer state are float32 whatever `model.dtype`
-TRUST_REGION_VECTORS = 7  # the weights before, the gradient, a product, and conjugate gradient's four
+TRUST_REGION_VECTORS = 11  # flat copies alive at once: weights before, gradients, products, conjugate gradient's
 LOGITS_COPIES = 3  # of a chunk at once: logits, log-softmax, its gradient
 
 
@@ -146,10 +146,14 @@ def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: 
     algorithm = algorithm_of(recipe)
     if algorithm and algorithm.update == "trust_region":
         parts["trust region vectors"] = TRUST_REGION_VECTORS * trainable * FLOAT32
+        rows = recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
+        states = rows * recipe.rollout.max_new_tokens * shape.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+        parts["trust region: old states"] = states * FLOAT32
     else:
         parts["Adam state"] = 2 * trainable * FLOAT32
-    if algorithm and algorithm.needs_critic and recipe.critic.backbone == "copy":
-        parts["critic, its gradients and Adam state"] = (parameters + 3 * trainable) * FLOAT32
+    if algorithm and algorithm.needs_critic and recipe.critic.backbone != "policy":
+        own, learned = _critic_parameters(recipe, parameters, trainable)
+        parts["critic, its gradients and Adam state"] = (own + 3 * learned) * FLOAT32
     if recipe.kl.coefficient > 0 and not recipe.model.lora:
         parts["reference copy"] = parameters * FLOAT32
     slots = min(recipe.rollout.slots, recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt)
@@ -162,6 +166,15 @@ def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: 
     logits = min(max(CHUNK_LOGITS, vocabulary), scored * vocabulary)
     parts["update: logits chunk"] = LOGITS_COPIES * logits * FLOAT32
     return parts
+
+
+def _critic_parameters(recipe: Recipe, parameters: int, trainable: int) -> tuple[int, int]:
+    """(all, trainable) of a critic of its own, its unused head counted."""
+    if recipe.critic.backbone == "copy":
+        return parameters, trainable
+    trust = recipe.model.trust_remote_code
+    other = load_config(recipe.critic.backbone, trust_remote_code=trust)
+    return count_parameters(other, recipe.model.lora, trust_remote_code=trust)
 
 
 def cache_per_token(shape) -> int:

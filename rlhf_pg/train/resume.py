@@ -15,7 +15,13 @@ from rlhf_pg.train import state as run_state
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Signals
 
-LEARNED = ("model", "rewards", "algorithm", "kl", "critic")  # sections of a recipe that a resumed run may not change
+LEARNED = ("model", "rewards", "algorithm", "kl")
+OF_CRITIC = (
+    "backbone",
+    "coefficient",
+    "clip",
+    "warmup",
+)  # the same of its section  # sections of a recipe that a resumed run may not change
 
 
 @dataclass
@@ -62,6 +68,7 @@ def snapshot(session: Session, progress: Progress) -> tuple[dict[str, dict[str, 
         state["critic"] = {"updates": learner.critic.updates, "optimizer": numbers}
     if progress.pending:
         tensors["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
+        state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
     return tensors, state
 
@@ -91,6 +98,9 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     session.sampler.load_state(state["sampler"])
     progress = Progress(**state["progress"])
     if "pending" in state:
+        if state["pending_steps"] != _steps(session):
+            was = ", ".join(f"{key}={value}" for key, value in state["pending_steps"].items())
+            raise ValueError(f"the run was stopped inside a rollout step: finish that with {was}, then change them")
         batch = collate.to(Batch(**_named("batch", tensors["pending"])), session.learner.backend.device)
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
@@ -108,6 +118,7 @@ def refuse_another_run(recipe: Recipe | SftRecipe, saved: Path) -> None:
     asked = {
         "run.seed": (before.run.seed, recipe.run.seed),
         **{key: (getattr(before, key), getattr(recipe, key)) for key in sections},
+        **_critics(before, recipe),
         "data.train": (before.data.train, recipe.data.train),
     }
     changed = [f"{key} (was {old}, is {new})" for key, (old, new) in asked.items() if old != new]
@@ -127,6 +138,19 @@ def reference_identity(session: Session) -> str | None:
         named = ((n, p) for n, p in kept.named_parameters() if "lora_" not in n)
         session.reference_identity = run_state.weights_digest(named)
     return session.reference_identity
+
+
+def _critics(before: Recipe | SftRecipe, recipe: Recipe | SftRecipe) -> dict[str, tuple[Any, Any]]:
+    if isinstance(before, SftRecipe) or isinstance(recipe, SftRecipe):
+        return {}
+    return {f"critic.{key}": (getattr(before.critic, key), getattr(recipe.critic, key)) for key in OF_CRITIC}
+
+
+def _steps(session: Session) -> dict[str, int]:
+    """Into how many optimizer steps one rollout is divided."""
+    learner = session.learner
+    sections = {"update": learner.update} | ({"critic": learner.critic.options} if learner.critic else {})
+    return {f"{name}.{key}": getattr(s, key) for name, s in sections.items() for key in ("epochs", "minibatches")}
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class Session:
 
 
 def build(recipe: Recipe, *, learn: bool = True) -> Session:
-    """Every part of a run. `learn` False leaves out the optimizer's reference (evaluation needs neither).
+    """Every part of a run. `learn` False leaves out the critic and the reference, which evaluation does not need.
 
     Raises ValueError naming the key, file or column that is wrong.
     """
@@ -81,7 +81,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
 
     backend = Backend(recipe.model.dtype, recipe.log.trackers if learn else (), recipe.run.dir)
     model = _model(recipe, recipe.model.path, backend)
-    learner, policy = _learner(recipe, model, backend, learn=learn)
+    learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
     frozen, frozen_policy = None, None
     if learn and recipe.kl.coefficient > 0:
         frozen, frozen_policy = reference(policy, recipe.update, backend.autocast)
@@ -118,7 +118,9 @@ def _model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel:
     return model.to(backend.device)  # pyright: ignore[reportArgumentType]
 
 
-def _learner(recipe: Recipe, model: PreTrainedModel, backend: Backend, *, learn: bool) -> tuple[Learner, Policy]:
+def _learner(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend, *, learn: bool
+) -> tuple[Learner, Policy]:
     """The policy with its optimizer, and the critic with its own if the algorithm has one."""
     algorithm = resolve_algorithm(recipe.algorithm.name)
     options = algorithm.options(**recipe.algorithm.options)
@@ -130,7 +132,7 @@ def _learner(recipe: Recipe, model: PreTrainedModel, backend: Backend, *, learn:
         )
     critic, head = None, None
     if learn and algorithm.needs_critic:
-        critic, head = _critic(recipe, model, backend)
+        critic, head = _critic(recipe, model, tokenizer, backend)
     policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts, head)
     trainable = [p for p in model.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(policy, adamw(trainable, recipe.optimizer))
@@ -148,7 +150,9 @@ def _learner(recipe: Recipe, model: PreTrainedModel, backend: Backend, *, learn:
     return learner, policy
 
 
-def _critic(recipe: Recipe, model: PreTrainedModel, backend: Backend) -> tuple[CriticLearner, ValueHead | None]:
+def _critic(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend
+) -> tuple[CriticLearner, ValueHead | None]:
     """The critic, and its head if that sits on the policy. Raises ValueError for a backbone with other tokens."""
     section = recipe.critic
     if section.backbone == "policy":
@@ -156,17 +160,27 @@ def _critic(recipe: Recipe, model: PreTrainedModel, backend: Backend) -> tuple[C
         optimizer = backend.prepare(adamw(list(head.parameters()), section.optimizer))
         total = recipe.run.steps * recipe.update.epochs * recipe.update.minibatches
         return CriticLearner(head, optimizer, section, total), head
-    other = _model(recipe, recipe.model.path if section.backbone == "copy" else section.backbone, backend)
-    sizes = [m.config.get_text_config().vocab_size for m in (model, other)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"critic.backbone: {section.backbone} has {sizes[1]:,} tokens, the policy {sizes[0]:,}: the critic reads "
-            "the policy's tokens, so both need one tokenizer"
-        )
+    copied = section.backbone == "copy"
+    if not copied:
+        _same_tokens(recipe, tokenizer)
+    other = _model(recipe, recipe.model.path if copied else section.backbone, backend)
     own = Critic(other.get_decoder(), recipe.update.share_prompts).to(backend.device)
+    share_prompts = own.share_prompts
     trainable = [p for p in own.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer))
-    return CriticLearner(prepared, optimizer, section, recipe.run.steps * section.epochs * section.minibatches), None
+    total = recipe.run.steps * section.epochs * section.minibatches
+    return CriticLearner(prepared, optimizer, section, total, share_prompts), None
+
+
+def _same_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless the critic's model knows the policy's tokens by the same numbers."""
+    path, trust = recipe.critic.backbone, recipe.model.trust_remote_code
+    rows = load_config(path, trust_remote_code=trust).get_text_config().vocab_size
+    if load_tokenizer(path, trust_remote_code=trust).get_vocab() != tokenizer.get_vocab() or rows < len(tokenizer):
+        raise ValueError(
+            f"critic.backbone: {path} has other tokens than the policy ({rows:,} rows of embeddings, the policy's "
+            f"tokenizer has {len(tokenizer):,} tokens): the critic reads those, so both need one tokenizer"
+        )
 
 
 def adamw(parameters: list[torch.nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:

@@ -15,7 +15,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import critic_step
 from rlhf_pg.train.gradient_step import parts
-from rlhf_pg.train.learner import Learner, on_policy
+from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Signals
 
 Reference = Callable[..., Tensor]  # (batch, poll) -> logp_ref [B, C]
@@ -76,7 +76,7 @@ def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: C
     """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
     kl = learner.objective.kl
     in_reward = learner.objective.kl_in_reward
-    needs_old = in_reward or (learner.objective.algorithm.needs_old and not on_policy(learner.update))
+    needs_old = in_reward or (learner.objective.algorithm.needs_old and not learner.update.on_policy)
     logp_old, value = _old(learner, batch, needs_old, poll)
     logp_ref = reference(batch, poll) if reference else None
     token_reward = terminal_reward(batch)
@@ -106,6 +106,6 @@ def terminal_reward(batch: Batch) -> Tensor:
     """Each row's reward on its tokens, [B, C]: what single tokens were given, the rest on the last sampled one."""
     last = (collate.lengths(batch.mask) - 1).clamp(min=0)
     nothing = torch.zeros_like(batch.logp_rollout)
-    given = nothing if batch.token_reward is None else batch.token_reward
+    given = nothing if batch.token_reward is None else torch.where(batch.mask, batch.token_reward, 0)
     rest = batch.reward - given.sum(dim=1)  # [B]
     return given + nothing.scatter(1, last[:, None], rest[:, None])

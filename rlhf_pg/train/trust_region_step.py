@@ -110,9 +110,14 @@ class Region:
     hidden: Tensor = field(init=False)  # [B, C, H] at those weights
     head: tuple[Tensor, Tensor | None] = field(init=False)
     surrogate: float = field(init=False)  # L at those weights
+    count: Tensor = field(init=False)  # the objective's denominator
+    states: Tensor = field(init=False)  # sampled tokens, over all ranks
 
     def __post_init__(self):
+        objective, mask, backend = self.learner.objective, self.batch.mask, self.learner.backend
         self.start = [p.detach().clone() for p in self.learner.parameters]
+        counts = F.normalize.count(mask, objective.options.denominator, objective.constant_length)
+        self.count, self.states = backend.sum(counts), backend.sum(F.normalize.count(mask, "token"))
 
     @property
     def rows(self) -> Tensor:
@@ -141,17 +146,15 @@ class Region:
         policy = self.learner.backend.unwrap(self.learner.policy)
         self.head = policy.frozen_head()
         logp = torch.zeros_like(self.batch.logp_rollout)
-        pieces, surrogate = [], []
+        hidden, surrogate = None, []
         for micro, part in parts(self.batch, self.rows, self.learner.update):
             self.poll()
-            hidden, old, entropy = policy.remember(part)
-            logp[micro, : old.shape[1]] = old.to(logp.dtype)
-            pieces.append((micro, hidden))
+            states, old, entropy = policy.remember(part)
+            hidden = states.new_zeros(*logp.shape, states.shape[-1]) if hidden is None else hidden
+            hidden[micro, : old.shape[1]], logp[micro, : old.shape[1]] = states, old.to(logp.dtype)
             surrogate.append(self._surrogate(micro, part, old, entropy))
-        self.hidden = pieces[0][1].new_zeros(*logp.shape, pieces[0][1].shape[-1])
-        for micro, hidden in pieces:
-            self.hidden[micro, : hidden.shape[1]] = hidden
-        self.signals = replace(self.signals, logp_old=logp)
+        assert hidden is not None  # a batch has rows
+        self.hidden, self.signals = hidden, replace(self.signals, logp_old=logp)
         self.surrogate = float(self.learner.backend.sum(torch.stack(surrogate).sum()))
         self._count(len(self.rows))
 
@@ -171,25 +174,24 @@ class Region:
     def measure(self, offset: Tensor) -> tuple[float, float]:
         """(mean KL(old || weights + offset) over all sampled states, rise of the surrogate)."""
         self.move(offset)
-        backend, states = self.learner.backend, F.normalize.count(self.batch.mask, "token")
+        backend = self.learner.backend
         surrogate, divergence = [], []
         for micro, part in parts(self.batch, self.rows, self.learner.update):
             self.poll()
             logp, entropy, kl = self.learner.policy(part, old=self._snapshot(micro))
             surrogate.append(self._surrogate(micro, part, logp, entropy))
-            divergence.append(F.normalize.total(kl.double(), part.mask, "token", backend.sum(states)))
+            divergence.append(F.normalize.total(kl.double(), part.mask, "token", self.states))
         self._count(len(self.rows))
         moved = float(backend.sum(torch.stack(divergence).sum()))
         return moved, float(backend.sum(torch.stack(surrogate).sum())) - self.surrogate
 
     def _surrogate(self, rows: Tensor, part: Batch, logp: Tensor, entropy: Tensor) -> Tensor:
         """The share of some rows in what is maximised, float64: minus the loss of `accumulate`."""
-        objective, mask = self.learner.objective, self.batch.mask
+        objective = self.learner.objective
         how, length = objective.options.denominator, objective.constant_length
-        count = self.learner.backend.sum(F.normalize.count(mask, how, length))
         of_part = (pick(self.signals, rows, part), pick(self.credit, rows, part))
         losses, _ = token_losses(self.learner, part, *of_part, logp, entropy)
-        return -F.normalize.total(losses["policy"].double(), part.mask, how, count, length)
+        return -F.normalize.total(losses["policy"].double(), part.mask, how, self.count, length)
 
     def _snapshot(self, rows: Tensor) -> Snapshot:
         return Snapshot(self.hidden[rows], *self.head)

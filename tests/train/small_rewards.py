@@ -13,6 +13,10 @@ def seven_in_prompt(prompt):
     return float("7" in prompt)
 
 
+def always_one(completion):
+    return 1.0
+
+
 def sevens_unless_forbidden(completion):
     """Fails for as long as a file named "forbidden" lies beside this one."""
     if pathlib.Path(__file__).with_name("forbidden").exists():

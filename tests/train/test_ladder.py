@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train import learner, loop
-from rlhf_pg.train.stop import StopRequest
+from rlhf_pg.train import gradient_step, learner, loop
+from rlhf_pg.train.stop import Stopped, StopRequest
 from tests.train import small_run
 
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
-CRITIC = {"epochs": 2, "minibatches": 2, "optimizer": {"lr": 1e-3}}
+CRITIC = {"epochs": 2, "minibatches": 2, "optimizer": {"lr": 1e-3, "schedule": "linear"}}
 SMALL = {"tokens_per_microbatch": 60}
 CASES = {
     "reinforce": dict(algorithm={"name": "reinforce"}, kl=IN_REWARD),
@@ -220,15 +220,19 @@ def test_a_credit_that_reads_other_rows_is_made_before_the_update(tmp_path):
 
 def test_a_critic_may_be_another_smaller_model_with_the_same_tokens_only(tmp_path):
     tokenizer = character_tokenizer()
-    for name, vocabulary in (("smaller", len(tokenizer)), ("other", len(tokenizer) + 8)):
-        save_model(tiny_model(seed=1, vocabulary=vocabulary, num_hidden_layers=1), tokenizer, tmp_path / name)
+    permuted = character_tokenizer()
+    permuted.add_tokens(["<extra>"])
+    for name, rows, tokens in (("smaller", 8, tokenizer), ("other", 8, permuted), ("short", -1, tokenizer)):
+        model = tiny_model(seed=1, vocabulary=len(tokenizer) + rows, num_hidden_layers=1)
+        save_model(model, tokens, tmp_path / name)
     small = changes("ppo, shared critic", critic={"backbone": str(tmp_path / "smaller")}, run={"steps": 2})
     small_run.run(tmp_path / "run", **small)
     saved = last_checkpoint(tmp_path / "run")
     assert {int(name.split("layers.")[1].split(".")[0]) for name in saved if "critic/decoder.layers." in name} == {0}
-    wrong = changes("ppo, shared critic", critic={"backbone": str(tmp_path / "other")})
-    with pytest.raises(ValueError, match=r"critic\.backbone: .* tokens, .* one tokenizer"):
-        small_run.run(tmp_path / "wrong", **wrong)
+    for name in ("other", "short"):
+        wrong = changes("ppo, shared critic", critic={"backbone": str(tmp_path / name)})
+        with pytest.raises(ValueError, match=r"critic\.backbone: .* other tokens .* one tokenizer"):
+            small_run.run(tmp_path / "wrong", **wrong)
 
 
 def test_a_trust_region_run_keeps_no_optimizer_state_but_the_critics(whole):
@@ -264,3 +268,69 @@ def test_critics_train_in_bfloat16_arithmetic_on_float32_weights(tmp_path, name)
     saved = last_checkpoint(tmp_path)
     assert all(t.dtype == torch.float32 for n, t in saved.items() if n.startswith("critic/"))
     assert all(row["value/loss"] == row["value/loss"] for row in metrics(tmp_path))
+
+
+@pytest.mark.parametrize("backbone", ["copy", "policy"])
+def test_a_narrow_value_clip_changes_what_the_critic_learns(tmp_path, backbone):
+    """From the second epoch on values have moved by more than the clip; what that does is proved for the function."""
+    moved = {}
+    rollout = {"prompts_per_step": 12, "samples_per_prompt": 1, "max_new_tokens": 3}
+    for clip in (None, 1e-4):
+        steps = {"epochs": 4}
+        critic = {"backbone": backbone, "clip": clip, "optimizer": {"lr": 1e-2}} | (steps if backbone == "copy" else {})
+        reward = [{"fn": f"{small_run.REWARDS}:seven_in_prompt"}]
+        run = dict(
+            algorithm={"name": "ppo"}, critic=critic, update=SMALL | steps, rewards=reward, optimizer={"lr": 1e-30}
+        )
+        small_run.run(tmp_path / str(clip), **run, rollout=rollout, kl={"coefficient": 0.0}, run={"steps": 2})
+        moved[clip] = metrics(tmp_path / str(clip))[1]["value/mean"]
+    assert moved[1e-4] != pytest.approx(moved[None], rel=0.01)
+
+
+def test_a_rollout_step_that_was_cut_is_not_resumed_with_other_optimizer_steps(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise Stopped("test")
+
+    monkeypatch.setitem(loop.UPDATES, "gradient", stopped)
+    small_run.run(tmp_path, **changes("ppo on an adapter"))
+    monkeypatch.undo()
+    again = {"run": {"resume": "auto"}}
+    for other in ({"update": SMALL | {"epochs": 3}}, {"critic": CRITIC | {"minibatches": 1}}):
+        with pytest.raises(ValueError, match=r"update\.epochs=2, .*critic\.minibatches=2, then change"):
+            small_run.run(tmp_path, **changes("ppo on an adapter", **other, **again))
+    assert small_run.run(tmp_path, **changes("ppo on an adapter", **again)) == 0
+    slower = CRITIC | {"optimizer": {"lr": 1e-4}, "epochs": 1}
+    more = {"run": {"resume": "auto", "steps": 4}}
+    assert small_run.run(tmp_path, **changes("ppo on an adapter", critic=slower, **more)) == 0
+    with pytest.raises(ValueError, match=r"critic\.backbone \(was copy, is policy\)"):
+        small_run.run(tmp_path, **changes("ppo on an adapter", critic={"backbone": "policy"}, **more))
+
+
+def test_a_value_gradient_that_is_not_finite_leaves_policy_and_head_where_they_were(tmp_path, monkeypatch):
+    def breaks(*_):
+        raise FloatingPointError("head")
+
+    monkeypatch.setattr(gradient_step, "ready_critic", breaks)
+    with pytest.raises(FloatingPointError, match="head"):
+        small_run.run(tmp_path / "run", **changes("ppo, shared critic"))
+    monkeypatch.undo()
+    small_run.run(tmp_path / "start", **changes("ppo, shared critic", run={"steps": 0}))
+    start, cut = last_checkpoint(tmp_path / "start"), last_checkpoint(tmp_path / "run")
+    assert all(torch.equal(start[name], cut[name]) for name in start if name.startswith(("model/", "critic/")))
+
+
+def test_a_record_that_gives_its_critic_nothing_to_learn_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "forgetful.py").write_text(
+        "from dataclasses import replace\nfrom rlhf_pg.algorithms import ppo\n"
+        "def credit(*a):\n    return replace(ppo.credit(*a), returns=None)\n"
+        "algorithm = replace(ppo.algorithm, name='forgetful', credit=credit)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="forgetful has needs_critic, but its credit has no `returns`"):
+        small_run.run(tmp_path / "run", algorithm={"name": "forgetful:algorithm"})
+
+
+def test_equal_returns_have_no_explained_variance(tmp_path):
+    reward = [{"fn": f"{small_run.REWARDS}:always_one"}]
+    small_run.run(tmp_path, **changes("trpo", rewards=reward, kl={"coefficient": 0.0}))
+    assert all("value/explained_variance" not in row and "value/mean" in row for row in metrics(tmp_path))
