@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train import gradient_step, learner, loop
+from rlhf_pg.train import gradient_step, learner, loop, setup
 from rlhf_pg.train.stop import Stopped, StopRequest
 from tests.train import small_run
 
@@ -334,3 +334,30 @@ def test_equal_returns_have_no_explained_variance(tmp_path):
     reward = [{"fn": f"{small_run.REWARDS}:always_one"}]
     small_run.run(tmp_path, **changes("trpo", rewards=reward, kl={"coefficient": 0.0}))
     assert all("value/explained_variance" not in row and "value/mean" in row for row in metrics(tmp_path))
+
+
+def test_the_policys_schedule_spans_the_steps_that_the_warm_up_leaves_it(tmp_path):
+    settings = changes("baseline, own critic", optimizer={"lr": 1e-3, "schedule": "linear"})
+    small_run.run(tmp_path, **settings)
+    assert [row.get("lr") for row in metrics(tmp_path)] == [None, pytest.approx(1e-3), pytest.approx(0.5e-3)]
+
+
+IN_UPDATE = {"algorithm": {"name": "reinforce_baseline"}, "critic": {"backbone": "policy"}, "kl": {"coefficient": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({}, True),
+        ({"critic": {"backbone": "copy"}}, False),
+        ({"algorithm": {"name": "reinforce_baseline", "options": {"standardise": True}}}, False),
+        ({"kl": IN_REWARD}, False),
+        ({"algorithm": {"name": "ppo", "options": {"standardise": False}}, "update": {"epochs": 2}}, False),
+    ],
+)
+def test_values_come_from_the_update_only_where_that_is_the_same(tmp_path, other, expected):
+    session = setup.build(small_run.recipe(tmp_path, **(IN_UPDATE | other)))
+    try:
+        assert session.learner.values_from_update is expected
+    finally:
+        session.close()
