@@ -125,10 +125,14 @@ class Region:
 
     def move(self, offset: Tensor | None) -> None:
         """Set the weights to where they started plus `offset` [n]; None puts them back."""
-        pieces = _unflatten(offset, self.start) if offset is not None else [None] * len(self.start)
         with torch.no_grad():
+            if offset is None:
+                for parameter, origin in zip(self.learner.parameters, self.start, strict=True):
+                    parameter.copy_(origin)
+                return
+            pieces = _unflatten(offset, self.start)
             for parameter, origin, piece in zip(self.learner.parameters, self.start, pieces, strict=True):
-                parameter.copy_(origin if piece is None else origin + piece)
+                torch.add(origin, piece, out=parameter)
 
     def gradient(self) -> tuple[Tensor, dict[str, float]]:
         """g [n] = the gradient of what is to be maximised, and the metrics of its pass."""
