@@ -95,7 +95,9 @@ def _variance_command(commands) -> None:
     )
     _optional(made, "--after", type=int, metavar="N", help="train so many steps first, in memory; default: 10")
     _optional(made, "--groups", type=int, metavar="N", help="groups of samples to measure on; default: 256")
-    _optional(made, "--out", type=Path, metavar="FOLDER", help="for variance.json, .png; default: <run.dir>_variance")
+    _optional(
+        made, "--out", type=Path, metavar="FOLDER", help="for json and png; default: variance_<run> beside run.dir"
+    )
 
 
 def _rewards_commands(commands) -> None:

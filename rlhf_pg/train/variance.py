@@ -87,7 +87,7 @@ def _checked(recipe: Recipe, after: int, groups: int, out: Path | None) -> Path:
         raise ValueError(f"--groups {groups}: a variance needs at least 2 groups")
     if not 0 <= after <= recipe.run.steps:
         raise ValueError(f"--after {after}: the recipe's run has steps 0 to {recipe.run.steps} (run.steps)")
-    folder = out or recipe.run.dir.with_name(f"{recipe.run.dir.name}_variance")
+    folder = out or recipe.run.dir.with_name(f"variance_{recipe.run.dir.name}")
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held:
         raise ValueError(f"--out {folder} holds a run ({', '.join(held)}): choose another folder")

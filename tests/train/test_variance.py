@@ -281,8 +281,8 @@ def test_a_rung_is_judged_by_its_whole_interval(interval, verdict):
 
 def test_the_end_of_the_run_may_be_measured_and_the_default_folder_lies_beside_the_runs(tmp_path):
     recipe = small_run.recipe(tmp_path / "run")
-    assert variance._checked(recipe, 3, 2, None) == tmp_path / "run_variance"
-    assert (tmp_path / "run_variance").is_dir()
+    assert variance._checked(recipe, 3, 2, None) == tmp_path / "variance_run"
+    assert (tmp_path / "variance_run").is_dir()
 
 
 def test_a_run_folder_that_is_a_file_and_a_recipe_without_rewards_are_refused(tmp_path, monkeypatch, capsys):
