@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rlhf_pg.models.tree import Prefix
+
 Finish = Literal["stop", "length"]
 Outcome = Literal["scored", "unparseable", "truncated", "error", "timeout", "excluded"]
 
@@ -95,6 +97,7 @@ class Batch:
     reward: Tensor  # float32 [B]
     logp_rollout: Tensor  # float32 [B, C], engine, at sampling
     token_reward: Tensor | None = None  # float32 [B, C], the part of `reward` on single tokens; None = all on the last
+    prefix: Prefix | None = None  # its one prompt, where that was forwarded before: rows of a group cut into parts
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,6 @@ def test_a_short_trial_of_a_recipe_with_warmup_is_allowed():
     assert load("run.steps=3", "optimizer.warmup_steps=7").optimizer.warmup_steps == 7
 
 
-def test_checkpointing_of_shared_prompts():
-    line = problem("model.gradient_checkpointing=true")
-    assert line.startswith("model.gradient_checkpointing: cannot be combined with update.share_prompts")
-    assert load("model.gradient_checkpointing=true", "update.share_prompts=false").model.gradient_checkpointing
-
-
 def test_flash_attention_in_float32():
     assert problem("model.attention=flash_attention_2") == (
         "model.attention: flash_attention_2 has no float32 kernel; set model.dtype=bfloat16"

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from rlhf_pg.functional.shapes import lengths
 from rlhf_pg.types import Batch, Rollout
 
 
@@ -60,48 +61,75 @@ def select(batch: Batch, rows: Tensor) -> Batch:
     )
 
 
-def lengths(mask: Tensor) -> Tensor:
-    """Columns up to and including the last True of each row, [B] from [B, C] (holes inside do not shorten a row)."""
-    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (mask * columns).amax(dim=1)
+def micro_batches(batch: Batch, rows: Tensor, tokens: int, shared: bool = True) -> Iterator[list[Tensor]]:
+    """Split rows [M] into micro-batches of at most `tokens` positions (one row at the least).
 
-
-def micro_batches(batch: Batch, rows: Tensor, tokens: int, shared: bool = True) -> Iterator[Tensor]:
-    """Split rows [M] into lists of rows whose forward covers at most `tokens` positions (one row at the least).
-
-    Positions of a list = its prompts (its rows, unless prompts are `shared`) * longest prompt + its rows * longest
-    completion. Rows of a prompt stay together when they fit; similar lengths go together. How rows are split cannot
-    change the gradient, only its cost.
+    Each is a list of one tensor of rows; or, for a prompt with too many rows for one forward, of several that share
+    that prompt, which is forwarded before them. Positions: with prompts `shared`, those of the packed tree
+    (`models/tree.py`), else rows * (longest prompt + longest completion). Rows of a prompt stay together when they
+    fit; similar lengths go together. How rows are split cannot change the gradient, only its cost.
     """
-    current: list[int] = []
-    prompts = width = prompt_width = 0
-    for chunk, length, prompt_length in _chunks(batch, rows, tokens, shared):
-        wide, prompt_wide = max(width, length), max(prompt_width, prompt_length)
-        count = len(current) + len(chunk)
-        if current and count * wide + (prompts + 1 if shared else count) * prompt_wide > tokens:
-            yield rows[torch.tensor(current, device=rows.device)]
-            current, prompts, wide, prompt_wide = [], 0, length, prompt_length
-        current = current + chunk
-        prompts, width, prompt_width = prompts + 1, wide, prompt_wide
-    if current:
-        yield rows[torch.tensor(current, device=rows.device)]
+    yield from _trees(batch, rows, tokens) if shared else _rectangles(batch, rows, tokens)
 
 
-def _chunks(batch: Batch, rows: Tensor, tokens: int, shared: bool) -> Iterator[tuple[list[int], int, int]]:
-    """(positions in `rows`, longest completion, prompt length) of one prompt each, longest first, at most `tokens`."""
-    row_length = lengths(batch.mask[rows]).tolist()
+def positions(batch: Batch, shared: bool) -> int:
+    """How many positions the forward of a micro-batch covers."""
+    if not shared:
+        return len(batch.group) * (batch.prompt_tokens.shape[1] + batch.tokens.shape[1])
+    return int((lengths(batch.mask) - 1).sum()) + (0 if batch.prefix else int(batch.prompt_lengths.sum()))
+
+
+def _trees(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
+    row_length = (lengths(batch.mask[rows]) - 1).tolist()
+    prompt_length = batch.prompt_lengths.tolist()
     members: dict[int, list[int]] = {}
     for position, prompt in enumerate(batch.group[rows].tolist()):
         members.setdefault(prompt, []).append(position)
-    longest = {prompt: max(row_length[i] for i in of) for prompt, of in members.items()}
-    for prompt in sorted(members, key=lambda p: (-longest[p], p)):
-        prompt_length = int(batch.prompt_lengths[prompt])
-        room, each = (tokens - prompt_length, 0) if shared else (tokens, prompt_length)
-        size = max(1, room // max(1, longest[prompt] + each))
-        ordered = sorted(members[prompt], key=lambda i: (-row_length[i], i))
-        for start in range(0, len(ordered), size):
-            part = ordered[start : start + size]
-            yield part, row_length[part[0]], prompt_length
+    for of_prompt in members.values():
+        of_prompt.sort(key=lambda i: (-row_length[i], i))
+    current: list[int] = []
+    used = 0
+    for prompt, of_prompt in sorted(members.items(), key=lambda item: (-row_length[item[1][0]], item[0])):
+        size = prompt_length[prompt] + sum(row_length[i] for i in of_prompt)
+        if current and used + size > tokens:
+            yield [rows[torch.tensor(current, device=rows.device)]]
+            current, used = [], 0
+        if size > tokens and len(of_prompt) > 1:
+            room = tokens - prompt_length[prompt]  # the prompt's activations are kept beside those of each part
+            yield [rows[torch.tensor(part, device=rows.device)] for part in _portions(of_prompt, row_length, room)]
+        else:
+            current, used = current + of_prompt, used + size
+    if current:
+        yield [rows[torch.tensor(current, device=rows.device)]]
+
+
+def _portions(of_prompt: Sequence[int], row_length: Sequence[int], tokens: int) -> list[list[int]]:
+    """Rows of one prompt in parts of at most `tokens` positions, or of a single row."""
+    parts: list[list[int]] = [[]]
+    used = 0
+    for i in of_prompt:
+        if parts[-1] and used + row_length[i] > tokens:
+            parts.append([])
+            used = 0
+        parts[-1].append(i)
+        used += row_length[i]
+    return parts
+
+
+def _rectangles(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
+    row_length = lengths(batch.mask[rows]).tolist()
+    prompt_length = batch.prompt_lengths[batch.group[rows]].tolist()
+    current: list[int] = []
+    longest = longest_prompt = 0
+    for i in sorted(range(len(rows)), key=lambda i: (-row_length[i] - prompt_length[i], i)):
+        wide, prompt_wide = max(longest, row_length[i]), max(longest_prompt, prompt_length[i])
+        if current and (len(current) + 1) * (wide + prompt_wide) > tokens:
+            yield [rows[torch.tensor(current, device=rows.device)]]
+            current, wide, prompt_wide = [], row_length[i], prompt_length[i]
+        current = [*current, i]
+        longest, longest_prompt = wide, prompt_wide
+    if current:
+        yield [rows[torch.tensor(current, device=rows.device)]]
 
 
 def _token_reward(kept: Sequence[Rollout]) -> Tensor | None:

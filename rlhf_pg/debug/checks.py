@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -20,6 +20,7 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.debug import sharing
 from rlhf_pg.debug.inspect import visible
 from rlhf_pg.debug.probe import (
     SAMPLES,
@@ -35,6 +36,7 @@ from rlhf_pg.debug.probe import (
 from rlhf_pg.errors import RunError
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rollout.token_texts import of_text
+from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.train.signals import log_probs
 from rlhf_pg.types import Completion, Prompt, Sample
@@ -61,7 +63,7 @@ def run(recipe: Recipe) -> int:
     untracked = recipe.model_copy(update={"log": recipe.log.model_copy(update={"trackers": []})})
     session = build(untracked)
     try:
-        found = findings(session)
+        found = findings(session, session.notes.append)
     finally:
         session.close()
     console = Console()
@@ -74,7 +76,7 @@ def run(recipe: Recipe) -> int:
 def preflight(session: Session, message: Callable[[str], None]) -> None:
     """Say in one line that the checks passed. Raises RunError: what every failed check measured, and what to do."""
     started = time.monotonic()
-    found = findings(session)
+    found = findings(session, message)
     failed = [f"- {f.name}: {f.figure}; needed: {f.limit}. {f.advice}" for f in found if f.ok is False]
     if failed:
         heading = f"preflight: {len(failed)} of {len(found)} checks failed (run.preflight=false trains nevertheless)"
@@ -84,11 +86,21 @@ def preflight(session: Session, message: Callable[[str], None]) -> None:
     message(f"preflight: {passed} checks passed in {time.monotonic() - started:.1f} s{skipped}")
 
 
-def findings(session: Session) -> list[Finding]:
-    """All checks, in order. Weights, optimizer, data cursor, random streams and modes are afterwards as before."""
-    probe = functools.cache(lambda: sample(session))  # by the first check that needs it
+def findings(session: Session, message: Callable[[str], None] = lambda text: None) -> list[Finding]:
+    """All checks, in order. Weights, optimizer, data cursor, random streams and modes are afterwards as before.
+
+    Prompts are shared afterwards only if that gave the log-probs of whole rows; a message says so if not.
+    """
+    probe = functools.cache(lambda: _probe(session, message))  # by the first check that needs it
     with untouched(session):
         return [_finding(check, session, probe) for check in CHECKS]
+
+
+def _probe(session: Session, message: Callable[[str], None]) -> Probe:
+    """A probe scored by the policy as it will be trained."""
+    made = sample(session)
+    sharing.verify(session, made.batch, message)
+    return replace(made, trained=trainer_log_probs(session, made.batch))
 
 
 def table(found: Sequence[Finding]) -> Table:
@@ -188,7 +200,7 @@ def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
     with session.learner.backend.autocast():
         by_rows = log_probs(plain, few, session.learner.update)
         own = own_log_probs(session.model, few, temperature)
-    shared = Policy(session.model, temperature, session.recipe.update.share_prompts).share_prompts
+    shared = shares_prompts(session.learner.policy)
     gaps = {
         f"{'shared' if shared else 'trainer'} and plain": near.gap(trained, by_rows, few.mask),
         "plain and the model's own logits": near.gap(by_rows, own, few.mask),
@@ -198,9 +210,7 @@ def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
         all(gap <= near.limit for gap in gaps.values()),
         ", ".join(f"{pair}: {near.statistic} |difference| {gap:.1e}" for pair, gap in gaps.items()),
         str(near),
-        "If shared and plain differ, set update.share_prompts=false: what a token sees depends on more than the tokens "
-        "before it. If plain differs from the model's own logits, the model changes them after its head (a scale, a "
-        "soft cap) and cannot be trained here as it is.",
+        "The model changes its logits after its head (a scale, a soft cap) and cannot be trained here as it is.",
     )
 
 

@@ -23,3 +23,9 @@ def boolean(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.bool:
             raise ValueError(f"{name} has dtype {tensor.dtype}; it must be torch.bool (True = sampled by the policy)")
+
+
+def lengths(mask: Tensor) -> Tensor:
+    """Columns up to and including the last True of each row: mask [B, C] -> int64 [B]; holes do not shorten a row."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * columns).amax(dim=1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from rlhf_pg.models.hidden import at_sampled, can_share_prompts, hidden_states, spread
+from rlhf_pg.models.hidden import prompt_before_rows, spread, states_before
+from rlhf_pg.models.tree import Prefix
+from rlhf_pg.models.tree_attention import can_attend, teach
 from rlhf_pg.types import Batch
 
 
@@ -35,14 +38,20 @@ class ValueHead(nn.Module):
 class Critic(nn.Module):
     """A decoder of its own under a value head."""
 
-    def __init__(self, decoder: nn.Module, share_prompts: bool = True):
+    def __init__(self, decoder: PreTrainedModel, share_prompts: bool = True):
         super().__init__()
-        config = decoder.config
         self.decoder = decoder
-        self.share_prompts = share_prompts and can_share_prompts(config)  # pyright: ignore[reportArgumentType]
-        self.head = ValueHead(config.get_text_config().hidden_size)  # pyright: ignore
+        self.share_prompts = share_prompts and can_attend(decoder)
+        if self.share_prompts:
+            teach(decoder)
+        self.head = ValueHead(decoder.config.get_text_config().hidden_size)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """V [B, C] float32 of the state before each sampled token, 0 where `batch.mask` is False."""
-        hidden, scored = at_sampled(hidden_states(self.decoder, batch, self.share_prompts), batch.mask)
+    def forward(self, batch: Batch, *, prompt_only: bool = False) -> Tensor | Prefix:
+        """V [B, C] float32 of the state before each sampled token, 0 where `batch.mask` is False.
+
+        `prompt_only`: the batch's one prompt, for its rows to be forwarded in parts (`Batch.prefix`).
+        """
+        if prompt_only:
+            return prompt_before_rows(self.decoder, batch)
+        hidden, scored = states_before(self.decoder, batch, self.share_prompts)
         return spread(self.head(hidden), scored, batch.mask)

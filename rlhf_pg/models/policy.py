@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.functional.logprobs import distribution_kl, token_logprobs
 from rlhf_pg.models.critic import ValueHead
-from rlhf_pg.models.hidden import at_sampled, can_share_prompts, hidden_states, spread
+from rlhf_pg.models.hidden import prompt_before_rows, spread, states_before
+from rlhf_pg.models.tree import Prefix
+from rlhf_pg.models.tree_attention import can_attend, teach
 from rlhf_pg.types import Batch
 
 
@@ -49,26 +51,38 @@ class Policy(nn.Module):
             raise ValueError("model.lora.targets names the output head: its log-probs are computed from the plain head")
         self.model = model
         self.temperature = temperature
-        self.share_prompts = share_prompts and can_share_prompts(model.config)
+        self.share_prompts = share_prompts and can_attend(model.get_decoder())
+        if self.share_prompts:
+            teach(model)
         self.value_head = value_head
 
     def forward(
-        self, batch: Batch, *, score: bool = True, old: Snapshot | None = None, value: bool = False
-    ) -> tuple[Tensor, ...]:
+        self,
+        batch: Batch,
+        *,
+        score: bool = True,
+        old: Snapshot | None = None,
+        value: bool = False,
+        prompt_only: bool = False,
+    ) -> tuple[Tensor, ...] | Prefix:
         """Return (logp, entropy), each [B, C] float32, 0 where `batch.mask` is False.
 
         logp[b, t] = log pi(tokens[b, t] | prompt, tokens[b, <t]); entropy is of the distribution it was drawn from.
         With `old`, a snapshot of the same rows, KL(old || now) of every state's whole distribution [B, C] follows; with
         `value`, the value head's V(state) [B, C] follows. `score` False leaves logp and entropy out.
+        `prompt_only`: nothing of this, but the batch's one prompt, for its rows to be forwarded in parts
+        (`Batch.prefix`).
         """
-        hidden, scored = at_sampled(hidden_states(self.model.get_decoder(), batch, self.share_prompts), batch.mask)
+        if prompt_only:
+            return prompt_before_rows(self.model.get_decoder(), batch)
+        hidden, scored = states_before(self.model.get_decoder(), batch, self.share_prompts)
         head = self._head
         state = hidden.to(head.weight.dtype)  # [M, H]
         made: list[Tensor] = []
         if score:
             made += self._score(state, batch.tokens.reshape(-1).index_select(0, scored))
         if old is not None:
-            before, _ = at_sampled(old.hidden[:, : batch.mask.shape[1]], batch.mask)
+            before = old.hidden[:, : batch.mask.shape[1]].reshape(batch.mask.numel(), -1).index_select(0, scored)
             now = (state, head.weight, before, old.weight)
             made.append(distribution_kl(*now, bias=head.bias, bias_old=old.bias, **self._scaling))
         if value:
@@ -80,11 +94,11 @@ class Policy(nn.Module):
     @torch.no_grad()
     def remember(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(states before each completion token [B, C, H], in the head's dtype; logp; entropy), all without gradient."""
-        hidden = hidden_states(self.model.get_decoder(), batch, self.share_prompts).to(self._head.weight.dtype)
-        state, scored = at_sampled(hidden, batch.mask)
+        hidden, scored = states_before(self.model.get_decoder(), batch, self.share_prompts)
+        state = hidden.to(self._head.weight.dtype)
         made = self._score(state, batch.tokens.reshape(-1).index_select(0, scored))
         logp, entropy = (spread(x, scored, batch.mask) for x in made)
-        return hidden, logp, entropy
+        return spread(state, scored, batch.mask), logp, entropy
 
     def frozen_head(self) -> tuple[Tensor, Tensor | None]:
         """The head's weight [V, H] and bias as they are now: copies if they are trained, else the tensors."""

@@ -133,11 +133,6 @@ def _update(recipe: Recipe) -> Iterator[str]:
 
 def _model(recipe: Recipe) -> Iterator[str]:
     model = recipe.model
-    if model.gradient_checkpointing and recipe.update.share_prompts:
-        yield (
-            "model.gradient_checkpointing: cannot be combined with update.share_prompts, whose key/value cache carries "
-            "gradient and cannot be recomputed; set update.share_prompts=false"
-        )
     if model.attention == "flash_attention_2" and model.dtype == "float32":
         yield "model.attention: flash_attention_2 has no float32 kernel; set model.dtype=bfloat16"
 

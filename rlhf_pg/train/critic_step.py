@@ -45,7 +45,7 @@ def values(learner: Learner, critic: CriticLearner, batch: Batch, poll: Callable
     """V [B, C] of the state before each sampled token, by a critic of its own, 0 elsewhere."""
     out = torch.zeros_like(batch.logp_rollout)
     rows = torch.arange(len(batch.group), device=batch.group.device)
-    for micro, part in parts(batch, rows, _own(learner, critic)):
+    for micro, part in parts(critic.module, batch, rows, _own(learner, critic)):
         poll()
         out[micro, : part.tokens.shape[1]] = critic.module(part)
     return out
@@ -53,8 +53,9 @@ def values(learner: Learner, critic: CriticLearner, batch: Batch, poll: Callable
 
 def _own(learner: Learner, critic: CriticLearner) -> Update:
     """The `update` section as it holds for a critic of its own."""
-    steps = {"epochs": critic.options.epochs, "minibatches": critic.options.minibatches}
-    return learner.update.model_copy(update=steps | {"share_prompts": critic.share_prompts})
+    return learner.update.model_copy(
+        update={"epochs": critic.options.epochs, "minibatches": critic.options.minibatches}
+    )
 
 
 def _accumulate(
@@ -70,7 +71,7 @@ def _accumulate(
     """Add the gradient of the value loss of `rows` to the critic's .grad, one denominator; returns the loss."""
     count = learner.backend.sum(F.normalize.count(batch.mask[rows], "token"))
     total = 0.0
-    for micro, part in parts(batch, rows, update):
+    for micro, part in parts(critic.module, batch, rows, update):
         poll()
         kept, target = pick(signals, micro, part), returns[micro, : part.tokens.shape[1]]
         loss = F.objectives.value_loss(critic.module(part), target, kept.value, critic.options.clip)

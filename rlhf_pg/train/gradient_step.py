@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate
+from rlhf_pg.models.tree import Prefix
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, optimized
@@ -115,8 +116,9 @@ def accumulate(
     shared = learner.critic is not None and learner.critic.shared
     sums: dict[str, Tensor] = {}
     moments: list[credits.Moments] = []
-    forwarded = 0
-    for micro, part in parts(batch, rows, learner.update):
+    forwarded, before = 0, None
+    needed = int(mask.sum()) + int(batch.prompt_lengths[batch.group[rows].unique()].sum())
+    for micro, part in parts(learner.policy, batch, rows, learner.update):
         poll()
         logp, entropy, *values = learner.policy(part, value=shared)
         known = pick(signals, micro, part)
@@ -136,16 +138,33 @@ def accumulate(
         learner.backend.backward(loss)
         for name, share in shares.items():
             sums[name] = sums[name] + share if name in sums else share
-        forwarded += part.prompt_tokens.numel() + part.tokens.numel()
+        forwarded += collate.positions(part, shares_prompts(learner.policy))
+        if part.prefix and part.prefix is not before:
+            before, forwarded = part.prefix, forwarded + part.prefix.length
     made = credits.metrics(credits.together(moments), learner.backend) if moments else {}
     whole = learner.backend.sum(torch.stack([sums[name].double() for name in sums])).tolist()  # over all ranks, at once
-    return dict(zip(sums, whole, strict=True)) | made | {"tokens/forwarded": forwarded}
+    return dict(zip(sums, whole, strict=True)) | made | {"tokens/forwarded": forwarded, "tokens/needed": needed}
 
 
-def parts(batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
-    """The micro-batches of some rows: their row numbers [m], and the batch they make."""
-    for micro in collate.micro_batches(batch, rows, update.tokens_per_microbatch, update.share_prompts):
-        yield micro, collate.select(batch, micro)
+def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
+    """The micro-batches of some rows: their row numbers [m], and the batch they make.
+
+    A prompt whose rows do not fit into one is forwarded by `module` first, once, and gets its gradient when its last
+    row's has been taken: so take each part's gradient, if any, before the next part.
+    """
+    for pieces in collate.micro_batches(batch, rows, update.tokens_per_microbatch, shares_prompts(module)):
+        if len(pieces) == 1:
+            yield pieces[0], collate.select(batch, pieces[0])
+            continue
+        prefix: Prefix = module(collate.select(batch, pieces[0]), prompt_only=True)
+        for piece in pieces:
+            yield piece, replace(collate.select(batch, piece), prefix=prefix)
+        prefix.backward()
+
+
+def shares_prompts(module: nn.Module) -> bool:
+    """Whether a policy or critic, prepared by the backend or not, forwards each prompt once."""
+    return bool(getattr(module, "module", module).share_prompts)
 
 
 def pick(values, rows: Tensor, part: Batch):

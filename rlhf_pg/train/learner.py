@@ -43,7 +43,6 @@ class CriticLearner:
     optimizer: torch.optim.Optimizer
     options: Critic
     total_updates: int
-    share_prompts: bool = True  # whether its own model may forward prompts once
     updates: int = 0  # optimizer steps done
 
     @property

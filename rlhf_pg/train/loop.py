@@ -14,7 +14,7 @@ from rlhf_pg import config
 from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
-from rlhf_pg.debug import checks
+from rlhf_pg.debug import checks, sharing
 from rlhf_pg.models.load import save_model
 from rlhf_pg.rollout import collect
 from rlhf_pg.train import checkpoint, critic_step, gradient_step, report, trust_region_step
@@ -45,6 +45,7 @@ class Run:
     progress: Progress
     times: dict[str, float] = field(default_factory=dict)  # seconds of the current step by phase
     samples: list[dict[str, Any]] = field(default_factory=list)  # rows of the current step, to look at
+    verified: bool = False  # whether shared prompts have been compared with whole rows
 
     @property
     def recipe(self) -> Recipe:
@@ -199,6 +200,9 @@ def roll_out(run: Run) -> Pending:
         run.folder.write_rollouts(sampling.step, run.samples)
         with run.phase("update"):
             batch = collate.to(collate.collate(rollouts), session.learner.backend.device)
+            if not run.verified:
+                sharing.verify(session, batch, run.view.message)
+                run.verified = True
             made = signals(session.learner, session.reference, batch, run.poll)
         return Pending(batch, made, rollout_metrics(rollouts) | {"samples": len(rollouts)})
     except BaseException:

@@ -64,6 +64,6 @@ def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
     if not updates:
         return {}
     merged = {name: statistics.fmean(u[name] for u in updates) for name in updates[0]}
-    if "tokens/forwarded" in merged:
-        merged["tokens/forwarded"] = sum(u["tokens/forwarded"] for u in updates)
+    for name in {"tokens/forwarded", "tokens/needed"} & merged.keys():
+        merged[name] = sum(u[name] for u in updates)
     return merged | ({"lr": updates[-1]["lr"]} if "lr" in merged else {})

@@ -101,7 +101,8 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         if state["pending_steps"] != _steps(session):
             was = ", ".join(f"{key}={value}" for key, value in state["pending_steps"].items())
             raise ValueError(f"the run was stopped inside a rollout step: finish that with {was}, then change them")
-        batch = collate.to(Batch(**_named("batch", tensors["pending"])), session.learner.backend.device)
+        saved = Batch(**_named("batch", tensors["pending"]))  # pyright: ignore[reportArgumentType]
+        batch = collate.to(saved, session.learner.backend.device)
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
     run_state.restore_random_state(tensors["random"], state["random"])

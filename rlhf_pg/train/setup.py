@@ -141,7 +141,7 @@ def _learner(
         optimizer=optimizer,
         backend=backend,
         objective=Objective(algorithm, options, recipe.kl, recipe.rollout.max_new_tokens),
-        update=recipe.update.model_copy(update={"share_prompts": policy.share_prompts}),
+        update=recipe.update,
         optimization=recipe.optimizer,
         seed=recipe.run.seed,
         total_updates=(recipe.run.steps - recipe.critic.warmup) * recipe.update.epochs * recipe.update.minibatches,
@@ -165,11 +165,10 @@ def _critic(
         _same_tokens(recipe, tokenizer)
     other = _model(recipe, recipe.model.path if copied else section.backbone, backend)
     own = Critic(other.get_decoder(), recipe.update.share_prompts).to(backend.device)
-    share_prompts = own.share_prompts
     trainable = [p for p in own.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer))
     total = recipe.run.steps * section.epochs * section.minibatches
-    return CriticLearner(prepared, optimizer, section, total, share_prompts), None
+    return CriticLearner(prepared, optimizer, section, total), None
 
 
 def _same_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:

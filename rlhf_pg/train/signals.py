@@ -40,7 +40,7 @@ def _pass(
     """What a policy's forward, with the options `asked`, returns at the places `keep`: each [B, C], whole batch."""
     rows = torch.arange(len(batch.group), device=batch.group.device)
     whole = [torch.zeros_like(batch.logp_rollout) for _ in keep]
-    for micro, part in parts(batch, rows, update):
+    for micro, part in parts(policy, batch, rows, update):
         poll()
         made = policy(part, **asked)
         for out, place in zip(whole, keep, strict=True):

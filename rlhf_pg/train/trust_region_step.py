@@ -151,7 +151,7 @@ class Region:
         self.head = policy.frozen_head()
         logp = torch.zeros_like(self.batch.logp_rollout)
         hidden, surrogate = None, []
-        for micro, part in parts(self.batch, self.rows, self.learner.update):
+        for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
             states, old, entropy = policy.remember(part)
             hidden = states.new_zeros(*logp.shape, states.shape[-1]) if hidden is None else hidden
@@ -167,7 +167,7 @@ class Region:
         self.move(offset)
         zero_grad(self.learner)
         count = self.learner.backend.sum(F.normalize.count(self.batch.mask[rows], "token"))
-        for micro, part in parts(self.batch, rows, self.learner.update):
+        for micro, part in parts(self.learner.policy, self.batch, rows, self.learner.update):
             self.poll()
             (kl,) = self.learner.policy(part, score=False, old=self._snapshot(micro))
             self.learner.backend.backward(F.normalize.total(kl, part.mask, "token", count))
@@ -180,7 +180,7 @@ class Region:
         self.move(offset)
         backend = self.learner.backend
         surrogate, divergence = [], []
-        for micro, part in parts(self.batch, self.rows, self.learner.update):
+        for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
             logp, entropy, kl = self.learner.policy(part, old=self._snapshot(micro))
             surrogate.append(self._surrogate(micro, part, logp, entropy))

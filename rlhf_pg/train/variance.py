@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor
 from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.config import Recipe
+from rlhf_pg.data import collate
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import loop, variance_page
-from rlhf_pg.train.gradient_step import parts, pick
+from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import Progress
@@ -199,7 +201,8 @@ def group_gradients(
     longest, parameters = learner.objective.longest, learner.parameters
     rows = (batch.group == group).nonzero().squeeze(1)
     count = torch.tensor(samples * longest)
-    micros = list(parts(batch, rows, learner.update))
+    pieces = collate.micro_batches(batch, rows, learner.update.tokens_per_microbatch, shares_prompts(learner.policy))
+    micros = [(piece, collate.select(batch, piece)) for piece in chain.from_iterable(pieces)]
     shared = learner.policy(micros[0][1]) if len(micros) == 1 else None
     for rung, credit in zip(rungs, given, strict=True):
         flat = torch.zeros(sum(p.numel() for p in parameters), device=batch.tokens.device)

@@ -34,24 +34,43 @@ def test_an_excluded_sample_is_left_out_and_never_becomes_a_zero():
         collate.collate([rollout("a", [5], [1], None)])
 
 
+def shuffled(rows: int) -> torch.Tensor:
+    return torch.arange(rows)[torch.randperm(rows, generator=torch.Generator().manual_seed(0))]
+
+
 @pytest.mark.parametrize("tokens", [1, 12, 20, 33, 80, 1000])
 @pytest.mark.parametrize("shared", [True, False])
 def test_micro_batches_partition_the_rows_within_the_budget(tokens, shared):
     batch = random_batch(prompts=6, samples=5, seed=2)
-    rows = torch.arange(30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
-    parts = list(collate.micro_batches(batch, rows, tokens, shared))
-    assert sorted(torch.cat(parts).tolist()) == list(range(30))
-    for part in parts:
-        picked = collate.select(batch, part)
-        prompts = len(picked.prompt_lengths) if shared else len(part)
-        size = prompts * picked.prompt_tokens.shape[1] + picked.tokens.numel()
-        assert size <= tokens or len(part) == 1
+    found = list(collate.micro_batches(batch, shuffled(30), tokens, shared))
+    assert sorted(torch.cat([rows for pieces in found for rows in pieces]).tolist()) == list(range(30))
+    sizes = batch.mask.sum(dim=1)
+    for pieces in found:
+        for rows in pieces:
+            prompts = batch.group[rows].unique()
+            if shared:  # every prompt once (before its rows, where they are in pieces), no row's last token
+                alone = len(pieces) > 1
+                size = int((sizes[rows] - 1).sum()) + (0 if alone else int(batch.prompt_lengths[prompts].sum()))
+            else:
+                size = len(rows) * int(batch.prompt_lengths[prompts].max() + sizes[rows].max())
+            assert size <= tokens or len(rows) == 1
 
 
-def test_groups_stay_together_when_they_fit():
+def test_rows_of_a_prompt_go_in_parts_only_if_they_do_not_fit_and_then_by_themselves():
     batch = random_batch(prompts=6, samples=5, seed=2)
-    for part in collate.micro_batches(batch, torch.arange(30), 45):
-        assert set(batch.group[part].bincount(minlength=6).tolist()) <= {0, 5}
+    for pieces in collate.micro_batches(batch, torch.arange(30), 16):
+        rows = torch.cat(pieces)
+        whole = int((batch.mask[rows].sum(dim=1) - 1).sum() + batch.prompt_lengths[batch.group[rows].unique()].sum())
+        assert set(batch.group[rows].bincount(minlength=6).tolist()) <= {0, 5}
+        assert (len(pieces) > 1) == (whole > 16)
+        assert len(pieces) == 1 or len(batch.group[rows].unique()) == 1
+
+
+def test_whole_rows_of_similar_length_go_together():
+    batch = random_batch(prompts=6, samples=5, seed=2)
+    length = batch.mask.sum(dim=1) + batch.prompt_lengths[batch.group]
+    found = [rows for (rows,) in collate.micro_batches(batch, shuffled(30), 30, shared=False)]
+    assert len(found) > 3 and length[torch.cat(found)].tolist() == sorted(length.tolist(), reverse=True)
 
 
 def test_select_trims_columns_and_keeps_only_the_prompts_it_needs():

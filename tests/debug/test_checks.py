@@ -159,35 +159,45 @@ def test_the_reference_is_not_asked_for_where_there_is_none_nor_after_a_resume(s
 
 
 def on_shared_path(session, change):
-    """Break the forward that continues a shared prompt: the only one with a two-dimensional boolean mask."""
+    """Break the forward of packed prompts and rows: the only one that is given a tree."""
 
     def hook(module, args, kwargs):
-        mask = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and mask.dtype == torch.bool:
+        if "tree" in kwargs:
             change(kwargs)
         return args, kwargs
 
     session.model.get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def shift_positions(kwargs):
-    kwargs["position_ids"] = kwargs["position_ids"] + 1
+def shift_rows(kwargs):
+    kwargs["position_ids"] = kwargs["position_ids"].clone()
+    kwargs["position_ids"][:, kwargs["tree"].trunk :] += 1
 
 
-def show_padding(kwargs):
-    kwargs["attention_mask"] = torch.ones_like(kwargs["attention_mask"])
+def show_another_prompt(kwargs):
+    kwargs["tree"] = replace(kwargs["tree"], rows=kwargs["tree"].rows[::-1])
 
 
-@pytest.mark.parametrize("change", [shift_positions, show_padding])
-def test_a_shared_prompt_with_wrong_positions_or_visible_padding_is_refused(session, change):
+@pytest.mark.parametrize("change", [shift_rows, show_another_prompt])
+def test_shared_prompts_with_wrong_positions_or_of_other_rows_are_switched_off_with_a_warning(session, change):
     on_shared_path(session, change)
-    assert "prompt sharing" in refused(session)
+    said: list[str] = []
+    assert {f.name for f in checks.findings(session, said.append) if f.ok is False} == set()
+    (warning,) = said
+    assert "prompts are forwarded with every row from here on" in warning
+    assert not session.learner.policy.share_prompts and not session.reference_policy.share_prompts
     assert session.model.training
+
+
+def test_shared_prompts_that_agree_stay_shared_without_a_word(session):
+    said: list[str] = []
+    checks.findings(session, said.append)
+    assert said == [] and session.learner.policy.share_prompts
 
 
 def test_without_prompt_sharing_only_the_path_in_use_is_judged(scorer, tmp_path):
     session = small_session(scorer, tmp_path, update={"share_prompts": False})
-    on_shared_path(session, shift_positions)
+    on_shared_path(session, shift_rows)
     assert refused(session) == set()
     assert "shared" not in finding(session, "prompt sharing").figure
 
