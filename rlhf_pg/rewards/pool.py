@@ -17,6 +17,8 @@ from typing import Any
 from rlhf_pg.rewards.plugin import Reward
 
 LOAD_LIMIT_S = 120.0  # to import the plugins and run their `setup`
+ENDING_S = 0.5  # from the end of a process's replies to that of the process itself, at most
+REPLY_GRACE_S = 1.0  # for the rest of a reply that has begun to arrive
 REPLY_LIMIT = 256_000_000  # bytes, ten million rewards of tokens; a longer reply is a broken plugin
 
 
@@ -45,16 +47,26 @@ class Worker:
         self.ready = False
         self.job: Any = None
         self.inbox, self.outbox = bytearray(), memoryview(b"")
-        self.due = time.monotonic() + LOAD_LIMIT_S  # when the call in progress must have been answered
+        self.heard = time.monotonic()  # when something last arrived
+        self.due = self.heard + LOAD_LIMIT_S  # when the call in progress must have been answered
         path = [p or os.getcwd() for p in sys.path]
         self.send({"path": path, "memory_mb": memory_mb, "rewards": [asdict(r) for r in rewards]})
+
+    @property
+    def deadline(self) -> float:
+        """`due`, or a moment later in the middle of a reply, which a long one that nobody reads is kept from ending."""
+        return max(self.due, self.heard + REPLY_GRACE_S) if self.inbox else self.due
 
     def send(self, message: dict[str, Any]) -> None:
         self.outbox = memoryview(bytes(self.outbox) + (json.dumps(message) + "\n").encode("ascii"))
         self.flush()
 
-    def flush(self) -> None:
-        """Write as much of the outbox as the pipe takes; a dead reader shows as the end of its replies."""
+    def flush(self) -> bool:
+        """Write as much of the outbox as the pipe takes. Returns whether that was anything.
+
+        A dead reader shows as the end of its replies.
+        """
+        before = len(self.outbox)
         try:
             while self.outbox:
                 self.outbox = self.outbox[os.write(self.stdin, self.outbox[:65536]) :]
@@ -62,6 +74,7 @@ class Worker:
             pass
         except BrokenPipeError:
             self.outbox = memoryview(b"")
+        return len(self.outbox) < before
 
     def receive(self) -> list[dict[str, Any]] | None:
         """The replies that have arrived; None when the process is gone or talks nonsense."""
@@ -69,6 +82,7 @@ class Worker:
             data = os.read(self.stdout, 1 << 20)
         except BlockingIOError:
             return []
+        self.heard = time.monotonic()
         self.inbox += data
         *lines, self.inbox = self.inbox.split(b"\n") if b"\n" in data else [self.inbox]
         try:
@@ -78,6 +92,13 @@ class Worker:
         if not all(isinstance(r, dict) for r in replies) or len(self.inbox) > REPLY_LIMIT:
             return None
         return replies if replies or data else None
+
+    def ended_by_its_timer(self) -> bool:
+        """Whether the process, now gone, was ended by the limit it keeps when nobody else does (`worker.GRACE_S`)."""
+        try:
+            return self.process.wait(ENDING_S) == -signal.SIGALRM
+        except subprocess.TimeoutExpired:
+            return False
 
     def kill(self) -> str:
         """End the process and everything it started. Returns how it ended and the last line it printed."""

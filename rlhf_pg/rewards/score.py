@@ -11,12 +11,13 @@ import select
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_pg.errors import RunError
-from rlhf_pg.rewards.plugin import TOKEN_ARGUMENTS, Reward
+from rlhf_pg.rewards.arguments import arguments, batch_arguments, token_count
+from rlhf_pg.rewards.plugin import Reward
 from rlhf_pg.rewards.pool import Worker
 from rlhf_pg.rewards.verdict import Verdict, combine, read, read_batch
 from rlhf_pg.types import Sample, Score
@@ -48,36 +49,26 @@ class Scorer:
             raise ValueError("a scorer needs at least one reward function and one worker")
         self.rewards = tuple(rewards)
         self.size, self.memory_mb = workers, memory_mb
-        self._workers: list[Worker] = []
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
+        self.workers: list[Worker] = []
+        self.at_work = False  # on the samples of a `Scoring`
+        self._finalizer = weakref.finalize(self, _kill_all, self.workers)
 
     def score(self, samples: Sequence[Sample], poll: Callable[[], None] = lambda: None) -> list[Score]:
         """One Score per sample, in order. `poll` is called at least every second and may raise, to leave at once.
 
         Raises RunError when no worker can start or every sample failed.
         """
-        verdicts: list[list[Verdict | None]] = [[None] * len(samples) for _ in self.rewards]
-        queue = deque(self._jobs(len(samples)))
-        for worker in self._workers:
-            worker.forget_log()
-        try:
-            while queue or any(w.job for w in self._workers):
-                self._assign(queue, samples)
-                self._wait()
-                poll()
-                for worker in list(self._workers):
-                    self._step(worker, samples, queue, verdicts)
-        except BaseException:
-            self.close()  # a worker may be in the middle of a job that nobody waits for
-            raise
-        scores = [combine(self.rewards, [row[i] for row in verdicts]) for i in range(len(samples))]
-        if scores and all(s.reward is None and s.outcome in ("error", "timeout") for s in scores):
-            raise RunError(f"every one of {len(scores)} samples failed to be scored; the first: {scores[0].detail}")
-        return scores
+        with self.open(len(samples)) as scoring:
+            scoring.add(dict(enumerate(samples)))
+            return scoring.finish(poll)
+
+    def open(self, count: int) -> Scoring:
+        """For `count` samples that come little by little. Raises ValueError while others are being scored."""
+        return Scoring(self, count)
 
     def close(self) -> None:
-        """End the worker processes. A later `score` starts new ones."""
-        _kill_all(self._workers)
+        """End the worker processes. A later use starts new ones."""
+        _kill_all(self.workers)
 
     def __enter__(self) -> Scorer:
         return self
@@ -85,52 +76,130 @@ class Scorer:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _jobs(self, count: int) -> list[Job]:
-        step = max(1, math.ceil(count / (4 * self.size)))
-        jobs = []
-        for number, reward in enumerate(self.rewards):
-            size = max(1, count) if reward.batched else step
-            jobs += [Job(number, list(range(i, min(i + size, count)))) for i in range(0, count, size)]
-        return jobs
 
-    def _assign(self, queue: deque[Job], samples: Sequence[Sample]) -> None:
-        for worker in self._workers:
-            if queue and worker.ready and worker.job is None:
-                worker.job = job = queue.popleft()
-                reward = self.rewards[job.reward]
-                if reward.batched:
-                    calls = [[None, batch_arguments(reward, [samples[i] for i in job.waiting])]]
-                else:
-                    calls = [[i, arguments(reward, samples[i])] for i in job.waiting]
-                worker.due = time.monotonic() + self._limit(reward)
-                try:
-                    worker.send({"reward": job.reward, "calls": calls})
-                except TypeError as error:
-                    raise ValueError(f"a data column holds something that is not a JSON value: {error}") from error
-        starting = sum(not w.ready for w in self._workers)
-        while len(self._workers) < self.size and starting < len(queue):
-            self._workers.append(Worker(self.rewards, self.memory_mb))
+class Scoring:
+    """One batch of samples on its way through a scorer's workers; left before its end, it takes the workers with it.
+
+        with scorer.open(count) as scoring:
+            scoring.add({0: sample, ...})  # in any order, as they come; neither this nor `pump` ever waits
+            scoring.pump()                 # between other work, so that replies are taken and deadlines kept
+            scores = scoring.finish()
+
+    Functions of one sample start at once; functions of a batch get the whole of it in `finish`.
+    """
+
+    def __init__(self, scorer: Scorer, count: int) -> None:
+        if scorer.at_work:
+            raise ValueError("the scorer is at work on other samples: finish those first, or use another scorer")
+        self.scorer, self.rewards = scorer, scorer.rewards
+        self.share = max(1, math.ceil(count / (4 * scorer.size)))  # the most samples a job has
+        self.samples: dict[int, Sample] = {}
+        self.waiting: list[deque[int]] = [deque() for _ in self.rewards]  # for a place in a job
+        self.jobs: deque[Job] = deque()  # for a worker, before any of `waiting`
+        self.verdicts: list[dict[int, Verdict]] = [{} for _ in self.rewards]
+
+    def __enter__(self) -> Scoring:
+        self.scorer.at_work = True
+        for worker in self.scorer.workers:
+            worker.forget_log()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.scorer.at_work = False
+        if self._unfinished():
+            self.scorer.close()  # a worker may be in the middle of a job that nobody waits for
+
+    def add(self, samples: Mapping[int, Sample]) -> None:
+        """Take samples by index, each index once, and give idle workers what there is. Raises as `pump` does."""
+        twice = sorted(self.samples.keys() & samples.keys())
+        if twice:
+            raise ValueError(f"sample {twice[0]} was added before: give each sample an index of its own")
+        self.samples |= samples
+        for reward, waiting in zip(self.rewards, self.waiting, strict=True):
+            if not reward.batched:
+                waiting.extend(samples)
+        self.pump()
+
+    def pump(self) -> None:
+        """Take the replies that are there, end the calls whose time is up, give idle workers something to do.
+
+        Raises RunError when no worker can start, ValueError for a data column that is no JSON value.
+        """
+        for worker in list(self.scorer.workers):
+            self._step(worker)
+        self._assign()
+
+    def finish(self, poll: Callable[[], None] = lambda: None) -> list[Score]:
+        """Wait for what is left. One Score per sample, by index. `poll` is called at least every second and may raise,
+        to leave at once. Raises RunError when no worker can start or every sample failed."""
+        order = sorted(self.samples)
+        self.jobs += [Job(n, list(order)) for n, reward in enumerate(self.rewards) if reward.batched and order]
+        while self._unfinished():
+            self._assign()
+            self._wait()
+            poll()
+            for worker in list(self.scorer.workers):
+                self._step(worker)
+        scores = [combine(self.rewards, [given[i] for given in self.verdicts]) for i in order]
+        if scores and all(s.reward is None and s.outcome in ("error", "timeout") for s in scores):
+            raise RunError(f"every one of {len(scores)} samples failed to be scored; the first: {scores[0].detail}")
+        return scores
+
+    def _unfinished(self) -> bool:
+        return bool(self.jobs) or any(self.waiting) or any(w.job for w in self.scorer.workers)
+
+    def _assign(self) -> None:
+        """Give every idle worker a job; start workers while there is more to do than they will be enough for."""
+        workers = self.scorer.workers
+        for worker in workers:
+            if worker.ready and worker.job is None and (job := self._next_job()):
+                self._send(worker, job)
+        starting = sum(not w.ready for w in workers)
+        ahead = len(self.jobs) + sum(math.ceil(len(waiting) / self.share) for waiting in self.waiting)
+        while len(workers) < self.scorer.size and starting < ahead:
+            workers.append(Worker(self.rewards, self.scorer.memory_mb))
             starting += 1
 
-    def _limit(self, reward: Reward) -> float:
-        return reward.timeout_s + (ASYNC_GRACE_S if reward.is_async else 0.0)
+    def _next_job(self) -> Job | None:
+        if self.jobs:
+            return self.jobs.popleft()
+        for number, waiting in enumerate(self.waiting):
+            if waiting:
+                return Job(number, [waiting.popleft() for _ in range(min(self.share, len(waiting)))])
+        return None
+
+    def _send(self, worker: Worker, job: Job) -> None:
+        reward = self.rewards[job.reward]
+        if reward.batched:
+            calls = [[None, batch_arguments(reward, [self.samples[i] for i in job.waiting])]]
+        else:
+            calls = [[i, arguments(reward, self.samples[i])] for i in job.waiting]
+        worker.job, worker.due = job, time.monotonic() + _limit(reward)
+        try:
+            worker.send({"reward": job.reward, "calls": calls})
+        except TypeError as error:
+            raise ValueError(f"a data column holds something that is not a JSON value: {error}") from error
 
     def _wait(self) -> None:
         """Sleep until a worker says something, takes more input, or runs out of time."""
-        busy = [w for w in self._workers if w.job or not w.ready]
+        busy = [w for w in self.scorer.workers if w.job or not w.ready]
         poll = select.poll()
         for worker in busy:
             poll.register(worker.stdout, select.POLLIN)
             if worker.outbox:
                 poll.register(worker.stdin, select.POLLOUT)
-        remaining = min(w.due for w in busy) - time.monotonic()
+        remaining = min(w.deadline for w in busy) - time.monotonic()
         poll.poll(min(max(0.0, remaining), POLL_S) * 1000)
 
-    def _step(self, worker: Worker, samples: Sequence[Sample], queue: deque[Job], verdicts: list[list]) -> None:
-        """Take in what one worker has said; replace it when it is late or gone."""
+    def _step(self, worker: Worker) -> None:
+        """Take in what one worker has said; replace it when it is late or gone.
+
+        It is late only by what has not arrived by now: nobody may have looked for long, as while a batch is decoded.
+        """
         if worker.ready and worker.job is None:
             return
-        worker.flush()
+        if worker.flush() and worker.job is not None:
+            worker.due = time.monotonic() + _limit(self.rewards[worker.job.reward])  # it has only now been told
         replies = worker.receive()
         for reply in replies or []:
             if not worker.ready:
@@ -138,31 +207,31 @@ class Scorer:
                     raise RunError(f"reward functions cannot be loaded in a worker: {reply.get('failed')}")
                 worker.ready = True
             elif worker.job is not None:
-                self._record(worker, reply, samples, verdicts)
-        late = time.monotonic() > worker.due and (worker.job is not None or not worker.ready)
-        if replies is None or (late and not replies):
-            self._bury(worker, queue, verdicts, late=replies is not None)
+                self._record(worker, reply)
+        late = time.monotonic() > worker.deadline and (worker.job is not None or not worker.ready)
+        if replies is None:
+            self._bury(worker, late=worker.ended_by_its_timer())
+        elif late and not replies:
+            self._bury(worker, late=True)
 
-    def _record(self, worker: Worker, reply: dict[str, Any], samples: Sequence[Sample], verdicts: list[list]) -> None:
+    def _record(self, worker: Worker, reply: dict[str, Any]) -> None:
         job: Job = worker.job
-        reward = self.rewards[job.reward]
+        reward, given = self.rewards[job.reward], self.verdicts[job.reward]
         if reward.batched:
-            lengths = [token_count(samples[i]) for i in job.waiting]
-            for i, verdict in zip(job.waiting, read_batch(reward, reply, job.waiting, lengths), strict=True):
-                verdicts[job.reward][i] = verdict
+            lengths = [token_count(self.samples[i]) for i in job.waiting]
+            given.update(zip(job.waiting, read_batch(reward, reply, job.waiting, lengths), strict=True))
             job.waiting = []
-        elif reply.get("index") in job.waiting:
-            index = reply["index"]
-            verdicts[job.reward][index] = read(reward, reply, index, token_count(samples[index]))
+        elif (index := reply.get("index")) in job.waiting:
+            given[index] = read(reward, reply, index, token_count(self.samples[index]))
             job.waiting.remove(index)
             if not reward.is_async:
-                worker.due = time.monotonic() + self._limit(reward)
+                worker.due = time.monotonic() + _limit(reward)
         if not job.waiting:
             worker.job = None
 
-    def _bury(self, worker: Worker, queue: deque[Job], verdicts: list[list], late: bool) -> None:
+    def _bury(self, worker: Worker, late: bool) -> None:
         """Kill a worker, blame the call it was in, and queue what it had not reached."""
-        self._workers.remove(worker)
+        self.scorer.workers.remove(worker)
         current, how = worker.current(), worker.kill()
         if not worker.ready:
             raise RunError(f"reward functions cannot be loaded in a worker: {how}")
@@ -171,48 +240,20 @@ class Scorer:
             return
         reward = self.rewards[job.reward]
         if reward.is_async and not reward.batched and len(job.waiting) > 1:
-            queue.extendleft(Job(job.reward, [i]) for i in reversed(job.waiting))  # one of them: find out which
+            self.jobs.extendleft(Job(job.reward, [i]) for i in reversed(job.waiting))  # one of them: find out which
             return
-        blamed = job.waiting if reward.batched or reward.is_async else [current]
+        first = current if current in job.waiting else job.waiting[0]  # it may not have come to its first call
+        blamed = job.waiting if reward.batched or reward.is_async else [first]
         cause = {"limit": f"no answer within {reward.timeout_s:g} s", "late": True} if late else {"limit": how}
         for i in blamed:
-            verdicts[job.reward][i] = read(reward, cause, i)
+            self.verdicts[job.reward][i] = read(reward, cause, i)
         rest = [i for i in job.waiting if i not in blamed]
         if rest:
-            queue.appendleft(Job(job.reward, rest))
+            self.jobs.appendleft(Job(job.reward, rest))
 
 
-def arguments(reward: Reward, sample: Sample) -> dict[str, Any]:
-    """What a per-sample function is called with. The sample's own texts and tokens win over columns of the same name.
-
-    Tokens go only to a function that names them, and only of a sample that has some.
-    """
-    known = sample.columns | {"prompt": sample.prompt, "completion": sample.completion, "finish": sample.finish}
-    wanted = {*reward.arguments, *reward.optional}
-    given = known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
-    named = wanted.intersection(TOKEN_ARGUMENTS)
-    return given | {k: _tokens(k, sample) for k in named} if named and token_count(sample) else given
-
-
-def batch_arguments(reward: Reward, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """What a per-batch function is called with: lists over the samples, None where a sample lacks a column."""
-    known = {name: [s.columns.get(name) for s in samples] for name in {n for s in samples for n in s.columns}}
-    known |= {"prompts": [s.prompt for s in samples], "completions": [s.completion for s in samples]}
-    known["finish"] = [s.finish for s in samples]
-    wanted = {*reward.arguments, *reward.optional}
-    given = known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
-    named = wanted.intersection(TOKEN_ARGUMENTS)
-    there = named and all(token_count(s) for s in samples)
-    return given | {k: [_tokens(k, s) for s in samples] for k in named} if there else given
-
-
-def token_count(sample: Sample) -> int:
-    """Its sampled tokens; 0 when it was not sampled."""
-    return sample.completion_tokens or len(sample.token_texts)
-
-
-def _tokens(argument: str, sample: Sample) -> int | tuple[str, ...]:
-    return token_count(sample) if argument == "completion_tokens" else getattr(sample, argument)
+def _limit(reward: Reward) -> float:
+    return reward.timeout_s + (ASYNC_GRACE_S if reward.is_async else 0.0)
 
 
 def _kill_all(workers: list[Worker]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 FLUSH_S = 0.004
-GRACE_S = 5.0  # should the parent be gone, the kernel ends a call this long after its limit
+GRACE_S = 5.0  # should the parent be gone or busy, the kernel ends a call this long after its limit
 
 
 def main() -> None:
@@ -72,6 +72,7 @@ def _in_turn(
         os.pwrite(progress, b"%12d" % (index or 0), 0)
         signal.setitimer(signal.ITIMER_REAL, reward["timeout_s"] + GRACE_S)
         done.append({"index": index, **_call(function, arguments, reward["is_async"])})
+        signal.setitimer(signal.ITIMER_REAL, 0)  # a reply may have to wait until the parent reads
     _reply(replies, *done)
 
 

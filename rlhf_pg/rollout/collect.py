@@ -1,48 +1,77 @@
-"""One step's experience: generate groups of completions, decode them, score them."""
+"""One step's experience: generate groups of completions and score each as soon as it is finished."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_pg.rewards.plugin import asks_for
 from rlhf_pg.rewards.score import Scorer
-from rlhf_pg.rollout.engine import Engine
-from rlhf_pg.rollout.token_texts import token_texts
+from rlhf_pg.rollout.engine import Engine, Progress
+from rlhf_pg.rollout.token_texts import TokenTexts
 from rlhf_pg.types import Completion, Prompt, Rollout, Sample, Sampling
 
+Part = Literal["rollout", "reward"]
 
-def generate(
+
+def rollouts(
     engine: Engine,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    progress: Callable[[int, int, int], None] | None = None,
-) -> list[tuple[Prompt, Completion]]:
-    """`sampling.samples` completions of every prompt, groups adjacent."""
-    groups = engine.generate(prompts, sampling, progress)
-    return [(prompt, completion) for prompt, group in zip(prompts, groups, strict=True) for completion in group]
-
-
-def score(
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
-    generated: Sequence[tuple[Prompt, Completion]],
-    poll: Callable[[], None] = lambda: None,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
+    progress: Progress | None = None,
+    poll: Callable[[], None] = lambda: None,
+    part: Callable[[Part], AbstractContextManager[object]] = nullcontext,
 ) -> list[Rollout]:
-    """Decode and score completions sampled under that limit. Texts are decoded without special tokens.
+    """`sampling.samples` scored completions of every prompt, groups adjacent.
 
-    Single tokens are decoded only if a reward function asks for them. `poll` may raise, to leave at once.
+    A completion is decoded (without special tokens) and handed to the scorer when it finishes, so reward functions work
+    while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then "reward",
+    waiting for the rewards that are left. `progress` is called in the first and `poll`, at least every second, in the
+    second; both may raise, to leave at once. Raises ValueError when the engine keeps completions back.
     """
-    ids = [c.tokens.tolist() for _, c in generated]
-    texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
-    asked = any(asks_for(reward, "token_texts") for reward in scorer.rewards)
-    of_tokens = token_texts(tokenizer, ids) if asked else [()] * len(ids)
-    samples = [
-        Sample(prompt.text, text, completion.finish, prompt.columns, split, max_new_tokens, len(tokens))
-        for (prompt, completion), tokens, text, split in zip(generated, ids, texts, of_tokens, strict=True)
-    ]
-    scores = scorer.score(samples, poll)
-    return [Rollout(p, c, text, score) for (p, c), text, score in zip(generated, texts, scores, strict=True)]
+    total = len(prompts) * sampling.samples
+    samples: dict[int, Sample] = {}
+    sample_of = _Decoder(scorer, tokenizer, sampling.max_new_tokens)
+
+    def finished(prompt: int, place: int, completion: Completion) -> None:
+        index = prompt * sampling.samples + place
+        samples[index] = sample_of(prompts[prompt], completion)
+        scoring.add({index: samples[index]})
+
+    def between_steps(done: int, rows: int, tokens: int) -> None:
+        if progress is not None:
+            progress(done, rows, tokens)
+        scoring.pump()
+
+    with scorer.open(total) as scoring:
+        with part("rollout"):
+            groups = engine.generate(prompts, sampling, between_steps, finished)
+        if len(samples) != total:
+            raise ValueError(
+                f"the engine called `finished` for {len(samples)} of {total} completions: it must for each"
+            )
+        with part("reward"):
+            scores = scoring.finish(poll)
+    generated = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
+    return [Rollout(p, c, samples[i].completion, scores[i]) for i, (p, c) in enumerate(generated)]
+
+
+class _Decoder:
+    """Completions sampled under one limit, as reward functions see them. Single tokens are decoded only if one asks."""
+
+    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        asked = any(asks_for(reward, "token_texts") for reward in scorer.rewards)
+        self.token_texts = TokenTexts(tokenizer) if asked else None
+
+    def __call__(self, prompt: Prompt, completion: Completion) -> Sample:
+        ids = completion.tokens.tolist()
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        split = self.token_texts(ids) if self.token_texts else ()
+        return Sample(prompt.text, text, completion.finish, prompt.columns, split, self.max_new_tokens, len(ids))

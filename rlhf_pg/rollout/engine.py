@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Progress = Callable[[int, int, int], None]  # (rows done, rows in all, tokens sampled so far)
+Finished = Callable[[int, int, Completion], None]  # (index of the prompt, of its sample, what was sampled)
 
 SHIPPED = {
     "native": "rlhf_pg.rollout.native:NativeEngine",
@@ -29,14 +30,20 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """Sample `sampling.samples` completions of every prompt.
 
         Returns one list per prompt, in the order given; inside, sample j at place j. Sample j of a prompt depends only
         on (weights, seed, step, prompt id, j). `Completion.logp` is that of the untruncated policy at
         `sampling.temperature` (at 1 when the temperature is 0, which takes the most likely token).
-        `progress` may raise, to leave at once: the engine is then as it was before the call.
+        `finished` is called once for every completion, in any order, as soon as it is known: an engine that learns of
+        all together calls it for each before it returns. `progress` is called again and again meanwhile, and last when
+        all is done. Either may raise, to leave at once: the engine is then as it was before the call.
         Raises ValueError for a request that cannot be served, before anything is sampled.
         """
         ...

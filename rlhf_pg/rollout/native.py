@@ -1,15 +1,15 @@
 """The in-process engine: samples from the live weights of the model being trained.
 
 A queue of prompts feeds a fixed number of slots. A prompt is prefilled once and its keys and values are copied to the
-rows of its group; all rows in use then decode one token at a time. A row that finishes leaves at once (the last row in
-use moves into its place), and when enough slots are free, or none is in use, they are refilled from the queue.
+rows of its group; all rows in use then decode one token at a time. A row that finishes is handed out and leaves at once
+(the last row in use moves into its place), and when enough slots are free, or none is in use, they are refilled from
+the queue.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from rlhf_pg.rollout.admission import Admission, Queue
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
-from rlhf_pg.rollout.engine import Progress, check_request
+from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.sampling import choose, uniforms
 from rlhf_pg.types import Completion, Prompt, Sampling
 
@@ -45,13 +45,17 @@ class NativeEngine:
         self._cache: SlotCache | None = None
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`. Also raises FloatingPointError when the model's logits are not finite."""
         check_request(prompts, sampling, context_of(self.model.config), self.model.config.get_text_config().vocab_size)
         with torch.no_grad(), evaluation_mode(self.model):
             try:
-                return _Run(self, prompts, sampling, progress).completions()
+                return _Run(self, prompts, sampling, progress, finished).completions()
             except BaseException:
                 self.close()  # the cache may hold anything, non-finite numbers included
                 raise
@@ -98,20 +102,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@dataclass
-class _Log:
-    """What was sampled, in the order of sampling: one entry per step."""
-
-    owner: list[Tensor] = field(default_factory=list)  # [n]
-    tokens: list[Tensor] = field(default_factory=list)  # [n]
-    logp: list[Tensor] = field(default_factory=list)  # [n]
-
-
 class _Run:
     """The state of one `generate`. Rows 0 .. n - 1 of every buffer are in use."""
 
-    def __init__(self, engine: NativeEngine, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None):
-        self.engine, self.prompts, self.sampling, self.progress = engine, prompts, sampling, progress
+    def __init__(
+        self,
+        engine: NativeEngine,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None,
+        finished: Finished | None,
+    ):
+        self.engine, self.prompts, self.sampling = engine, prompts, sampling
+        self.progress, self.finished = progress, finished
         self.device = embedding_weight(engine.model).device
         self.total = len(prompts) * sampling.samples
         self.slots = min(engine.slots, self.total)
@@ -120,10 +123,13 @@ class _Run:
         self.state = torch.zeros(4, self.slots, dtype=torch.int64, device=self.device)
         # Each [slots]. token: sampled, not yet forwarded; length: of the cache row; owner: prompt * samples + sample
         self.token, self.length, self.count, self.owner = self.state
-        self.uniform = torch.zeros(self.slots, sampling.max_new_tokens, dtype=torch.float64, device=self.device)
+        shape = self.slots, sampling.max_new_tokens
+        self.uniform = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        self.log_tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)  # a row's own in columns < count
+        self.log_logp = torch.zeros(shape, dtype=torch.float32, device=self.device)
         self.is_eos = self._eos_table()
         self.n = self.longest = self.done = self.sampled = 0
-        self.log = _Log()
+        self.read: dict[int, Completion] = {}  # by owner
 
     def _eos_table(self) -> Tensor:
         """bool [V at least]: one lookup per step, however many EOS ids there are."""
@@ -193,14 +199,14 @@ class _Run:
     def _advance(self, first: int, logits: Tensor) -> None:
         """Sample a token for the rows first .. n - 1 from logits [n - first, V]; drop those that finished."""
         here = slice(first, self.n)
-        uniform = self.uniform[here].gather(1, self.count[here, None]).squeeze(1)  # [n - first]
+        column = self.count[here, None]  # [n - first, 1]
+        uniform = self.uniform[here].gather(1, column).squeeze(1)  # [n - first]
         chunk = max(1, CHOOSE_ELEMENTS // logits.shape[-1])
         parts = zip(logits.split(chunk), uniform.split(chunk), strict=True)
         drawn = [choose(some, u, self.sampling) for some, u in parts]
         tokens, logp = drawn[0] if len(drawn) == 1 else map(torch.cat, zip(*drawn, strict=True))
-        self.log.owner.append(self.owner[here].clone())
-        self.log.tokens.append(tokens)
-        self.log.logp.append(logp)
+        self.log_tokens[here].scatter_(1, column, tokens[:, None])
+        self.log_logp[here].scatter_(1, column, logp[:, None])
         self.token[here] = tokens
         self.count[here] += 1
         self.sampled += len(tokens)
@@ -213,27 +219,31 @@ class _Run:
         leaving = int(finished.sum())
         if not leaving:
             return
+        self._read_out(first + finished.nonzero().squeeze(1))
         n = self.n - leaving
         target = first + finished[: n - first].nonzero().squeeze(1)
         source = n + (~finished[n - first :]).nonzero().squeeze(1)
         if len(source):
             self.cache.move(source, target, self.longest)
             self.state[:, target] = self.state[:, source]
-            self.uniform[target] = self.uniform[source]
+            for rows in (self.uniform, self.log_tokens, self.log_logp):
+                rows[target] = rows[source]
         self.n, self.done = n, self.done + leaving
         self.longest = int(self.length[:n].max()) if n else 0
 
-    def _assemble(self) -> list[list[Completion]]:
-        """Sort what was sampled by row of the result, keeping the order of time within each row."""
-        owner, order = torch.cat(self.log.owner).cpu().sort(stable=True)
-        tokens, logp = torch.cat(self.log.tokens).cpu()[order], torch.cat(self.log.logp).cpu()[order]
-        if not bool(logp.isfinite().all()):
+    def _read_out(self, rows: Tensor) -> None:
+        """Make completions of finished rows [m] and hand them out."""
+        _, _, count, owner = self.state[:, rows].tolist()
+        tokens, logp = (log[rows, : max(count)].cpu() for log in (self.log_tokens, self.log_logp))  # [m, longest]
+        if not bool(logp.isfinite().all()):  # what earlier rows left behind `count` was looked at with them
             raise FloatingPointError("the model's logits are not finite: its weights diverged or overflow their dtype")
-        sizes = owner.bincount(minlength=self.total).tolist()
-        eos, version = set(self.engine.eos_ids), self.engine.version
-        rows = [
-            Completion(t.clone(), lp.clone(), "stop" if int(t[-1]) in eos else "length", version)
-            for t, lp in zip(tokens.split(sizes), logp.split(sizes), strict=True)
-        ]
+        for t, lp, length, row in zip(tokens, logp, count, owner, strict=True):
+            finish = "stop" if int(t[length - 1]) in self.engine.eos_ids else "length"
+            made = Completion(t[:length].clone(), lp[:length].clone(), finish, self.engine.version)
+            self.read[row] = made
+            if self.finished is not None:
+                self.finished(row // self.sampling.samples, row % self.sampling.samples, made)
+
+    def _assemble(self) -> list[list[Completion]]:
         samples = self.sampling.samples
-        return [rows[start : start + samples] for start in range(0, self.total, samples)]
+        return [[self.read[start + j] for j in range(samples)] for start in range(0, self.total, samples)]

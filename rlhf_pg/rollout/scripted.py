@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_pg.rollout.engine import Progress, check_request
+from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 
@@ -34,7 +34,11 @@ class ScriptedEngine:
         self.loaded: dict[str, Tensor] = {}
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`. Raises ValueError for a prompt that is not in the script."""
         check_request(prompts, sampling)
@@ -43,9 +47,12 @@ class ScriptedEngine:
             raise ValueError(f"the script has no completion for prompts {missing}")
         played: list[list[Completion]] = []
         tokens = 0
-        for prompt in prompts:
+        for number, prompt in enumerate(prompts):
             played.append([self._play(prompt.id, j, sampling.max_new_tokens) for j in range(sampling.samples)])
             tokens += sum(len(completion.tokens) for completion in played[-1])
+            if finished is not None:
+                for j, completion in enumerate(played[-1]):
+                    finished(number, j, completion)
             if progress is not None:
                 progress(len(played) * sampling.samples, len(prompts) * sampling.samples, tokens)
         return played

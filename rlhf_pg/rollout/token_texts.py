@@ -18,19 +18,32 @@ LONGEST = 4  # tokens of one character: it has at most four bytes
 Decode = Callable[[Sequence[int]], str]
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
-    """One text per token of each completion, "" for special tokens.
+class TokenTexts:
+    """Called with the tokens of a completion: one text per token, "" for special tokens.
 
     A character spread over several tokens is the text of the last of them; so are characters that no token boundary
-    separates.
+    separates. Tokens seen before, in any completion, are not decoded again.
     """
 
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.alone: dict[int, str] = {}
+        self.after: dict[int, str] = {}  # as it reads after another token
 
-    alone = {i: decode([i]) for i in sorted({i for ids in completions for i in ids})}
-    after = {i: decode([i, i])[len(text) :] for i, text in alone.items()}  # as it reads after another token
-    return [_pieces(ids, alone, after, decode) for ids in completions]
+    def __call__(self, ids: Sequence[int]) -> tuple[str, ...]:
+        for i in set(ids).difference(self.alone):
+            self.alone[i] = self._decode([i])
+            self.after[i] = self._decode([i, i])[len(self.alone[i]) :]
+        return _pieces(ids, self.alone, self.after, self._decode)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+    """The texts of the tokens of each completion."""
+    texts = TokenTexts(tokenizer)
+    return [texts(ids) for ids in completions]
 
 
 def of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:

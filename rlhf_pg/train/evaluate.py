@@ -64,16 +64,14 @@ def evaluate(
         temperature=recipe.eval.temperature,
         seed=recipe.run.seed,
     )
-    limit = sampling.max_new_tokens
-    generated = collect.generate(engine, prompts, sampling, progress)
-    sampled = collect.score(scorer, tokenizer, generated, poll, max_new_tokens=limit)
+    given = engine, scorer, tokenizer, prompts
+    sampled = collect.rollouts(*given, sampling, progress=progress, poll=poll)
     metrics = _pass_at_k(_verdicts(sampled), recipe.eval.k)
     metrics["failed"] = sum(r.score.reward is None for r in sampled)
     metrics["length_mean"] = float(np.mean([len(r.completion.tokens) for r in sampled]))
     if recipe.eval.greedy:
-        once = Sampling(samples=1, max_new_tokens=limit, temperature=0.0)
-        generated = collect.generate(engine, prompts, once, progress)
-        greedy = _verdicts(collect.score(scorer, tokenizer, generated, poll, max_new_tokens=limit))
+        once = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
+        greedy = _verdicts(collect.rollouts(*given, once, progress=progress, poll=poll))
         metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in greedy.values()])
     return metrics
 

@@ -191,11 +191,17 @@ def roll_out(run: Run) -> Pending:
             seed=recipe.run.seed,
             step=run.progress.step + 1,
         )
-        with run.phase("rollout"), session.learner.backend.autocast():
-            generated = collect.generate(session.engine, session.sampler.next(), sampling, run.poll)
-        with run.phase("reward"):
-            limit = sampling.max_new_tokens
-            rollouts = collect.score(session.scorer, session.tokenizer, generated, run.poll, max_new_tokens=limit)
+        with session.learner.backend.autocast():
+            rollouts = collect.rollouts(
+                session.engine,
+                session.scorer,
+                session.tokenizer,
+                session.sampler.next(),
+                sampling,
+                progress=run.poll,
+                poll=run.poll,
+                part=run.phase,
+            )
         run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
         run.folder.write_rollouts(sampling.step, run.samples)
         with run.phase("update"):

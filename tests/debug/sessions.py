@@ -65,8 +65,8 @@ class Wrapped:
     def version(self):
         return self.engine.version
 
-    def generate(self, prompts, sampling, progress=None):
-        return self.engine.generate(prompts, sampling, progress)
+    def generate(self, prompts, sampling, progress=None, finished=None):
+        return self.engine.generate(prompts, sampling, progress, finished)
 
     def load_weights(self, tensors, version):
         self.engine.load_weights(tensors, version)

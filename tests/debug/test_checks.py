@@ -37,9 +37,9 @@ def test_a_sound_session_passes_every_check_and_is_left_bit_for_bit_as_it_was(se
 
 def test_random_streams_that_an_engine_draws_from_are_put_back(session):
     class Draws(Wrapped):
-        def generate(self, prompts, sampling, progress=None):
+        def generate(self, prompts, sampling, progress=None, finished=None):
             torch.rand(3), np.random.rand(3), random.random()  # pyright: ignore[reportUnusedExpression]
-            return super().generate(prompts, sampling, progress)
+            return super().generate(prompts, sampling, progress, finished)
 
     session.engine = Draws(session.engine)
     before = everything(session)
@@ -95,15 +95,16 @@ def test_in_bfloat16_a_sound_session_passes_and_a_stale_engine_does_not(fresh_ac
 
 
 class OtherTemperature(Wrapped):
-    def generate(self, prompts, sampling, progress=None):
-        return self.engine.generate(prompts, replace(sampling, temperature=sampling.temperature * 1.1), progress)
+    def generate(self, prompts, sampling, progress=None, finished=None):
+        hotter = replace(sampling, temperature=sampling.temperature * 1.1)
+        return self.engine.generate(prompts, hotter, progress, finished)
 
 
 class Noisy(Wrapped):
     noise = 0.0
 
-    def generate(self, prompts, sampling, progress=None):
-        groups = self.engine.generate(prompts, sampling, progress)
+    def generate(self, prompts, sampling, progress=None, finished=None):
+        groups = self.engine.generate(prompts, sampling, progress, finished)
         return [[replace(c, logp=c.logp + self.noise) for c in group] for group in groups]
 
 
@@ -126,7 +127,7 @@ def test_log_probs_off_by_more_than_rounding_are_refused(session):
 
 def test_a_check_that_raises_has_failed_and_the_others_still_run(session):
     class Broken(Wrapped):
-        def generate(self, prompts, sampling, progress=None):
+        def generate(self, prompts, sampling, progress=None, finished=None):
             raise FloatingPointError("not finite")
 
     session.engine = Broken(session.engine)

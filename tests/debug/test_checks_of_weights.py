@@ -74,9 +74,9 @@ def test_weights_are_restored_when_the_engine_raises_in_the_middle(session, fail
             super().load_weights(tensors, version)
             self.check("load_weights")
 
-        def generate(self, prompts, sampling, progress=None):
+        def generate(self, prompts, sampling, progress=None, finished=None):
             self.check("generate")
-            return super().generate(prompts, sampling, progress)
+            return super().generate(prompts, sampling, progress, finished)
 
         def check(self, where):
             if self.version == 1 and where == fails:

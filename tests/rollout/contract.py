@@ -206,6 +206,29 @@ class EngineContract:
             engine.generate(ragged_prompts(), SAMPLING, leave)
         assert tokens_of(engine.generate(ragged_prompts(), SAMPLING)) == expected
 
+    def test_every_completion_is_handed_out_once_as_it_is_returned(self, engine):
+        seen: list[tuple[int, int, Completion]] = []
+        groups = engine.generate(ragged_prompts(), SAMPLING, finished=lambda *given: seen.append(given))
+        assert sorted(place for *place, _ in seen) == [[prompt, sample] for prompt in range(6) for sample in range(4)]
+        for prompt, sample, given in seen:
+            returned = groups[prompt][sample]
+            assert torch.equal(given.tokens, returned.tokens) and torch.equal(given.logp, returned.logp)
+            assert (given.finish, given.version) == (returned.finish, returned.version)
+        assert len({tuple(given.tokens.tolist()) for *_, given in seen}) > 12  # mixed up, they would be seen to differ
+
+    def test_finished_may_raise_and_the_engine_stays_usable(self, engine):
+        expected, seen = tokens_of(engine.generate(ragged_prompts(), SAMPLING)), []
+
+        def leave(prompt: int, sample: int, completion: Completion) -> None:
+            seen.append(completion)
+            if len(seen) == 5:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            engine.generate(ragged_prompts(), SAMPLING, finished=leave)
+        assert len(seen) == 5
+        assert tokens_of(engine.generate(ragged_prompts(), SAMPLING)) == expected
+
     def test_requests_that_cannot_be_served_say_why(self, engine):
         prompt = ragged_prompts(1)[0]
         long = Prompt("train/9", "", (6,) * 120)

@@ -44,10 +44,13 @@ def test_a_script_is_played_in_order_and_around():
 
 def test_a_script_may_give_log_probs_and_reports_progress():
     engine = ScriptedEngine({"a": [[5, 0]], "b": [[5]]}, [0], logp={"a": [[-1.5, -0.5]], "b": [[-2.0]]})
-    seen = []
-    groups = engine.generate([A, B], Sampling(2, 4), lambda *place: seen.append(place))
+    seen, given = [], []
+    groups = engine.generate(
+        [A, B], Sampling(2, 4), lambda *place: seen.append(place), lambda p, j, c: given.append((p, j, c, len(seen)))
+    )
     assert groups[0][1].logp.tolist() == [-1.5, -0.5] and groups[1][0].logp.tolist() == [-2.0]
     assert seen == [(2, 4, 4), (4, 4, 6)]
+    assert given == [(p, j, groups[p][j], p) for p in (0, 1) for j in (0, 1)]  # a prompt's own before its progress
 
 
 def test_a_script_keeps_weights_and_refuses_what_it_does_not_have():

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlhf_pg.rollout.native import NativeEngine
+from rlhf_pg.rollout.native import NativeEngine, _Run
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model
 from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
@@ -81,6 +81,25 @@ def test_slots_are_refilled_while_others_are_in_use():
     steps = len(forwards.shapes) - len(forwards.prompts)
     assert steps < sum(max(lengths[i : i + 4]) - 1 for i in range(0, 24, 4))  # four at a time, waiting for the longest
     assert steps < 1.25 * (sum(lengths) - 24) / 4 + 9  # nearly always four rows at once, but for the end
+
+
+def test_a_row_is_handed_out_at_the_step_that_finished_it_and_nothing_is_read_at_other_steps(monkeypatch):
+    steps, at, reads, read_out = [], {}, [], _Run._read_out
+
+    def counted(self, rows):
+        reads.append(len(rows))
+        read_out(self, rows)
+
+    def finished(prompt, sample, completion):
+        at[prompt, sample] = len(steps), len(completion.tokens)
+
+    monkeypatch.setattr(_Run, "_read_out", counted)
+    sampling = replace(SAMPLING, samples=1, max_new_tokens=20)
+    engine = NativeEngine(random_model(), EOS, slots=64)  # all rows begin at step 0
+    engine.generate(ragged_prompts(), sampling, lambda *place: steps.append(place), finished)
+    assert all(step == length - 1 for step, length in at.values())
+    assert sum(reads) == len(at) == 6
+    assert 1 < len(reads) == len({length for _, length in at.values()}) < len(steps)
 
 
 def test_the_cache_is_reused_grows_when_needed_and_follows_the_dtype():

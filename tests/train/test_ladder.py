@@ -60,12 +60,12 @@ def last_checkpoint(folder):
     return {f"{path.stem}/{name}": t for path in files for name, t in load_file(path).items()}
 
 
-score = loop.collect.score
+rollouts = loop.collect.rollouts
 
 
-def without_polls(scorer, tokenizer, generated, poll, **options):
-    """While workers are scoring, a run looks as often as time allows: that would not be the same twice."""
-    return score(scorer, tokenizer, generated, **options)
+def without_polls(*given, poll, **options):
+    """While it waits for rewards, a run looks as often as time allows: that would not be the same twice."""
+    return rollouts(*given, **options)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def whole(tmp_path_factory):
             folder, looks = tmp_path_factory.mktemp("whole"), []
             counts = type("Counts", (StopRequest,), {"raise_if_requested": lambda _: looks.append(1)})
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(loop.collect, "score", without_polls)
+                patch.setattr(loop.collect, "rollouts", without_polls)
                 patch.setattr(loop, "StopRequest", counts)
                 assert small_run.run(folder, **changes(name)) == 0
             done[name] = folder, len(looks)
@@ -101,7 +101,7 @@ def test_stopped_anywhere_a_run_ends_bitwise_where_it_would_have(tmp_path, monke
                 self.request("test")
             super().raise_if_requested()
 
-    monkeypatch.setattr(loop.collect, "score", without_polls)
+    monkeypatch.setattr(loop.collect, "rollouts", without_polls)
     monkeypatch.setattr(loop, "StopRequest", StopsAt)
     assert small_run.run(tmp_path, **changes(name)) != 0
     monkeypatch.undo()

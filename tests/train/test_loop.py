@@ -130,7 +130,7 @@ def test_a_run_stopped_in_an_update_keeps_the_rollouts_it_had_paid_for(tmp_path,
     monkeypatch.setitem(loop.UPDATES, "gradient", stopped)
     small_run.run(tmp_path, update=EPOCHS)
     monkeypatch.undo()
-    monkeypatch.setattr(loop.collect, "generate", None)  # generating again would now fail
+    monkeypatch.setattr(loop.collect, "rollouts", None)  # generating again would now fail
     with pytest.raises(TypeError):
         small_run.run(tmp_path, update=EPOCHS, run={"resume": "auto"})
     assert [row["step"] for row in metrics(tmp_path)] == [1]

@@ -171,19 +171,15 @@ def test_trackers_are_not_opened(tmp_path, monkeypatch):
 def test_measured_groups_are_fresh_ones_and_as_many_as_asked(opened, monkeypatch):
     session = opened(**REINFORCE)
     made = run_of(session, steps=0)
-    seen, score, streams, generate = [], loop.collect.score, [], loop.collect.generate
+    seen, streams, collected = [], [], loop.collect.rollouts
 
-    def spy(*args, **options):
-        rollouts = score(*args, **options)
+    def spy(engine, scorer, tokenizer, prompts, sampling, **options):
+        streams.append(sampling.step)
+        rollouts = collected(engine, scorer, tokenizer, prompts, sampling, **options)
         seen.append({(r.prompt.id, tuple(r.completion.tokens.tolist())) for r in rollouts})
         return rollouts
 
-    def sampled(engine, prompts, sampling, *rest):
-        streams.append(sampling.step)
-        return generate(engine, prompts, sampling, *rest)
-
-    monkeypatch.setattr(loop.collect, "score", spy)
-    monkeypatch.setattr(loop.collect, "generate", sampled)
+    monkeypatch.setattr(loop.collect, "rollouts", spy)
     loop.train_step(made)
     found, facts = variance.gradients(made, variance.ladder(session.learner, 4)[0], 6)
     assert found.shape[1] == 6 and facts["rollouts"] == 24  # of two rounds of four prompts
