@@ -160,13 +160,20 @@ class Optimizer(Section):
 class Update(Section):
     epochs: int = Field(default=1, ge=1, description="passes over each rollout step's rows")
     minibatches: int = Field(default=1, ge=1, description="optimizer steps per epoch")
-    tokens_per_microbatch: int = Field(
-        default=16384, ge=1, description="prompt and completion positions forwarded at once; cannot change results"
+    tokens_per_microbatch: int | None = Field(
+        default=None,
+        ge=1,
+        description="positions forwarded at once, cannot change results; default: 16,384 on a GPU, 2,048 on a CPU",
     )
     share_prompts: bool = Field(default=True, description="forward each prompt once per group; cannot change results")
     max_kl: float | None = Field(
         default=None, gt=0, description="stop the step's updates at this KL(old || new), nats per token"
     )
+
+    def budget(self, device: str) -> int:
+        """`tokens_per_microbatch` on a kind of device ("cpu", "cuda"): a CPU gains nothing from more than its caches
+        hold, and keeps their activations in less memory."""
+        return self.tokens_per_microbatch or (2048 if device == "cpu" else 16384)
 
     @property
     def on_policy(self) -> bool:

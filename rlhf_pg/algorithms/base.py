@@ -63,6 +63,7 @@ class Algorithm:
     needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it, and one optimizer step at most
     credit_by_row: bool | Callable[[Any], bool] = False  # it reads no other row: it may be made in parts, unlogged
     min_group: int | Callable[[Any], int] = 1
+    zero_without_advantage: bool = False  # a token with advantage 0 has loss 0 and no gradient, whatever the policy
 
     def settled(self, options: Options) -> Algorithm:
         """The record for these options: fields that depend on them become plain values."""

@@ -63,4 +63,4 @@ def objective(logp, entropy, batch, signals, credit, options: GRPOOptions) -> To
     return TokenLoss(loss, metrics={"clip/fraction": clipped})
 
 
-algorithm = Algorithm("grpo", credit, objective, options=GRPOOptions, min_group=2)
+algorithm = Algorithm("grpo", credit, objective, options=GRPOOptions, min_group=2, zero_without_advantage=True)

@@ -35,4 +35,6 @@ def objective(logp, entropy, batch, signals, credit, options: PPOOptions) -> Tok
     return TokenLoss(F.objectives.clipped_ratio(*given), metrics={"clip/fraction": F.objectives.is_clipped(*given)})
 
 
-algorithm = Algorithm("ppo", credit, objective, options=PPOOptions, needs_critic=True, credit_by_row=True)
+algorithm = Algorithm(
+    "ppo", credit, objective, options=PPOOptions, needs_critic=True, credit_by_row=True, zero_without_advantage=True
+)

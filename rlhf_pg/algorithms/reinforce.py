@@ -56,4 +56,6 @@ def objective(logp, entropy, batch, signals, credit, options) -> TokenLoss:
     return TokenLoss(F.objectives.score_function(logp, credit.advantage))
 
 
-algorithm = Algorithm("reinforce", credit, objective, options=ReinforceOptions, needs_old=False)
+algorithm = Algorithm(
+    "reinforce", credit, objective, options=ReinforceOptions, needs_old=False, zero_without_advantage=True
+)

@@ -49,6 +49,7 @@ algorithm = Algorithm(
     options=BaselineOptions,
     needs_critic=lambda options: options.baseline == "critic",
     needs_old=False,
+    zero_without_advantage=True,
     credit_by_row=lambda options: options.baseline == "critic",
     min_group=lambda options: 1 if options.baseline == "critic" else 2,
 )

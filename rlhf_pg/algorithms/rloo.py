@@ -29,4 +29,6 @@ def objective(logp, entropy, batch, signals, credit, options: RLOOOptions) -> To
     return TokenLoss(F.objectives.score_function(logp, credit.advantage))
 
 
-algorithm = Algorithm("rloo", credit, objective, options=RLOOOptions, needs_old=False, min_group=2)
+algorithm = Algorithm(
+    "rloo", credit, objective, options=RLOOOptions, needs_old=False, min_group=2, zero_without_advantage=True
+)

@@ -34,5 +34,12 @@ def objective(logp, entropy, batch, signals, credit, options: TRPOOptions) -> To
 
 
 algorithm = Algorithm(
-    "trpo", credit, objective, options=TRPOOptions, update="trust_region", needs_critic=True, credit_by_row=True
+    "trpo",
+    credit,
+    objective,
+    options=TRPOOptions,
+    update="trust_region",
+    needs_critic=True,
+    credit_by_row=True,
+    zero_without_advantage=True,
 )

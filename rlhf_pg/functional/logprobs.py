@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from rlhf_pg.functional import shapes
 
 CHUNK_LOGITS = 1 << 25  # logits alive at once by default: 128 MB in float32, per temporary
+CACHE_LOGITS = 1 << 19  # logits that the softmax works on at once: 2 MB in float32
 
 
 def token_logprobs(
@@ -36,13 +37,15 @@ def token_logprobs(
     hidden [M, H], weight [V, H], tokens [M] int64, bias [V] (None: the head has none), softcap: z -> softcap * tanh(z
     / softcap) (None: not used; Gemma 2). `chunk` rows at a time, forward and backward, so memory is O(chunk * V); None
     chooses about CHUNK_LOGITS logits. The projection runs in the dtype of `hidden` (autocast is off), the softmax in
-    float32 or wider, which is the dtype of the results. With one chunk it is plain autograd and can be differentiated
-    twice. ValueError if shapes or dtypes do not fit, or temperature, chunk or softcap is not positive.
+    float32 or wider, which is the dtype of the results. With one chunk it can be differentiated twice. ValueError if
+    shapes or dtypes do not fit, or temperature, chunk or softcap is not positive.
     """
     _check(hidden, weight, tokens, bias, temperature, softcap)
     rows = _rows(weight, chunk)
     if hidden.shape[0] <= rows:
-        return from_logits(_head(hidden, weight, bias, softcap), tokens, temperature)
+        if softcap is not None:
+            return from_logits(_head(hidden, weight, bias, softcap), tokens, temperature)
+        return _Whole.apply(hidden, weight, bias, tokens, temperature)
     return _Chunked.apply(hidden, weight, bias, tokens, temperature, softcap, rows)
 
 
@@ -119,6 +122,56 @@ def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | 
     if softcap is None:
         return logits
     return softcap * torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / softcap)
+
+
+class _Whole(torch.autograd.Function):
+    """`from_logits(_head(...))` of one chunk, keeping one [M, V] tensor: exp(z - max z), which both gradients are
+    made of. Rows go through the softmax a few at a time, so that its passes stay in a processor's cache."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, tokens, temperature):
+        logits = _head(hidden, weight, bias, None)
+        z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [M, V]
+        logp, entropy, total = (z.new_empty(len(z)) for _ in range(3))
+        for start in range(0, len(z), step := max(1, CACHE_LOGITS // z.shape[1])):
+            part = slice(start, start + step)
+            some = z[part] if temperature == 1 else z[part].div_(temperature)
+            some.sub_(some.amax(dim=-1, keepdim=True))
+            picked = some.gather(1, tokens[part, None]).squeeze(1)
+            power = some.exp()
+            total[part] = power.sum(dim=-1)
+            logs = total[part].log()
+            logp[part] = picked - logs
+            entropy[part] = logs - torch.linalg.vecdot(power, some) / total[part]
+            some.copy_(power)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(hidden, weight, bias, tokens, z, total, entropy)
+        ctx.temperature = temperature
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx, grad_logp, grad_entropy):
+        hidden, weight, bias, tokens, power, total, entropy = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            made = from_logits(_head(hidden, weight, bias, None), tokens, ctx.temperature)
+            inputs = [x for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(made, inputs, (grad_logp, grad_entropy), create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+        of_p, per_log = -grad_logp, None
+        if grad_entropy.any():
+            of_p, per_log = of_p - grad_entropy * (entropy - total.log()), grad_entropy / total
+        slope = power * (of_p / total)[:, None]  # [M, V]
+        if per_log is not None:
+            slope -= torch.xlogy(power, power).mul_(per_log[:, None])
+        slope.scatter_add_(1, tokens[:, None], grad_logp[:, None])
+        slope = (slope if ctx.temperature == 1 else slope.div_(ctx.temperature)).to(hidden.dtype)
+        return (
+            slope @ weight if ctx.needs_input_grad[0] else None,
+            slope.t() @ hidden if ctx.needs_input_grad[1] else None,
+            slope.sum(dim=0) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+        )
 
 
 class _Chunked(torch.autograd.Function):

@@ -61,6 +61,13 @@ class Attention:
         seen = (column <= column[:, None]) & real[:, None]  # [n, P, P]
         return {"position_ids": position, "attention_mask": self._additive(seen[:, None])}
 
+    def bias(self, position: Tensor, longest: int) -> Tensor | None:
+        """What is added to the scores of one token per row at position [n] over columns 0 .. longest - 1, [n, 1, 1,
+        longest]; None on a CPU where no row hides any."""
+        if position.device.type == "cpu" and int(position.min()) == longest - 1:
+            return None
+        return self._additive((torch.arange(longest, device=position.device) <= position[:, None])[:, None, None])
+
     def decode(self, position: Tensor, longest: int) -> dict[str, Tensor]:
         """Mask argument for one token per row at position [n], over columns 0 .. longest - 1."""
         seen = torch.arange(longest, device=position.device) <= position[:, None]  # [n, longest]

@@ -91,10 +91,10 @@ class SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write one key and value per row [n, heads, 1, size]; return views [n, heads, longest, size]."""
-        keys, values = (
-            key_states.to(self.flat_keys.dtype),
-            value_states.to(self.flat_values.dtype),
-        )  # autocast: bfloat16
+        return self.write(key_states.to(self.keys.dtype), value_states.to(self.values.dtype))  # autocast: bfloat16
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from [n, heads, size] (or [n, heads, 1, size]) in the cache's dtype."""
         self.flat_keys.index_copy_(0, self.at, keys.reshape(-1, keys.shape[-1]))
         self.flat_values.index_copy_(0, self.at, values.reshape(-1, values.shape[-1]))
         return self.keys[: self.rows, :, : self.longest], self.values[: self.rows, :, : self.longest]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from rlhf_pg.rollout import lean
 from rlhf_pg.rollout.admission import Admission, Queue
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
@@ -35,6 +36,8 @@ class NativeEngine:
     Raises ValueError for a model whose attention this cache cannot serve.
     """
 
+    samples_live_weights = True  # those of `model`, at any time: in float32, log-probs are the trainer's own
+
     def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
@@ -42,6 +45,7 @@ class NativeEngine:
             raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
         self.attention = Attention(model)
+        self.lean = lean.can_decode(model)
         self._cache: SlotCache | None = None
 
     def generate(
@@ -186,6 +190,11 @@ class _Run:
         position = self.length[: self.n]
         self.longest += 1
         self.cache.aim(position, self.longest)
+        if self.engine.lean and not torch.is_autocast_enabled(self.device.type):
+            mask = self.engine.attention.bias(position, self.longest)
+            logits = lean.decode(self.engine.model, self.token[: self.n], position, self.cache, mask)
+            self.length[: self.n] += 1
+            return logits
         logits = self.engine.model(
             input_ids=self.token[: self.n, None],
             position_ids=position[:, None],

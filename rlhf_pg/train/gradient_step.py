@@ -23,6 +23,8 @@ from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, optimized
 from rlhf_pg.types import Batch, Credit, Signals
 
+NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
+
 
 def update(
     learner: Learner,
@@ -107,11 +109,15 @@ def accumulate(
     rows: Tensor,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Add the gradient of `rows` to the parameters' .grad, micro-batch by micro-batch; return token-mean metrics."""
+    """Add the gradient of `rows` to the parameters' .grad, micro-batch by micro-batch; return means over tokens.
+
+    Rows that would add nothing count in the denominator, but are neither forwarded nor in the metrics.
+    """
     objective = learner.objective
     how, constant_length = objective.options.denominator, objective.constant_length
+    count = learner.backend.sum(F.normalize.count(batch.mask[rows], how, constant_length))
+    rows = carrying(learner, batch, credit, rows)
     mask = batch.mask[rows]
-    count = learner.backend.sum(F.normalize.count(mask, how, constant_length))
     states = learner.backend.sum(F.normalize.count(mask, "token"))
     shared = learner.critic is not None and learner.critic.shared
     sums: dict[str, Tensor] = {}
@@ -146,13 +152,27 @@ def accumulate(
     return dict(zip(sums, whole, strict=True)) | made | {"tokens/forwarded": forwarded, "tokens/needed": needed}
 
 
+def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> Tensor:
+    """Those of the rows [M] that carry any loss: all with an advantage that is not exactly 0, and all where something
+    else is learned from or measured on every row (KL, values). One row at the least: gradients are then zeros."""
+    shared = learner.critic is not None and learner.critic.shared
+    algorithm = learner.objective.algorithm
+    everywhere = learner.objective.kl_in_loss or shared or learner.update.max_kl is not None
+    if credit is None or everywhere or not algorithm.zero_without_advantage:
+        return rows
+    kept = rows[torch.where(batch.mask, credit.advantage, 0)[rows].any(dim=1)]
+    return kept if len(kept) else rows[:1]
+
+
 def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
     """The micro-batches of some rows: their row numbers [m], and the batch they make.
 
-    A prompt whose rows do not fit into one is forwarded by `module` first, once, and gets its gradient when its last
-    row's has been taken: so take each part's gradient, if any, before the next part.
+    Without gradients, no activations are kept and they are NO_GRADIENT times as large. A prompt whose rows do not fit
+    into one is forwarded by `module` first, once, and gets its gradient when its last row's has been taken: so take
+    each part's gradient, if any, before the next part.
     """
-    for pieces in collate.micro_batches(batch, rows, update.tokens_per_microbatch, shares_prompts(module)):
+    tokens = update.budget(rows.device.type) * (1 if torch.is_grad_enabled() else NO_GRADIENT)
+    for pieces in collate.micro_batches(batch, rows, tokens, shares_prompts(module)):
         if len(pieces) == 1:
             yield pieces[0], collate.select(batch, pieces[0])
             continue

@@ -65,6 +65,7 @@ class Learner:
     total_updates: int  # optimizer steps of the whole run: the learning rate schedule's length
     updates: int = 0  # optimizer steps done
     critic: CriticLearner | None = None
+    rollout_is_old: bool = False  # whether the engine's log-probs are the trainer's own: its weights and its arithmetic
     kl_coefficient: float = field(init=False)  # as it is now: it moves when `kl.target` is set
 
     def __post_init__(self):

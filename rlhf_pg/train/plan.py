@@ -118,10 +118,15 @@ def largest_micro_batch(recipe: Recipe, prompt: int) -> tuple[int, int]:
     """(prompts, rows) of a full micro-batch, all rows as long as can be; groups are cut only when they must be."""
     update, samples, length = recipe.update, recipe.rollout.samples_per_prompt, recipe.rollout.max_new_tokens
     prompts = math.ceil(recipe.rollout.prompts_per_step / update.minibatches)
-    groups = min(prompts, update.tokens_per_microbatch // (prompt + samples * length))
+    groups = min(prompts, _budget(recipe) // (prompt + samples * length))
     if groups:
         return groups, groups * samples
-    return 1, min(samples, max(1, (update.tokens_per_microbatch - prompt) // length))
+    return 1, min(samples, max(1, (_budget(recipe) - prompt) // length))
+
+
+def _budget(recipe: Recipe) -> int:
+    """Positions forwarded at once on the device there is."""
+    return recipe.update.budget("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def micro_batches(recipe: Recipe, prompt: int) -> int:

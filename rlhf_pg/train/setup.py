@@ -87,6 +87,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
         frozen, frozen_policy = reference(policy, recipe.update, backend.autocast)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
     engine = resolve_engine(recipe.rollout.engine)(model, stops, slots=recipe.rollout.slots)
+    learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,

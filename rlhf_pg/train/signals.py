@@ -77,7 +77,9 @@ def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: C
     kl = learner.objective.kl
     in_reward = learner.objective.kl_in_reward
     needs_old = in_reward or (learner.objective.algorithm.needs_old and not learner.update.on_policy)
-    logp_old, value = _old(learner, batch, needs_old, poll)
+    logp_old, value = _old(learner, batch, needs_old and not learner.rollout_is_old, poll)
+    if needs_old and learner.rollout_is_old:
+        logp_old = torch.where(batch.mask, batch.logp_rollout, 0)
     logp_ref = reference(batch, poll) if reference else None
     token_reward = terminal_reward(batch)
     if in_reward and logp_old is not None and logp_ref is not None:

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from rlhf_pg.rollout import lean
 from rlhf_pg.rollout.native import NativeEngine, _Run
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model
@@ -35,17 +36,22 @@ class TestNativeContractInFewSlots(EngineContract):
 
 
 class Forwards:
-    """Counts what a model's forward is given: (rows, columns) of each call."""
+    """Counts what a model is given: (rows, columns) of each forward, lean decode steps among them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.prompts: list[int] = []
         model.register_forward_pre_hook(self.note, with_kwargs=True)
+        step = lean.decode
+        monkeypatch.setattr(lean, "decode", lambda m, tokens, *rest: self.count(tokens) or step(m, tokens, *rest))
 
     def note(self, module, args, kwargs):
         self.shapes.append(tuple(kwargs["input_ids"].shape))
         if "logits_to_keep" in kwargs:
             self.prompts.append(len(kwargs["input_ids"]))
+
+    def count(self, tokens):
+        self.shapes.append((len(tokens), 1))
 
     @property
     def decoded(self) -> int:
@@ -61,9 +67,11 @@ def test_tokens_do_not_depend_on_the_number_of_slots(kind):
 
 
 @pytest.mark.parametrize(("slots", "prefills"), [(1, 36), (3, 18), (4, 9), (7, 9), (64, 9)])
-def test_rows_stay_within_slots_prompts_are_prefilled_once_and_finished_rows_are_not_decoded(slots, prefills):
+def test_rows_stay_within_slots_prompts_are_prefilled_once_and_finished_rows_are_not_decoded(
+    slots, prefills, monkeypatch
+):
     model = random_model()
-    forwards = Forwards(model)
+    forwards = Forwards(model, monkeypatch)
     groups = NativeEngine(model, EOS, slots).generate(ragged_prompts(9), SAMPLING)
     lengths = [len(c.tokens) for group in groups for c in group]
     assert max(rows for rows, _ in forwards.shapes) <= slots
@@ -72,9 +80,9 @@ def test_rows_stay_within_slots_prompts_are_prefilled_once_and_finished_rows_are
     assert len(set(lengths)) > 3
 
 
-def test_slots_are_refilled_while_others_are_in_use():
+def test_slots_are_refilled_while_others_are_in_use(monkeypatch):
     model = random_model()
-    forwards = Forwards(model)
+    forwards = Forwards(model, monkeypatch)
     prompts = sorted(ragged_prompts(24), key=lambda prompt: -len(prompt.tokens))  # the order they enter in
     groups = NativeEngine(model, EOS, slots=4).generate(prompts, replace(SAMPLING, samples=1))
     lengths = [len(group[0].tokens) for group in groups]
@@ -285,3 +293,33 @@ def test_sampling_in_chunks_of_rows_changes_nothing(monkeypatch):
     expected = NativeEngine(model, EOS).generate(ragged_prompts(), Sampling(3, 8))
     monkeypatch.setattr("rlhf_pg.rollout.native.CHOOSE_ELEMENTS", 5 * 23)
     assert tokens_of(NativeEngine(model, EOS).generate(ragged_prompts(), Sampling(3, 8))) == tokens_of(expected)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3", "mistral", "adapter"])
+def test_the_lean_decode_step_is_the_models_own(kind):
+    """In float64, where rounding cannot reach a token; transformers' RMSNorm rounds to float32 in between."""
+    if kind == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=23, head_dim=12, max_position_embeddings=128))
+    elif kind == "mistral":
+        config = MistralConfig(**SHAPE, vocab_size=23, max_position_embeddings=128, sliding_window=None)
+        model = MistralForCausalLM(config)
+    else:
+        model = random_model("llama" if kind == "llama" else "qwen2")
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    if kind == "adapter":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    engine = NativeEngine(model.double(), EOS, slots=9)  # pyright: ignore[reportArgumentType]
+    assert engine.lean
+    found = engine.generate(ragged_prompts(), SAMPLING)
+    engine.lean = False
+    expected = engine.generate(ragged_prompts(), SAMPLING)
+    assert tokens_of(found) == tokens_of(expected)
+    for a, b in zip(sum(found, []), sum(expected, []), strict=True):  # noqa: RUF017
+        torch.testing.assert_close(a.logp, b.logp, atol=1e-5, rtol=0)  # the contract's: log-probs are float32
+
+
+def test_models_that_the_lean_step_does_not_know_decode_by_their_own_forward():
+    eager = random_model()
+    eager.set_attn_implementation("eager")
+    assert not NativeEngine(eager, EOS).lean
