@@ -167,6 +167,11 @@ class Update(Section):
     max_kl: float | None = Field(
         default=None, gt=0, description="stop the step's updates at this KL(old || new), nats per token"
     )
+    importance_cap: float | None = Field(
+        default=None,
+        ge=1,
+        description="weigh each token's loss by trainer / engine probability, at most this; absent = no weights",
+    )
 
     @property
     def on_policy(self) -> bool:

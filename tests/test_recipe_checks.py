@@ -75,6 +75,19 @@ def test_same_k_twice():
     assert problem(*HELD_OUT, "eval.k=[1, 2, 1]") == "eval.k: [1, 2, 1] names the same k twice"
 
 
+def test_importance_weights_of_an_engine_with_the_trainers_own_log_probs():
+    assert problem("update.importance_cap=2") == (
+        "update.importance_cap: has no effect with rollout.engine=native in float32, whose log-probs are the trainer's "
+        "own: remove it or set it to null"
+    )
+    assert load("update.importance_cap=2", "model.dtype=bfloat16").update.importance_cap == 2
+    assert load("update.importance_cap=2", "rollout.engine=my.engine:Engine").update.importance_cap == 2
+    assert load("model.dtype=bfloat16").update.importance_cap is None
+    assert problem("update.importance_cap=0.5", "model.dtype=bfloat16") == (
+        "update.importance_cap: must be at least 1, is 0.5"
+    )
+
+
 def test_more_minibatches_than_prompts():
     assert problem("update.minibatches=33") == (
         "update.minibatches: 33 cannot share out rollout.prompts_per_step=32 prompts"
