@@ -27,13 +27,14 @@ def rollouts(
     progress: Progress | None = None,
     poll: Callable[[], None] = lambda: None,
     part: Callable[[Part], AbstractContextManager[object]] = nullcontext,
+    generated: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
     """`sampling.samples` scored completions of every prompt, groups adjacent.
 
     A completion is decoded (without special tokens) and handed to the scorer when it finishes, so reward functions work
     while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then "reward",
     waiting for the rewards that are left. `progress` is called in the first and `poll`, at least every second, in the
-    second; both may raise, to leave at once. Raises ValueError when the engine keeps completions back.
+    second; both may raise, to leave at once; `generated` is called between the two. Raises ValueError when the engine keeps completions back.
     """
     total = len(prompts) * sampling.samples
     samples: dict[int, Sample] = {}
@@ -56,6 +57,7 @@ def rollouts(
             raise ValueError(
                 f"the engine called `finished` for {len(samples)} of {total} completions: it must for each"
             )
+        generated()
         with part("reward"):
             scores = scoring.finish(poll)
     generated = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
