@@ -88,6 +88,22 @@ def test_importance_weights_of_an_engine_with_the_trainers_own_log_probs():
     )
 
 
+def test_overlap_brings_importance_weights_with_it_and_keeps_a_cap_that_is_given():
+    recipe = load("rollout.overlap=true")
+    assert recipe.update.importance_cap == 2.0
+    assert config.load(write(config.dump(recipe), "again.yaml")) == recipe
+    assert load("rollout.overlap=true", "update.importance_cap=5").update.importance_cap == 5
+
+
+def test_overlap_where_it_cannot_be():
+    assert problem("rollout.overlap=true", "algorithm.name=trpo").startswith(
+        "rollout.overlap: trpo bounds the KL on the states that the policy itself visits"
+    )
+    assert problem("rollout.overlap=true", "rollout.engine=scripted").startswith("rollout.overlap: scripted plays what")
+    line = problem("rollout.overlap=true", "model.trust_remote_code=true")
+    assert line.startswith("rollout.overlap: code that comes with a model cannot be imported")
+
+
 def test_more_minibatches_than_prompts():
     assert problem("update.minibatches=33") == (
         "update.minibatches: 33 cannot share out rollout.prompts_per_step=32 prompts"

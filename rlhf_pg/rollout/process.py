@@ -222,6 +222,8 @@ class ProcessEngine:
 
     def _answer(self, total: int, progress: Progress | None) -> tuple[list[list[Completion]], float]:
         """Wait for the completions of the last request, and the seconds that they took."""
+        if not self._awaited:
+            raise RuntimeError("the rollout process has answered already, with an error")
         while not self._arrived():
             if progress is not None:
                 done, _, tokens = self._shared.progress.tolist()

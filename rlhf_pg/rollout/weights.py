@@ -10,6 +10,7 @@ import copy
 import mmap
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,8 @@ def fill(structure: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         given = tensors[name]
         real[id(empty)] = nn.Parameter(given, requires_grad=False) if isinstance(empty, nn.Parameter) else given
     for module in structure.modules():
-        for place in (module._parameters, module._buffers, module.__dict__):
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        for place in places:
             for name, value in place.items():
                 if id(value) in real:
                     place[name] = real[id(value)]

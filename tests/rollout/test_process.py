@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ class Borrowed:
 
 
 class TestProcessEngine(EngineContract):
+    engines: dict[Any, ProcessEngine]
+
     @pytest.fixture(autouse=True, scope="class")
     def kept(self, request):
         request.cls.engines = engines = {}
@@ -154,6 +157,18 @@ def test_bfloat16_arithmetic_of_the_caller_is_that_of_the_process(threaded):
     assert all(
         torch.equal(a.logp, b.logp) for g, h in zip(found, expected, strict=True) for a, b in zip(g, h, strict=True)
     )
+
+
+def test_the_threads_are_shared_out_until_it_is_closed():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        engine = ProcessEngine(random_model(), EOS)
+        assert torch.get_num_threads() == 3
+        engine.close()
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_end_of_the_process_is_told_with_its_last_words():
