@@ -23,8 +23,12 @@ from rlhf_pg.rollout.weights import SharedWeights, fill, tensors_of
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 
-class Interrupted(Exception):
-    """The trainer has sent something, or is gone: either way, what is being sampled is no longer wanted."""
+class Cancelled(BaseException):
+    """What is being sampled is no longer wanted."""
+
+
+class Gone(BaseException):
+    """The trainer is: whatever an engine does with exceptions, it must not survive this one."""
 
 
 def main() -> None:
@@ -65,20 +69,25 @@ class Child:
             {n: t.to(self.device) for n, t in self.shared.tensors.items()} if self.copied else self.shared.tensors,
         )
         self.live = tensors_of(model)
+        self.streaming = False  # whether the trainer waits, and takes rows as they finish
+        self.finished: list[tuple[tuple[int, int], Completion]] = []  # not sent yet
         self.engine: Engine = resolve(settings["engine"])(model, settings["eos_ids"], slots=settings["slots"])
 
     def answer(self, request: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Answer one request: {"number"} with the completions, "cancelled" or "error"."""
-        if request["do"] == "cancel":
-            return  # of what was already answered
-        answer: dict[str, Any] = {"number": request["number"]}
+        """Answer one request with the completions, "cancelled" or "error"."""
+        if request["do"] != "generate":
+            return  # about what was already answered
+        answer: dict[str, Any] = {}
         made: dict[str, Tensor] = {}
+        self.streaming, self.finished = False, []
         try:
             started = time.monotonic()
             header, made = wire.pack(self._generate(request, tensors))
             answer |= {"completions": header, "seconds": time.monotonic() - started}
-        except Interrupted:
+        except Cancelled:
             answer["cancelled"] = True
+        except Gone:
+            raise EOFError from None
         except Exception as error:
             answer["error"] = [type(error).__name__, str(error), traceback.format_exc()]
         wire.send(self.connection, answer, **made)
@@ -94,9 +103,23 @@ class Child:
         prompts = [Prompt(i, "", tuple(t.tolist())) for i, t in zip(request["ids"], pieces, strict=True)]
         dtype = getattr(torch, request["autocast"]) if request["autocast"] else None
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
-            return self.engine.generate(prompts, Sampling(**request["sampling"]), self._progress)
+            return self.engine.generate(prompts, Sampling(**request["sampling"]), self._progress, self._finished)
+
+    def _finished(self, prompt: int, place: int, completion: Completion) -> None:
+        self.finished.append(((prompt, place), completion))
 
     def _progress(self, done: int, total: int, tokens: int) -> None:
-        if self.connection.poll(0):
-            raise Interrupted
         self.shared.progress[0], self.shared.progress[1], self.shared.progress[2] = done, total, tokens
+        try:
+            if self.connection.poll(0):
+                message, _ = wire.receive(self.connection)
+                if message["do"] == "cancel":
+                    raise Cancelled
+                self.streaming = True
+            if self.streaming and self.finished:
+                places, rows = zip(*self.finished, strict=True)
+                header, tensors = wire.pack([rows])
+                wire.send(self.connection, {"places": places, "finished": header}, **tensors)
+                self.finished = []
+        except (EOFError, OSError):
+            raise Gone from None

@@ -33,8 +33,9 @@ def rollouts(
 
     A completion is decoded (without special tokens) and handed to the scorer when it finishes, so reward functions work
     while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then "reward",
-    waiting for the rewards that are left. `progress` is called in the first and `poll`, at least every second, in the
-    second; both may raise, to leave at once; `generated` is called between the two. Raises ValueError when the engine keeps completions back.
+    waiting for the rewards that are left. `progress` is called in the first, `generated` at its end, and `poll`, at
+    least every second, in the second; all may raise, to leave at once. Raises ValueError when the engine keeps
+    completions back.
     """
     total = len(prompts) * sampling.samples
     samples: dict[int, Sample] = {}
@@ -53,11 +54,11 @@ def rollouts(
     with scorer.open(total) as scoring:
         with part("rollout"):
             groups = engine.generate(prompts, sampling, between_steps, finished)
+            generated()
         if len(samples) != total:
             raise ValueError(
                 f"the engine called `finished` for {len(samples)} of {total} completions: it must for each"
             )
-        generated()
         with part("reward"):
             scores = scoring.finish(poll)
     generated = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]

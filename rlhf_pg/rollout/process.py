@@ -31,14 +31,13 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.rollout import wire
 from rlhf_pg.rollout.attention import embedding_weight
-from rlhf_pg.rollout.engine import Progress, check_request
+from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.weights import SharedWeights, overwrite, structure_of, tensors_of
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 GOODBYE_S = 5.0  # for a process that closed its connection to end
 LOOK_S = 0.02  # between two looks for an answer
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlhf_pg.rollout.child import main; main()"
-RAISED = {"ValueError": ValueError, "FloatingPointError": FloatingPointError}  # as the engine would have here
 
 
 @dataclass
@@ -73,7 +72,7 @@ class ProcessEngine:
         self._changing = {name for name, t in self._live.items() if t.requires_grad}
         self._shared = SharedWeights(self._live)
         self._shared.write(self._live, self._live)
-        self._number, self._awaited = 0, False  # of the last request; whether its answer is still to come
+        self._awaited = False  # whether the answer to the last request is still to come
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._threads = torch.get_num_threads()
         self._process, self._connection = self._launch({"slots": slots, "engine": engine, "eos_ids": self.eos_ids})
@@ -100,25 +99,36 @@ class ProcessEngine:
         return process, connection
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`. RuntimeError, with its last words, when the second process has ended."""
         check_request(prompts, sampling)
         total = len(prompts) * sampling.samples
+        hand_out = None if finished is None else wire.Once(finished)
         ahead = self.started if self.started and self.started.is_for(prompts, sampling) else None
         if ahead:
-            self.settle(progress)
+            self.settle(progress, hand_out)
             groups, self.seconds = ahead.groups or [], ahead.seconds
         else:
             self.settle(None if progress is None else lambda *_: progress(0, total, 0))
             self._request(prompts, sampling, self.version, self._threads)
-            try:
-                groups, self.seconds = self._answer(total, progress)
-            except BaseException:
+        try:
+            if not ahead:
+                groups, self.seconds = self._answer(total, progress, hand_out)
+            if hand_out is not None:
+                for prompt, group in enumerate(groups):
+                    for place, completion in enumerate(group):
+                        hand_out(prompt, place, completion)
+            if progress is not None:
+                progress(total, total, sum(len(c.tokens) for group in groups for c in group))
+        except BaseException:
+            if not ahead:
                 self._cancel()
-                raise
-        if progress is not None:
-            progress(total, total, sum(len(c.tokens) for group in groups for c in group))
+            raise
         if ahead:
             self.started = None
         return groups
@@ -142,19 +152,22 @@ class ProcessEngine:
         self._request(prompts, sampling, version, max(1, self._threads // 2), weights or {})
         self.started = Started(list(prompts), sampling, version)
 
-    def settle(self, progress: Progress | None = None) -> None:
-        """Wait until what was started is sampled, if anything. `progress` may raise: it then goes on being sampled."""
+    def settle(self, progress: Progress | None = None, finished: Finished | None = None) -> None:
+        """Wait until what was started is sampled, if anything. Both may raise: it then goes on being sampled."""
         started = self.started
         if started and started.groups is None:
             total = len(started.prompts) * started.sampling.samples
-            started.groups, started.seconds = self._answer(total, progress)
+            started.groups, started.seconds = self._answer(total, progress, finished)
 
     def look(self) -> Started | None:
         """What was started, settled if it can be without waiting. It is left unsettled by an engine that failed."""
         if self.started and self.started.groups is None:
             with suppress(RuntimeError, ValueError, FloatingPointError):
-                if self._connection.poll(0):
-                    self.settle()
+                while self._connection.poll(0):
+                    answer, tensors = self._receive()
+                    if not self._awaited:
+                        self.started.groups, self.started.seconds = wire.completions(answer, tensors)
+                        break
         return self.started
 
     def put_back(self, started: Started | None) -> None:
@@ -201,12 +214,10 @@ class ProcessEngine:
             self._receive()
         self._shared.write({**self._live, **(weights or {})}, self._changing)
         self._shared.progress.zero_()
-        self._number += 1
         kind = self._live[next(iter(self._live))].device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         header = {
             "do": "generate",
-            "number": self._number,
             "version": version,
             "changed": sorted(self._changing),
             "sampling": asdict(sampling),
@@ -220,22 +231,26 @@ class ProcessEngine:
             wire.send(self._connection, header, prompts=tokens)
         self._awaited = True
 
-    def _answer(self, total: int, progress: Progress | None) -> tuple[list[list[Completion]], float]:
+    def _answer(
+        self, total: int, progress: Progress | None, finished: Finished | None
+    ) -> tuple[list[list[Completion]], float]:
         """Wait for the completions of the last request, and the seconds that they took."""
         if not self._awaited:
             raise RuntimeError("the rollout process has answered already, with an error")
-        while not self._arrived():
-            if progress is not None:
-                done, _, tokens = self._shared.progress.tolist()
-                progress(done, total, tokens)
-        answer, tensors = self._receive()
-        if "error" in answer:
-            kind, text, trace = answer["error"]
-            known = RAISED.get(kind)
-            error = known(text) if known else RuntimeError(f"the rollout process failed: {kind}: {text}")
-            error.add_note(f"in the rollout process:\n{trace}")
-            raise error
-        return wire.unpack(answer["completions"], tensors), answer["seconds"]
+        if finished is not None:
+            self._tell("stream")
+        while True:
+            while not self._arrived():
+                if progress is not None:
+                    done, _, tokens = self._shared.progress.tolist()
+                    progress(done, total, tokens)
+            answer, tensors = self._receive()
+            if not self._awaited:
+                return wire.completions(answer, tensors)
+            if finished is not None:
+                (rows,) = wire.unpack(answer["finished"], tensors)
+                for (prompt, place), row in zip(answer["places"], rows, strict=True):
+                    finished(prompt, place, row)
 
     def _arrived(self) -> bool:
         """Whether there is something to receive, if only that the second process has ended."""
@@ -243,16 +258,20 @@ class ProcessEngine:
             return self._connection.poll(LOOK_S)
 
     def _receive(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The next message: some finished rows of the last request, or its answer, which is then no longer awaited."""
         with self._telling_its_end():
-            answer, tensors = wire.receive(self._connection)
-        self._awaited = False
-        return answer, tensors
+            message, tensors = wire.receive(self._connection)
+        self._awaited = "finished" in message
+        return message, tensors
 
     def _cancel(self) -> None:
         """Have the second process drop what it is sampling."""
         if self._awaited:
-            with suppress(OSError):  # it has ended: the next request says so
-                wire.send(self._connection, {"do": "cancel"})
+            self._tell("cancel")
+
+    def _tell(self, what: str) -> None:
+        with suppress(OSError):  # it has ended: whoever waits for it is told
+            wire.send(self._connection, {"do": what})
 
     @contextmanager
     def _telling_its_end(self) -> Iterator[None]:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_pg.rollout.engine import Finished
 from rlhf_pg.types import Completion
 
+RAISED = {"ValueError": ValueError, "FloatingPointError": FloatingPointError}  # as the engine itself would have
 DTYPES = {"int64": torch.int64, "float32": torch.float32}
 
 
@@ -51,3 +53,26 @@ def unpack(header: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[Comp
     rows = zip(*pieces, header["finish"], header["versions"], strict=True)
     completions = (Completion(t.clone(), logp.clone(), finish, version) for t, logp, finish, version in rows)
     return [[next(completions) for _ in range(size)] for size in header["groups"]]
+
+
+def completions(answer: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[list[list[Completion]], float]:
+    """What an answer holds, and the seconds it took. Raises what the engine raised."""
+    if "error" in answer:
+        kind, text, trace = answer["error"]
+        known = RAISED.get(kind)
+        error = known(text) if known else RuntimeError(f"the rollout process failed: {kind}: {text}")
+        error.add_note(f"in the rollout process:\n{trace}")
+        raise error
+    return unpack(answer["completions"], tensors), answer["seconds"]
+
+
+class Once:
+    """Hands each completion out the first time it is given."""
+
+    def __init__(self, finished: Finished) -> None:
+        self.finished, self.given = finished, set[tuple[int, int]]()
+
+    def __call__(self, prompt: int, place: int, completion: Completion) -> None:
+        if (prompt, place) not in self.given:
+            self.given.add((prompt, place))
+            self.finished(prompt, place, completion)

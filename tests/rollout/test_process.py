@@ -113,6 +113,22 @@ def test_waiting_may_be_left_and_what_was_started_goes_on(threaded):
     assert tokens_of(engine.generate(prompts, SAMPLING)) == tokens_of(expected)
 
 
+def test_rows_of_what_was_started_are_handed_out_while_others_are_sampled(threaded):
+    engine, _, _ = threaded
+    prompts, long = ragged_prompts(), replace(SAMPLING, samples=100, max_new_tokens=100)
+    early, seen = 0, set()
+
+    def finished(prompt, place, _):
+        nonlocal early
+        early += engine._awaited  # the answer, with all rows, has not come
+        assert (prompt, place) not in seen
+        seen.add((prompt, place))
+
+    engine.start(prompts, long)
+    engine.generate(prompts, long, finished=finished)
+    assert early and len(seen) == 600
+
+
 def test_what_is_put_back_replaces_what_is_being_sampled(threaded):
     engine, _, before = threaded
     prompts, long = ragged_prompts(), replace(SAMPLING, samples=50, step=7)
