@@ -15,8 +15,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from rlhf_pg.models.tree_attention import base_of
 from rlhf_pg.rollout import wire
 from rlhf_pg.rollout.engine import Engine, resolve
 from rlhf_pg.rollout.weights import SharedWeights, fill, tensors_of
@@ -60,7 +62,9 @@ class Child:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         settings, _ = wire.receive(connection)
-        model: nn.Module = pickle.loads(connection.recv_bytes())  # from the process that started this one
+        model: PreTrainedModel = pickle.loads(connection.recv_bytes())  # from the process that started this one
+        config = model.config.get_text_config()
+        config._attn_implementation = base_of(config)  # attention over trees is the update's, and registered only there
         self.device = torch.device(settings["device"])
         self.shared = SharedWeights(tensors_of(model), settings["file"])
         self.copied = self.device.type != "cpu"

@@ -142,8 +142,7 @@ class ProcessEngine:
     ) -> None:
         """Have rollouts sampled, from the weights as they are now, for a later `generate` of the same.
 
-        `weights`, with their `version`, stand in for the live ones of the same names. RuntimeError if there are already
-        some.
+        `weights`, with their `version`, stand in for the live ones of the same names. RuntimeError if some are started.
         """
         if self.started is not None:
             raise RuntimeError("rollouts are already started: generate them first")
@@ -288,8 +287,7 @@ class ProcessEngine:
         self._process.kill()  # nobody could talk to it any more
         code = self._process.wait()
         end = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 4000))
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4000))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return f"the rollout process ended with {end}{': ' + lines[-1][:500] if lines else ''}"
 

@@ -10,7 +10,6 @@ import copy
 import mmap
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +51,13 @@ def structure_of(model: nn.Module) -> nn.Module:
 
 def fill(structure: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Make `tensors` (named as by `tensors_of`) the storage of a structure: nothing is copied."""
+    known = tensors_of(structure)  # kept alive: an id is of a living object
     real: dict[int, Tensor] = {}
-    for name, empty in tensors_of(structure).items():
+    for name, empty in known.items():
         given = tensors[name]
         real[id(empty)] = nn.Parameter(given, requires_grad=False) if isinstance(empty, nn.Parameter) else given
     for module in structure.modules():
-        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
-        for place in places:
+        for place in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"]):
             for name, value in place.items():
                 if id(value) in real:
                     place[name] = real[id(value)]

@@ -195,7 +195,7 @@ def roll_out(run: Run) -> Pending:
                 progress=run.poll,
                 poll=run.poll,
                 part=run.phase,
-                generated=lambda: run.times.update(ahead.start(session, sampling)),
+                sampled=lambda: run.times.update(ahead.start(session, sampling)),
             )
         run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
         run.folder.write_rollouts(sampling.step, run.samples)
