@@ -115,6 +115,9 @@ class RolloutSection(Section):
     max_new_tokens: int = Field(default=256, ge=1, description="completions are cut here (finish = length)")
     temperature: float = Field(default=1.0, gt=0, description="of sampling, and of every log-prob in training")
     slots: int = Field(default=256, ge=1, description="rows decoded at once: bounds the memory of the cache")
+    overlap: bool = Field(
+        default=False, description="a second process samples the next step's rollouts during this step's update"
+    )
 
 
 class RewardSpec(Section):
@@ -169,6 +172,11 @@ class Update(Section):
     max_kl: float | None = Field(
         default=None, gt=0, description="stop the step's updates at this KL(old || new), nats per token"
     )
+    importance_cap: float | None = Field(
+        default=None,
+        ge=1,
+        description="weigh each token's loss by trainer / engine probability, at most this; default: 2 with overlap",
+    )
 
     def budget(self, device: str) -> int:
         """`tokens_per_microbatch` on a kind of device ("cpu", "cuda"): a CPU gains nothing from more than its caches
@@ -177,7 +185,7 @@ class Update(Section):
 
     @property
     def on_policy(self) -> bool:
-        """Whether a rollout has one optimizer step, at the weights that sampled: then logp_old is logp."""
+        """Whether a rollout has one optimizer step: logp_old, of the weights before the update, is then logp."""
         return self.epochs * self.minibatches == 1
 
 

@@ -75,6 +75,35 @@ def test_same_k_twice():
     assert problem(*HELD_OUT, "eval.k=[1, 2, 1]") == "eval.k: [1, 2, 1] names the same k twice"
 
 
+def test_importance_weights_of_an_engine_with_the_trainers_own_log_probs():
+    assert problem("update.importance_cap=2") == (
+        "update.importance_cap: has no effect with rollout.engine=native in float32, whose log-probs are the trainer's "
+        "own: remove it or set it to null"
+    )
+    assert load("update.importance_cap=2", "model.dtype=bfloat16").update.importance_cap == 2
+    assert load("update.importance_cap=2", "rollout.engine=my.engine:Engine").update.importance_cap == 2
+    assert load("model.dtype=bfloat16").update.importance_cap is None
+    assert problem("update.importance_cap=0.5", "model.dtype=bfloat16") == (
+        "update.importance_cap: must be at least 1, is 0.5"
+    )
+
+
+def test_overlap_brings_importance_weights_with_it_and_keeps_a_cap_that_is_given():
+    recipe = load("rollout.overlap=true")
+    assert recipe.update.importance_cap == 2.0
+    assert config.load(write(config.dump(recipe), "again.yaml")) == recipe
+    assert load("rollout.overlap=true", "update.importance_cap=5").update.importance_cap == 5
+
+
+def test_overlap_where_it_cannot_be():
+    assert problem("rollout.overlap=true", "algorithm.name=trpo").startswith(
+        "rollout.overlap: trpo bounds the KL on the states that the policy itself visits"
+    )
+    assert problem("rollout.overlap=true", "rollout.engine=scripted").startswith("rollout.overlap: scripted plays what")
+    line = problem("rollout.overlap=true", "model.trust_remote_code=true")
+    assert line.startswith("rollout.overlap: code that comes with a model cannot be imported")
+
+
 def test_more_minibatches_than_prompts():
     assert problem("update.minibatches=33") == (
         "update.minibatches: 33 cannot share out rollout.prompts_per_step=32 prompts"

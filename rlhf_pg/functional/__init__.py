@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlhf_pg.functional import credit, kl, logprobs, normalize, objectives, pass_at_k, trust_region
+    from rlhf_pg.functional import credit, importance, kl, logprobs, normalize, objectives, pass_at_k, trust_region
 
-__all__ = ["credit", "kl", "logprobs", "normalize", "objectives", "pass_at_k", "trust_region"]
+__all__ = ["credit", "importance", "kl", "logprobs", "normalize", "objectives", "pass_at_k", "trust_region"]
 
 
 def __getattr__(name: str):

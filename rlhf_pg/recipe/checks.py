@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.recipe import messages
@@ -19,6 +19,8 @@ from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
     from rlhf_pg.config import DataSource, Recipe, SftRecipe
+
+OVERLAP_CAP = 2.0  # of importance weights one step old: Yao et al. 2025's, see functional/importance.py
 
 
 def problems(recipe: Recipe | SftRecipe) -> list[str]:
@@ -33,10 +35,13 @@ def problems(recipe: Recipe | SftRecipe) -> list[str]:
 
 
 def with_options_filled(recipe: Recipe) -> Recipe:
-    """The recipe with every option of its algorithm written out, so that a saved recipe says what ran."""
+    """The recipe with every option of its algorithm, and the cap that overlap needs, written out: what will run."""
     schema = resolve(recipe.algorithm.name).options
     options = schema.model_validate(recipe.algorithm.options).model_dump(mode="json")
-    return recipe.model_copy(update={"algorithm": recipe.algorithm.model_copy(update={"options": options})})
+    filled: dict[str, BaseModel] = {"algorithm": recipe.algorithm.model_copy(update={"options": options})}
+    if recipe.rollout.overlap and recipe.update.importance_cap is None:
+        filled["update"] = recipe.update.model_copy(update={"importance_cap": OVERLAP_CAP})
+    return recipe.model_copy(update=filled)
 
 
 def _algorithm(recipe: Recipe) -> Iterator[str]:
@@ -76,6 +81,11 @@ def _settled_algorithm(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
             f"model.dtype: {algorithm.name} takes finite differences of gradients, which {recipe.model.dtype} rounds "
             "away; use float32"
         )
+    if algorithm.update == "trust_region" and recipe.rollout.overlap:
+        yield (
+            f"rollout.overlap: {algorithm.name} bounds the KL on the states that the policy itself visits, and "
+            "overlapped rollouts are another policy's; leave it out, or use ppo or grpo"
+        )
     if algorithm.needs_critic:
         yield from _critic(recipe, algorithm)
 
@@ -104,6 +114,10 @@ def _engine(recipe: Recipe) -> Iterator[str]:
     if name not in SHIPPED and ":" not in name and "." not in name:
         hint = messages.nearest(name, list(SHIPPED))
         yield f"rollout.engine: no engine {name!r}: shipped are {', '.join(SHIPPED)}{hint}, or give module:attribute"
+    if recipe.rollout.overlap and name == "scripted":
+        yield "rollout.overlap: scripted plays what it is given and samples from no weights; use another engine"
+    if recipe.rollout.overlap and recipe.model.trust_remote_code:
+        yield "rollout.overlap: code that comes with a model cannot be imported by the second process; leave one out"
 
 
 def _kl(recipe: Recipe) -> Iterator[str]:

@@ -88,6 +88,9 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "update.max_kl", f"in {algorithm.name}: its bound is algorithm.options.max_kl"
     elif recipe.update.on_policy:
         yield "update.max_kl", "with one optimizer step per rollout"
+    rollout = recipe.rollout
+    if rollout.engine == "native" and recipe.model.dtype == "float32" and not rollout.overlap:
+        yield "update.importance_cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
     if algorithm:
         yield from _of_critic(recipe, algorithm)
     if recipe.data.eval is None:

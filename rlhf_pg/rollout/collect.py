@@ -27,13 +27,15 @@ def rollouts(
     progress: Progress | None = None,
     poll: Callable[[], None] = lambda: None,
     part: Callable[[Part], AbstractContextManager[object]] = nullcontext,
+    sampled: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
     """`sampling.samples` scored completions of every prompt, groups adjacent.
 
     A completion is decoded (without special tokens) and handed to the scorer when it finishes, so reward functions work
     while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then "reward",
-    waiting for the rewards that are left. `progress` is called in the first and `poll`, at least every second, in the
-    second; both may raise, to leave at once. Raises ValueError when the engine keeps completions back.
+    waiting for the rewards that are left. `progress` is called in the first, `sampled` at its end, and `poll`, at
+    least every second, in the second; all may raise, to leave at once. Raises ValueError when the engine keeps
+    completions back.
     """
     total = len(prompts) * sampling.samples
     samples: dict[int, Sample] = {}
@@ -52,6 +54,7 @@ def rollouts(
     with scorer.open(total) as scoring:
         with part("rollout"):
             groups = engine.generate(prompts, sampling, between_steps, finished)
+            sampled()
         if len(samples) != total:
             raise ValueError(
                 f"the engine called `finished` for {len(samples)} of {total} completions: it must for each"

@@ -22,6 +22,7 @@ from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.sampling import choose, uniforms
+from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 CHOOSE_ELEMENTS = 2**24  # logits turned into tokens at once: bounds the fp32 and int64 copies
@@ -69,16 +70,7 @@ class NativeEngine:
 
         Raises ValueError, before anything is changed, for an unknown name or a wrong shape.
         """
-        live = self.model.state_dict(keep_vars=True)
-        given = list(tensors)
-        for name, tensor in given:
-            if name not in live:
-                raise ValueError(f"the model has no weight {name!r}; it has {len(live)}, such as {next(iter(live))!r}")
-            if live[name].shape != tensor.shape:
-                raise ValueError(f"weight {name!r} is {list(live[name].shape)}, but {list(tensor.shape)} was given")
-        with torch.no_grad():
-            for name, tensor in given:
-                live[name].copy_(tensor)
+        overwrite(self.model, tensors)
         self.version = version
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from rlhf_pg.train.learner import CriticLearner, Learner, optimized
 from rlhf_pg.types import Batch, Credit, Signals
 
 NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
+MEAN_WEIGHT, MEAN_SQUARE = "mismatch/weight", "mismatch/weight_square"  # on the way to mismatch/ess, not logged
 
 
 def update(
@@ -149,7 +150,16 @@ def accumulate(
             before, forwarded = part.prefix, forwarded + part.prefix.length
     made = credits.metrics(credits.together(moments), learner.backend) if moments else {}
     whole = learner.backend.sum(torch.stack([sums[name].double() for name in sums])).tolist()  # over all ranks, at once
-    return dict(zip(sums, whole, strict=True)) | made | {"tokens/forwarded": forwarded, "tokens/needed": needed}
+    found = _with_effective_share(dict(zip(sums, whole, strict=True)))
+    return found | made | {"tokens/forwarded": forwarded, "tokens/needed": needed}
+
+
+def _with_effective_share(found: dict[str, float]) -> dict[str, float]:
+    """The means of the importance weights and of their squares, if there, as the effective share of the samples."""
+    if MEAN_WEIGHT not in found:
+        return found
+    means = torch.tensor([1.0, found.pop(MEAN_WEIGHT), found.pop(MEAN_SQUARE)], dtype=torch.float64)
+    return found | {"mismatch/ess": float(F.importance.effective_share(means))}
 
 
 def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> Tensor:
@@ -209,6 +219,9 @@ def token_losses(
     signals = replace(signals, logp_old=old)
     token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit, objective.options)
     loss, metrics = token_loss.loss, dict(token_loss.metrics)
+    if learner.update.importance_cap is not None:
+        weight, found = _importance(batch, old, learner.update.importance_cap)
+        loss, metrics = weight * loss, metrics | found
     if signals.logp_ref is not None:
         metrics["kl/ref"] = F.kl.k3(logp, signals.logp_ref)
         if objective.kl_in_loss:
@@ -220,6 +233,14 @@ def token_losses(
     if critic and value is not None and credit.returns is not None:
         losses["value"] = F.objectives.value_loss(value, credit.returns, signals.value, critic.options.clip)
     return losses, metrics
+
+
+def _importance(batch: Batch, old: Tensor, cap: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weight [B, C] of each token for having been sampled by the engine, and what to log of it."""
+    weight = F.importance.truncated(old, batch.logp_rollout, cap)
+    weight = torch.where(batch.mask, weight, 1)  # NaN times the gradient of padding, 0, would be NaN
+    capped = F.importance.is_capped(old, batch.logp_rollout, cap)
+    return weight, {MEAN_WEIGHT: weight, MEAN_SQUARE: weight.square(), "mismatch/capped": capped}
 
 
 def _kl(estimator: str, logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:

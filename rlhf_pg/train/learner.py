@@ -75,7 +75,7 @@ class Learner:
     def values_from_update(self) -> bool:
         """Whether a shared critic's values are taken from the update's own forward, sparing a pass for them.
 
-        That needs a single optimizer step, at the weights that sampled, and a credit that reads one row at a time.
+        That needs a single optimizer step, at the weights before the update, and a credit that reads one row at a time.
         """
         objective = self.objective
         by_row = objective.algorithm.credit_by_row and not objective.options.standardise

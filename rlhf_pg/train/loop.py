@@ -17,7 +17,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.debug import checks, sharing
 from rlhf_pg.models.load import save_model
 from rlhf_pg.rollout import collect
-from rlhf_pg.train import checkpoint, critic_step, gradient_step, report, trust_region_step
+from rlhf_pg.train import ahead, checkpoint, critic_step, gradient_step, report, trust_region_step
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.learner import Learner
@@ -29,7 +29,7 @@ from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.train.signals import signals
 from rlhf_pg.train.stop import Stopped, StopRequest
-from rlhf_pg.types import Credit, Sampling
+from rlhf_pg.types import Credit
 
 UPDATES = {"gradient": gradient_step.update, "trust_region": trust_region_step.update}
 
@@ -122,6 +122,7 @@ def _run(run: Run) -> None:
         finally:
             record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
+            ahead.settle(run.session, run.poll)
             save(run)
     finish(run)
 
@@ -182,25 +183,19 @@ def _adapt_kl(learner: Learner, updated: dict[str, float], samples: int) -> dict
 def roll_out(run: Run) -> Pending:
     """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
     session, recipe = run.session, run.recipe
-    cursor = session.sampler.state()
-    try:
-        sampling = Sampling(
-            samples=recipe.rollout.samples_per_prompt,
-            max_new_tokens=recipe.rollout.max_new_tokens,
-            temperature=recipe.rollout.temperature,
-            seed=recipe.run.seed,
-            step=run.progress.step + 1,
-        )
+    sampling = session.sampling(run.progress.step + 1)
+    with ahead.drawn(session) as prompts:
         with session.learner.backend.autocast():
             rollouts = collect.rollouts(
                 session.engine,
                 session.scorer,
                 session.tokenizer,
-                session.sampler.next(),
+                prompts,
                 sampling,
                 progress=run.poll,
                 poll=run.poll,
                 part=run.phase,
+                sampled=lambda: run.times.update(ahead.start(session, sampling)),
             )
         run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
         run.folder.write_rollouts(sampling.step, run.samples)
@@ -211,9 +206,6 @@ def roll_out(run: Run) -> Pending:
                 run.verified = True
             made = signals(session.learner, session.reference, batch, run.poll)
         return Pending(batch, made, rollout_metrics(rollouts) | {"samples": len(rollouts)})
-    except BaseException:
-        session.sampler.load_state(cursor)
-        raise
 
 
 def measure(run: Run) -> dict[str, float]:

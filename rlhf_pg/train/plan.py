@@ -161,6 +161,8 @@ def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: 
         parts["critic, its gradients and Adam state"] = (own + 3 * learned) * FLOAT32
     if recipe.kl.coefficient > 0 and not recipe.model.lora:
         parts["reference copy"] = parameters * FLOAT32
+    if recipe.rollout.overlap:
+        parts["second process: weights"] = parameters * FLOAT32
     slots = min(recipe.rollout.slots, recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt)
     parts["rollout: KV cache"] = slots * longest * cache_per_token(shape) * width
     tokens = forwarded_tokens(recipe, prompt)

@@ -47,7 +47,10 @@ def shown(values: dict[str, Any], key: str, spec: str = ".3f") -> str:
 
 def tokens_per_second(metrics: dict[str, Any]) -> float | None:
     """Generated tokens over the seconds spent generating them."""
-    tokens, seconds = number(metrics, "tokens/generated"), number(metrics, "time/rollout_s")
+    seconds = number(metrics, "time/generation_s") or number(
+        metrics, "time/rollout_s"
+    )  # overlapped: waiting is not all
+    tokens = number(metrics, "tokens/generated")
     return tokens / seconds if tokens is not None and seconds else None
 
 

@@ -153,8 +153,13 @@ def _training(run: Run) -> list[Notice]:
     spike = _spike(run)
     if spike:
         found.append(Notice("warning", spike))
-    mismatch = late(values(run, "mismatch/kl"))
-    if mismatch is not None and mismatch > 0.01:
+    mismatch, share = late(values(run, "mismatch/kl")), late(values(run, "mismatch/ess"))
+    if share is not None and share < 0.5:
+        text = (
+            f"Importance weights leave {share:.0%} of the tokens, effectively: rollouts are of too different a policy."
+        )
+        found.append(Notice("warning", text))
+    if mismatch is not None and mismatch > 0.01 and share is None:
         found.append(
             Notice(
                 "warning", f"The rollout engine and the trainer disagree on log-probs (KL {mismatch:.3g} per token)."

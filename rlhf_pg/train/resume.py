@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from rlhf_pg import config
 from rlhf_pg.config import Recipe, SftRecipe
 from rlhf_pg.data import collate
+from rlhf_pg.recipe.effects import is_training
+from rlhf_pg.train import ahead
 from rlhf_pg.train import state as run_state
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Signals
@@ -70,7 +72,8 @@ def snapshot(session: Session, progress: Progress) -> tuple[dict[str, dict[str, 
         tensors["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
         state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
-    return tensors, state
+    of_next, of_next_state = ahead.snapshot(session)
+    return tensors | of_next, state | of_next_state
 
 
 def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Progress:
@@ -105,6 +108,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         batch = collate.to(saved, session.learner.backend.device)
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
+    ahead.restore(session, tensors, state, session.sampling(progress.step + 1))
     run_state.restore_random_state(tensors["random"], state["random"])
     return progress
 
@@ -122,6 +126,8 @@ def refuse_another_run(recipe: Recipe | SftRecipe, saved: Path) -> None:
         **_critics(before, recipe),
         "data.train": (before.data.train, recipe.data.train),
     }
+    if is_training(before) and is_training(recipe):
+        asked["rollout.overlap"] = (before.rollout.overlap, recipe.rollout.overlap)
     changed = [f"{key} (was {old}, is {new})" for key, (old, new) in asked.items() if old != new]
     if changed:
         raise ValueError(

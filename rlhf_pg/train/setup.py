@@ -18,12 +18,13 @@ from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import resolve as resolve_engine
+from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.plan import Plan
 from rlhf_pg.train.plan import plan as make_plan
 from rlhf_pg.train.signals import Reference, reference
-from rlhf_pg.types import Prompt
+from rlhf_pg.types import Prompt, Sampling
 
 
 @dataclass
@@ -44,6 +45,17 @@ class Session:
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
     plan: Plan
     reference_identity: str | None = None  # digest of its weights, taken once
+
+    def sampling(self, step: int) -> Sampling:
+        """How the rollouts of a step are sampled."""
+        rollout = self.recipe.rollout
+        return Sampling(
+            samples=rollout.samples_per_prompt,
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            seed=self.recipe.run.seed,
+            step=step,
+        )
 
     def close(self) -> None:
         self.engine.close()
@@ -86,7 +98,11 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     if learn and recipe.kl.coefficient > 0:
         frozen, frozen_policy = reference(policy, recipe.update, backend.autocast)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    engine = resolve_engine(recipe.rollout.engine)(model, stops, slots=recipe.rollout.slots)
+    name, slots = recipe.rollout.engine, recipe.rollout.slots
+    if learn and recipe.rollout.overlap:
+        engine = ProcessEngine(model, stops, slots, engine=name)
+    else:
+        engine = resolve_engine(name)(model, stops, slots=slots)
     learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"
     return Session(
         recipe=recipe,

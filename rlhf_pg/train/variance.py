@@ -74,7 +74,11 @@ class Rung:
 def run(recipe: Recipe, *, after: int = 10, groups: int = 256, out: Path | None = None) -> int:
     """Measure, print a table, write variance.json and variance.png. Raises ValueError for what cannot be measured."""
     out = _checked(recipe, after, groups, out)
-    session = build(recipe.model_copy(update={"log": recipe.log.model_copy(update={"trackers": []})}))
+    sections = {
+        "log": recipe.log.model_copy(update={"trackers": []}),
+        "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
+    }
+    session = build(recipe.model_copy(update=sections))
     try:
         result = measure(session, after, groups)
     finally:

@@ -20,7 +20,7 @@ from tests.random_models import random_batch, random_model
 LENGTH = 6
 
 
-def gradient(batch, *, denominator="sequence", tokens=10_000, share=True, seed=0):
+def gradient(batch, *, denominator="sequence", tokens=10_000, share=True, seed=0, cap=None):
     """All parameters' gradients of one GRPO step with a KL term, in float64 weights."""
     model = random_model(seed=seed).double()
     reference = frozen_copy(Policy(random_model(seed=seed + 1).double(), temperature=0.9))
@@ -32,7 +32,7 @@ def gradient(batch, *, denominator="sequence", tokens=10_000, share=True, seed=0
         optimizer=torch.optim.SGD(policy.parameters(), lr=0.0),
         backend=Backend(),
         objective=Objective(algorithm, options, KL(coefficient=0.1), LENGTH),
-        update=Update(tokens_per_microbatch=tokens, share_prompts=share),
+        update=Update(tokens_per_microbatch=tokens, share_prompts=share, importance_cap=cap),
         optimization=Optimizer(),
         seed=0,
         total_updates=1,
@@ -60,10 +60,10 @@ def assert_same(a, b):
 @pytest.mark.parametrize("tokens", [1, 9, 14, 25, 60])
 def test_micro_batch_budget_does_not_change_the_gradient(denominator, tokens):
     batch = random_batch()
-    whole, whole_metrics = gradient(batch, denominator=denominator)
-    split, split_metrics = gradient(batch, denominator=denominator, tokens=tokens)
+    whole, whole_metrics = gradient(batch, denominator=denominator, cap=1.5)
+    split, split_metrics = gradient(batch, denominator=denominator, tokens=tokens, cap=1.5)
     assert_same(whole, split)
-    for name in ("loss", "entropy", "kl/ref", "clip/fraction"):
+    for name in ("loss", "entropy", "kl/ref", "clip/fraction", "mismatch/ess", "mismatch/capped"):
         assert split_metrics[name] == pytest.approx(whole_metrics[name], rel=1e-5, abs=1e-9)
 
 
@@ -87,6 +87,10 @@ def test_extra_padding_even_of_nan_does_not_change_the_gradient():
         logp_rollout=pad(batch.logp_rollout, (0, 4), value=float("nan")),
     )
     assert_same(gradient(batch)[0], gradient(padded)[0])
+    weighted, metrics = gradient(batch, cap=1.5)
+    padded_weighted, padded_metrics = gradient(padded, cap=1.5)
+    assert_same(weighted, padded_weighted)
+    assert padded_metrics["mismatch/ess"] == pytest.approx(metrics["mismatch/ess"])
 
 
 @pytest.mark.parametrize("tokens", [9, 10_000])
@@ -95,9 +99,14 @@ def test_prompt_sharing_does_not_change_the_gradient(tokens):
     assert_same(gradient(batch, share=False)[0], gradient(batch, share=True, tokens=tokens)[0])
 
 
-def test_the_gradient_is_that_of_the_formula_written_out_row_by_row():
-    """An independent loop: rows one by one, the paper's formula, no shared code but the policy's log-probs."""
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_the_gradient_is_that_of_the_formula_written_out_row_by_row(cap):
+    """An independent loop: rows one by one, the paper's formula, no shared code but the policy's log-probs.
+
+    Importance weights multiply the surrogate, not the KL.
+    """
     batch = random_batch()
+    weights = []
     model = random_model().double()
     reference = random_model(seed=1).double()
     policy, frozen = Policy(model, 0.9, share_prompts=False), Policy(reference, 0.9, share_prompts=False)
@@ -111,11 +120,22 @@ def test_the_gradient_is_that_of_the_formula_written_out_row_by_row():
         with torch.no_grad():
             old, ref = logp.detach() + 0.01, frozen(one)[0][one.mask]
         rho = (logp - old).exp()
-        surrogate = torch.minimum(rho * advantage, rho.clamp(0.8, 1.2) * advantage)
+        weight = torch.ones_like(old)
+        if cap:
+            weight = (old.exp() / one.logp_rollout[one.mask].double().exp()).clamp(max=cap)
+        weights += weight.tolist()
+        surrogate = weight * torch.minimum(rho * advantage, rho.clamp(0.8, 1.2) * advantage)
         k3 = (ref - logp).exp() - 1 - (ref - logp)
         loss = loss + (-surrogate + 0.1 * k3).mean() / rows
     loss.backward()
-    assert_same(flat_gradient(model), gradient(batch)[0])
+    found, metrics = gradient(batch, cap=cap)
+    assert_same(flat_gradient(model), found)
+    assert cap is not None or not metrics.keys() & {"mismatch/ess", "mismatch/capped"}
+    if cap:
+        assert metrics["mismatch/capped"] == pytest.approx(sum(w >= cap for w in weights) / len(weights))
+        square = sum(w * w for w in weights)
+        assert metrics["mismatch/ess"] == pytest.approx(sum(weights) ** 2 / len(weights) / square, rel=1e-5)
+        assert 0.1 < metrics["mismatch/capped"] < 0.9
 
 
 def test_every_epoch_covers_every_row_once_and_keeps_groups_whole():

@@ -78,6 +78,12 @@ def test_micro_batches_follow_the_token_budget(budget, expected):
     assert made.micro_batches == expected
 
 
+def test_overlap_holds_the_weights_once_more():
+    alone = plan(recipe(), Qwen2Config(**TINY), parameters=1000)
+    both = plan(recipe(rollout={"overlap": True}), Qwen2Config(**TINY), parameters=1000)
+    assert sum(both.memory.values()) - sum(alone.memory.values()) == 1000 * 4
+
+
 def test_kv_cache_bytes_by_hand():
     made = plan(recipe(), Qwen2Config(**TINY), parameters=1)
     assert made.memory["rollout: KV cache"] == 5 * (20 + 10) * 3 * 2 * (2 * 8) * 4  # slots, tokens, layers, K+V, heads

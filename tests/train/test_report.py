@@ -142,6 +142,17 @@ def test_noteworthy_things_are_said_in_words(tmp_path):
     assert "KL to the reference leapt in 1 step, highest 4 in step 30." in found
 
 
+def test_rollouts_of_another_policy_are_noted_by_what_their_weights_leave(tmp_path):
+    engine = [row(i, **{"mismatch/kl": 0.02}) for i in range(1, 41)]
+    assert any("disagree on log-probs (KL 0.02 per token)" in text for text in texts(make(tmp_path / "a", engine)))
+    weighed = [r | {"mismatch/ess": 0.9} for r in engine]
+    assert not any("disagree" in text or "weights" in text for text in texts(make(tmp_path / "b", weighed)))
+    few = [r | {"mismatch/ess": 0.4} for r in engine]
+    assert any(
+        text.startswith("Importance weights leave 40% of the tokens") for text in texts(make(tmp_path / "c", few))
+    )
+
+
 def test_a_steady_run_has_nothing_noteworthy(tmp_path):
     rows = [row(i, reward=i / 40, **{"kl/ref": 0.001 * i, "entropy": 1.0, "eval/pass@1": 0.5}) for i in range(1, 41)]
     assert texts(make(tmp_path / "run", rows, summary={})) == []
