@@ -183,10 +183,13 @@ def _variance(arguments: argparse.Namespace) -> int:
     from rlhf_pg import config
 
     recipe = config.load(arguments.recipe, arguments.overrides)
-    from rlhf_pg.train import variance
+    from rlhf_pg.train.variance_arguments import checked
 
     given = _given(arguments)
-    return variance.run(recipe, **{name: given[name] for name in ("after", "groups", "out") if name in given})
+    settled = checked(recipe, **{name: given[name] for name in ("after", "groups", "out") if name in given})
+    from rlhf_pg.train import variance
+
+    return variance.run(recipe, *settled)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -155,7 +155,9 @@ def test_without_a_command_it_prints_help_and_exits_2(capsys):
     assert "train by reinforcement learning" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "check", "report", "rewards check", "rewards score"])
+@pytest.mark.parametrize(
+    "command", ["train", "sft", "eval", "check", "variance", "report", "rewards check", "rewards score"]
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([*command.split(), "--help"])
@@ -194,3 +196,10 @@ def test_python_m_refuses_a_wrong_recipe_with_exit_code_2():
     done = run("-m", "rlhf_pg", "train", "recipe.yaml", "kl.coeficient=0")
     assert done.returncode == 2
     assert done.stderr == "recipe.yaml: 1 problem\n  kl.coeficient: unknown key; did you mean kl.coefficient?\n"
+
+
+def test_a_wrong_argument_of_variance_is_refused_without_torch():
+    ask = "import sys; from rlhf_pg import cli; cli.main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = run("-c", ask, "variance", "recipe.yaml", "--groups", "1")
+    assert "--groups 1: a variance needs at least 2 groups" in done.stderr
+    assert done.stdout == "False\n"

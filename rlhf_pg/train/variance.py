@@ -33,7 +33,6 @@ from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, same, summaries
 from rlhf_pg.types import Batch, Credit, Signals
 
 MEMORY = 2**30  # bytes that the kept gradients may take; larger ones are sketched
-RUN_FILES = ("metrics.jsonl", "config.yaml", "checkpoints", "model", ".lock")
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,8 @@ class Rung:
     options: Any
 
 
-def run(recipe: Recipe, *, after: int = 10, groups: int = 256, out: Path | None = None) -> int:
-    """Measure, print a table, write variance.json and variance.png. Raises ValueError for what cannot be measured."""
-    out = _checked(recipe, after, groups, out)
+def run(recipe: Recipe, after: int, groups: int, out: Path) -> int:
+    """Measure, print a table, write variance.json and variance.png to `out` (see `variance_arguments.checked`)."""
     sections = {
         "log": recipe.log.model_copy(update={"trackers": []}),
         "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
@@ -85,23 +83,6 @@ def run(recipe: Recipe, *, after: int = 10, groups: int = 256, out: Path | None 
         session.close()
     variance_page.write(result, out)
     return 0
-
-
-def _checked(recipe: Recipe, after: int, groups: int, out: Path | None) -> Path:
-    """The folder to write to, made. Raises ValueError before anything is loaded."""
-    if groups < 2:
-        raise ValueError(f"--groups {groups}: a variance needs at least 2 groups")
-    if not 0 <= after <= recipe.run.steps:
-        raise ValueError(f"--after {after}: the recipe's run has steps 0 to {recipe.run.steps} (run.steps)")
-    folder = out or recipe.run.dir.with_name(f"variance_{recipe.run.dir.name}")
-    held = [name for name in RUN_FILES if (folder / name).exists()]
-    if held:
-        raise ValueError(f"--out {folder} holds a run ({', '.join(held)}): choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from error
-    return folder
 
 
 def measure(session: Session, after: int, groups: int) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -197,3 +199,8 @@ def test_no_gradient_flows_into_what_is_standardised_and_its_dtype_is_kept():
     for call in (normalize.moments, lambda x, mask: normalize.standardise(x, mask, torch.ones(3))):
         with pytest.raises(ValueError, match=r"torch\.bool"):
             call(LOSS, MASK.double())
+
+
+def test_a_single_value_of_zero_is_standardised_to_zero():
+    alone = torch.tensor([[0.0, math.nan]])  # no spread, and none to be had: n - 1 = 0
+    assert normalize.standardise(alone, torch.tensor([[True, False]])).tolist() == [[0.0, 0.0]]

@@ -11,7 +11,7 @@ import torch
 from rlhf_pg import cli
 from rlhf_pg.config import KL
 from rlhf_pg.data import collate
-from rlhf_pg.train import gradient_step, loop, variance, variance_page
+from rlhf_pg.train import gradient_step, loop, variance, variance_arguments, variance_page
 from rlhf_pg.train.learner import Objective
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import Progress
@@ -164,7 +164,7 @@ def test_trackers_are_not_opened(tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(variance, "build", lambda recipe: built.append(recipe) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        variance.run(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), groups=2, after=0)
+        variance.run(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), 0, 2, tmp_path)
     assert built[0].log.trackers == []
 
 
@@ -277,7 +277,7 @@ def test_a_rung_is_judged_by_its_whole_interval(interval, verdict):
 
 def test_the_end_of_the_run_may_be_measured_and_the_default_folder_lies_beside_the_runs(tmp_path):
     recipe = small_run.recipe(tmp_path / "run")
-    assert variance._checked(recipe, 3, 2, None) == tmp_path / "variance_run"
+    assert variance_arguments.checked(recipe, after=3) == (3, 256, tmp_path / "variance_run")
     assert (tmp_path / "variance_run").is_dir()
 
 
