@@ -66,7 +66,7 @@ class Watched:
         return TOKENIZER.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
-def collected(engine_type: type[ScriptedEngine] = ScriptedEngine, **asked: Any):
+def collected(engine_type: Any = ScriptedEngine, **asked: Any):
     """Two completions, scored by a function that names `completion` and by one with the arguments of `asked`."""
     watched: Any = Watched(
         [Reward("plain", "", "", "", arguments=("completion",)), Reward("other", "", "", "", **asked)]
@@ -112,7 +112,9 @@ def test_scores_stay_with_their_completions(engine_type):
 def test_an_engine_that_keeps_a_completion_back_is_refused():
     class Keeps(ScriptedEngine):
         def generate(self, prompts, sampling, progress=None, finished=None):
-            return super().generate(prompts, sampling, progress, lambda p, j, c: j and finished and finished(p, j, c))
+            groups = super().generate(prompts, sampling, progress)
+            finished(0, 1, groups[0][1])  # pyright: ignore[reportOptionalCall]
+            return groups
 
     with pytest.raises(ValueError, match="called `finished` for 1 of 2 completions"):
         collected(Keeps)
@@ -161,11 +163,10 @@ class World:
 
         class Engine(ScriptedEngine):
             def generate(self, prompts, sampling, progress=None, finished=None):
-                def then(done, rows, tokens):
-                    assert progress is not None
-                    progress(done, rows, tokens)
-                    if done < rows:
-                        after_first(lambda: progress(done, rows, tokens))
+                def then(*place):
+                    progress(*place)  # pyright: ignore[reportOptionalCall]
+                    if place[0] < place[1]:
+                        after_first(lambda: progress(*place))  # pyright: ignore[reportOptionalCall]
 
                 groups = super().generate(prompts, sampling, then, finished)
                 (world.folder / "generated").touch()

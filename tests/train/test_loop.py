@@ -81,6 +81,13 @@ def test_the_same_recipe_gives_bitwise_the_same_weights_and_another_seed_others(
     assert not all(torch.equal(a[n], c[n]) for n in a)
 
 
+def test_a_step_shows_the_rollout_then_the_wait_for_rewards_then_the_update(tmp_path, monkeypatch):
+    shown, phase = [], loop.LiveView.phase
+    monkeypatch.setattr(loop.LiveView, "phase", lambda self, name: (shown.append(name), phase(self, name)))
+    small_run.run(tmp_path, run={"steps": 2})
+    assert shown == ["rollout", "reward", "update", "update"] * 2  # signals, then steps
+
+
 def test_a_vanishing_learning_rate_leaves_the_weights_where_they_were(tmp_path):
     small_run.run(tmp_path / "a", run={"steps": 0})
     small_run.run(tmp_path / "b", run={"steps": 2}, optimizer={"lr": 1e-30})
