@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Times and weighs rlhf_pg beside other trainers and engines, and its parts by themselves, in one run.
 
-    python scripts/bench.py [step rollout ...] [--rounds N] [--threads 2] [--shapes 1M "31M P256" ...]
+    python scripts/bench.py [step rollout update overhead memory scaling ladder | all]
+                            [--rounds 5] [--threads 2] [--peers trl,generate,vllm|none]
+                            [--shapes 1M "31M P256" ...] [--out runs/bench]
 
-Every contender is a process of its own; all do one round in turn, the first only to warm up. Prints medians and ratios
-and writes bench.json and pictures. docs/performance.md says what is measured and how.
+Every contender is a process of its own; all do one round in turn, the first only to warm up. Prints medians and ratios,
+writes bench.json and a picture per mode. docs/performance.md says what is measured and how.
 """
 
 from __future__ import annotations
@@ -18,30 +20,38 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import modes, tables
-from benchmarks.race import Places
-from benchmarks.shapes import SHAPES, USUAL
 from rich.console import Console
 
-MODES = ("step", "rollout", "ladder")
-WIDTH = 132  # of tables in a file
+from benchmarks import machine, matmul, pictures
+from benchmarks.call import PEERS, Call
+from benchmarks.modes import MODES
+from benchmarks.race import Contender, Places
+from benchmarks.shapes import SHAPES, USUAL
+from benchmarks.tables import TABLES, notes
+
+USUAL_MODES = [mode for mode in MODES if mode != "ladder"]
+WIDTH = 132  # of tables that go to a file
 
 
 def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modes", nargs="*", metavar="MODE", help=f"{', '.join(MODES)} or all (default)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up")
+    usual = f"{', '.join(MODES)}, or all; default: all but ladder"
+    parser.add_argument("modes", nargs="*", metavar="MODE", help=usual)
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every contender")
-    parser.add_argument("--peers", default=",".join(modes.PEERS), help="trl,generate,vllm or none")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=USUAL, metavar="SHAPE", help=", ".join(SHAPES))
+    parser.add_argument("--peers", default=",".join(PEERS), help=f"{','.join(PEERS)} (default), or none")
+    shapes = ", ".join(f"{name!r}" for name in SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=USUAL, metavar="SHAPE", help=f"{shapes}; default: all but tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     arguments = parser.parse_args(given)
-    arguments.modes = list(MODES) if not arguments.modes or "all" in arguments.modes else arguments.modes
+    arguments.modes = list(MODES) if "all" in arguments.modes else arguments.modes or USUAL_MODES
     arguments.peers = [] if arguments.peers == "none" else arguments.peers.split(",")
-    for word, known in (("modes", MODES), ("peers", modes.PEERS)):
+    for word, known in (("modes", MODES), ("peers", PEERS), ("shapes", SHAPES)):
         unknown = [w for w in getattr(arguments, word) if w not in known]
         if unknown:
             parser.error(f"{word}: {', '.join(unknown)} is none of {', '.join(known)}")
+    if min(arguments.rounds, arguments.threads) < 1:
+        parser.error("--rounds and --threads must be at least 1")
     return arguments
 
 
@@ -50,24 +60,36 @@ def main(given: list[str]) -> int:
     if not console.is_terminal:
         console.width = WIDTH
     arguments.out.mkdir(parents=True, exist_ok=True)
-    bench = modes.Bench(Places(arguments.out, arguments.threads, arguments.rounds), arguments.shapes, arguments.peers)
-    bench.build({name: SHAPES[name] for name in arguments.shapes})
-    record: dict[str, Any] = {
+    places = Places(arguments.out, arguments.threads, arguments.rounds)
+    call = Call(places, arguments.shapes, arguments.peers)
+    record = describe(call, given)
+    for mode in arguments.modes:
+        record[mode] = call.found[mode] = MODES[mode](call)
+        TABLES[mode](record[mode], console)
+        (arguments.out / "bench.json").write_text(json.dumps(record, indent=1))
+        pictures.draw(mode, record[mode], arguments.out)
+    notes(record, console)
+    console.print(f"{arguments.out / 'bench.json'}, {arguments.out}/*.png", highlight=False)
+    return 1 if places.failed else 0
+
+
+def describe(call: Call, given: list[str]) -> dict[str, Any]:
+    """What was run, on what, with what; the models are made here, and the machine's own matrix rate taken."""
+    call.build({name: SHAPES[name] for name in call.shapes})
+    square = {"sizes": [[matmul.SQUARE] * 3]}
+    measured = call.places.race("machine", [Contender("matmul", "benchmarks.matmul:rates", square)], rounds=3)
+    rates = [r["gflops"][0] for m in measured.values() for r in m.rounds[""]]
+    return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "command": shlex.join(["python", "scripts/bench.py", *given]),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "shapes": {name: SHAPES[name].record() for name in arguments.shapes},
-        "missing": bench.missing,
-        "failed": bench.places.failed,
+        "threads": call.places.threads,
+        "rounds": call.places.rounds,
+        "versions": machine.versions(),
+        "machine": machine.describe() | {"matmul_gflops": max(rates, default=None)},
+        "shapes": {name: SHAPES[name].record() | {"counted": call.parameters[name]} for name in call.shapes},
+        "missing": call.missing,
+        "failed": call.places.failed,
     }
-    for mode in arguments.modes:
-        record[mode] = getattr(modes, mode)(bench)
-        getattr(tables, mode)(record[mode], console)
-        (arguments.out / "bench.json").write_text(json.dumps(record, indent=1))
-    tables.notes(record, console)
-    console.print(arguments.out / "bench.json")
-    return 1 if bench.places.failed else 0
 
 
 if __name__ == "__main__":

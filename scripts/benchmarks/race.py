@@ -47,39 +47,44 @@ class Places:
     rounds: int
     failed: dict[str, str] = field(default_factory=dict)  # what ran, and the contender: the end of its log
 
-    def process(self, stack: ExitStack, contender: Contender, title: str) -> Process | None:
-        """Start a contender; one that cannot start is noted in `failed` and left out."""
+    def start(self, stack: ExitStack, title: str, contenders: Sequence[Contender]) -> dict[str, Process]:
+        """Start contenders, all at once; those that are ready, by name. One that fails is noted and left out."""
+        begun = {c.name: stack.enter_context(started(c, self.threads, self._log(title, c))) for c in contenders}
+        for name, process in list(begun.items()):
+            try:
+                process.ready = process.read()
+            except ContenderFailed as error:
+                self.failed[f"{title}, {name}"] = str(error)
+                del begun[name]
+        return begun
+
+    def _log(self, title: str, contender: Contender) -> Path:
         log = self.out / "logs" / (re.sub(r"[^\w.]+", "_", f"{title} {contender.name}") + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        process = stack.enter_context(started(contender, self.threads, log))
-        try:
-            process.ready = process.read()
-        except ContenderFailed as error:
-            self.failed[f"{title}, {contender.name}"] = str(error)
-            return None
-        return process
+        return log
 
     def race(self, title: str, contenders: Sequence[Contender], rounds: int | None = None) -> dict[str, Measured]:
         """Every contender's answers, by its name. A contender that fails on the way is noted and left out whole."""
         with ExitStack() as stack:
-            running = {c.name: (c, self.process(stack, c, title)) for c in contenders}
-            alive = {name: (c, p) for name, (c, p) in running.items() if p}
-            found = {name: Measured(p.ready, {case: [] for case in c.cases}) for name, (c, p) in alive.items()}
+            alive = self.start(stack, title, contenders)
+            cases = {c.name: c.cases for c in contenders}
+            found = {name: Measured(p.ready, {case: [] for case in cases[name]}) for name, p in alive.items()}
             for number in range(1 + (rounds or self.rounds)):
-                for name, (contender, process) in list(alive.items()):
+                for name, process in list(alive.items()):
                     try:
-                        self._round(contender, process, number, found[name])
+                        _round(process, number, found[name])
                     except ContenderFailed as error:
                         self.failed[f"{title}, {name}"] = str(error)
                         del alive[name], found[name]
         return found
 
-    def _round(self, contender: Contender, process: Process, number: int, measured: Measured) -> None:
-        for case in contender.cases:
-            answer = process.ask({"round": number, "case": case})
-            measured.peak_mb = answer["peak_mb"]
-            if number:
-                measured.rounds[case].append(answer)
+
+def _round(process: Process, number: int, measured: Measured) -> None:
+    for case, answers in measured.rounds.items():
+        answer = process.ask({"round": number, "case": case})
+        measured.peak_mb = answer["peak_mb"]
+        if number:
+            answers.append(answer)
 
 
 class ContenderFailed(Exception):

@@ -9,6 +9,12 @@ from typing import Any
 from benchmarks.race import Measured
 
 OURS = "rlhf_pg"
+PARTS = ("rollout_s", "update_s")  # of a step
+MEMORIES = {
+    "memory": "peak_mb",
+    "memory_above_imports": "peak_above_imports_mb",
+    "memory_above_loaded": "peak_above_loaded_mb",
+}
 Entry = dict[str, Any]
 
 
@@ -26,14 +32,16 @@ def entry(name: str, measured: Measured, case: str = "") -> Entry:
         "threads": measured.ready["threads"],
         "imported_mb": measured.ready["imported_mb"],
         "peak_mb": measured.peak_mb,
+        "loaded_mb": measured.ready["loaded_mb"],
         "peak_above_imports_mb": measured.peak_mb - measured.ready["imported_mb"],
+        "peak_above_loaded_mb": measured.peak_mb - measured.ready["loaded_mb"],
         "rounds": rounds,
     }
     if all("tokens" in r for r in rounds):
         found["tokens"] = spread([r["tokens"] for r in rounds])
         found["ms_per_token"] = spread([1000 * r["seconds"] / r["tokens"] for r in rounds])
         found["tokens_per_s"] = spread([r["tokens"] / r["seconds"] for r in rounds])
-    for part in ("rollout_s", "update_s", "cores"):
+    for part in (*PARTS, "cores"):
         if all(part in r for r in rounds):
             found[part] = spread([r[part] for r in rounds])
     return found
@@ -49,18 +57,23 @@ def compare(entries: Sequence[Entry], ours: str = OURS) -> dict[str, Any]:
     if ours not in by_name:
         return {"to": ours, "others": {}, "best": {}}
     own = by_name.pop(ours)
-    others = {name: _ratios(other, own) for name, other in by_name.items()}
-    columns = ("time", "memory", "memory_above_imports")
-    best = {column: min(r[column] for r in others.values()) for column in columns} if others else {}
+    others = {name: ratios(other, own) for name, other in by_name.items()}
+    columns = {column for r in others.values() for column in r}
+    best = {column: min(r[column] for r in others.values() if column in r) for column in sorted(columns)}
     return {"to": ours, "others": others, "best": best}
 
 
-def _ratios(other: Entry, own: Entry) -> dict[str, float]:
-    return {
-        "time": time_of(other) / time_of(own),
-        "memory": other["peak_mb"] / own["peak_mb"],
-        "memory_above_imports": other["peak_above_imports_mb"] / own["peak_above_imports_mb"],
-    }
+def ratios(other: Entry, own: Entry) -> dict[str, float]:
+    """Time, memory, and the parts of a step where both have them; no ratio to a memory that is nothing."""
+    found = {"time": time_of(other) / time_of(own)}
+    for name, key in MEMORIES.items():
+        if own[key] > 0:
+            found[name] = other[key] / own[key]
+    tokens = [e["tokens"]["median"] if "tokens" in e else 1 for e in (other, own)]
+    for part in PARTS:
+        if part in other and part in own:
+            found[part] = other[part]["median"] / tokens[0] / (own[part]["median"] / tokens[1])
+    return found
 
 
 def time_of(entry: Entry) -> float:
