@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from benchmarks.modes import PARTS
 
@@ -22,6 +23,11 @@ LABELS = {
     "P": "prompt tokens, P",
     "C": "completion tokens, C",
     "parameters": "parameters",
+}
+LINES = {
+    "seconds": ("step", OURS, "o-"),
+    "rollout_s": ("rollout", "#e0a458", "s--"),
+    "update_s": ("update", "#7a8b5c", "^--"),
 }
 COLORS = ("#2f6db3", "#8fb8de", "#e0a458", "#c4683c", "#7a8b5c", "#d0d4d9")
 
@@ -95,25 +101,25 @@ def memory(found: Found) -> Figure:
 
 
 def scaling(found: Sequence[Found]) -> Figure:
-    figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3), squeeze=False, layout="constrained")
-    for number, (panel, one) in enumerate(zip(axes[0], found, strict=True)):
+    """A panel per number that grows, all on one scale of seconds."""
+    size = (3.2 * len(found), 3)
+    figure, axes = plt.subplots(1, len(found), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for panel, one in zip(axes[0], found, strict=True):
         at = [point["at"] for point in one["points"]]
-        for key, color, style in (
-            ("seconds", OURS, "o-"),
-            ("rollout_s", "#e0a458", "s--"),
-            ("update_s", "#7a8b5c", "^--"),
-        ):
-            label = {"seconds": "step", "rollout_s": "rollout", "update_s": "update"}[key]
+        for key, (label, color, style) in LINES.items():
             panel.plot(at, [p[key]["median"] for p in one["points"]], style, color=color, label=label, markersize=4)
         panel.set(xscale="log", yscale="log", xlabel=LABELS[one["over"]])
-        if one["over"] != "parameters":
-            panel.set_xticks(at, [f"{value:,}" for value in at])
-            panel.minorticks_off()
-        panel.grid(alpha=0.25, which="both")
-        if number == 0:
-            panel.set_ylabel("seconds")
-            panel.legend(frameon=False, fontsize=8)
-    return _clean(figure, axes)
+        large = one["over"] == "parameters"
+        panel.set_xticks(at, [f"{value / 1e6:.0f}M" if large else str(value) for value in at])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("seconds")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure
 
 
 def ladder(found: Sequence[Found]) -> Figure:
@@ -163,6 +169,7 @@ def _bars(
     longest = max([*values, *(x for dots in each for x in dots)])
     for place, value, dots in zip(places, values, each or [[]] * len(values), strict=True):
         panel.text(max([value, *dots]) + 0.02 * longest, place, form.format(value), va="center", fontsize=8)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
     panel.set(yticks=places, yticklabels=[e["name"] for e in entries], xlim=(0, 1.22 * longest))
 
 
