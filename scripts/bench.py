@@ -1,185 +1,96 @@
-"""Times parts of the trainer side by side: one process, variants interleaved round by round, medians and their ratios.
+#!/usr/bin/env python
+"""Times and weighs rlhf_pg beside other trainers and engines, and its parts by themselves, in one run.
 
-    python scripts/bench.py ladder [--rounds 9] [--threads 2] [--out runs/bench]
+    python scripts/bench.py [step rollout update overhead memory scaling ladder | all]
+                            [--rounds 5] [--threads 2] [--peers trl,generate,vllm|none]
+                            [--shapes 1M "31M P256" ...] [--out runs/bench]
 
-`ladder`: what one update costs by each algorithm on the same rollouts, without rollout and reward: a TRPO step (ten
-conjugate gradient iterations) against a PPO epoch, and a critic that shares the policy's model against none.
-Prints a table, writes bench.json and bench.png.
+Every contender is a process of its own; all do one round in turn, the first only to warm up. Prints medians and ratios,
+writes bench.json and a picture per mode. docs/performance.md says what is measured and how.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import shlex
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from rlhf_pg import config
-from rlhf_pg.models.load import save_model, tiny_model
-from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train.credit import assign
-from rlhf_pg.train.loop import UPDATES
-from rlhf_pg.train.setup import Session, build
-from rlhf_pg.train.signals import signals
-from rlhf_pg.types import Batch
+from benchmarks import machine, matmul, pictures
+from benchmarks.call import PEERS, Call
+from benchmarks.modes import MODES
+from benchmarks.race import Contender, Places
+from benchmarks.shapes import SHAPES, USUAL
+from benchmarks.tables import TABLES, notes
 
-SHAPES: dict[str, dict[str, Any]] = {  # model, prompts N, samples G, prompt length P, completion length C
-    "1M, P 16, C 64": dict(hidden=128, layers=4, prompts=16, samples=8, prompt=16, completion=64),
-    "13M, P 64, C 64": dict(hidden=384, layers=6, prompts=4, samples=8, prompt=64, completion=64),
-}
-REINFORCE, PPO, TRPO, GRPO = "reinforce_baseline", "ppo", "trpo", "grpo"
+USUAL_MODES = [mode for mode in MODES if mode != "ladder"]
+WIDTH = 132  # of tables that go to a file
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One thing to time: an algorithm with its recipe sections."""
-
-    name: str
-    sections: dict[str, Any]
-
-
-def variants() -> list[Variant]:
-    two = {"epochs": 2}
-    shared = {"backbone": "policy"}
-    return [
-        Variant("PPO epoch", {"algorithm": {"name": PPO}, "critic": shared}),
-        Variant("TRPO step", {"algorithm": {"name": TRPO, "options": {"cg_iterations": 10}}}),
-        Variant("2 epochs, no critic", {"algorithm": {"name": GRPO}, "update": two}),
-        Variant("2 epochs, shared critic", {"algorithm": {"name": PPO}, "critic": shared, "update": two}),
-        Variant("on-policy, no critic", {"algorithm": {"name": "rloo"}}),
-        Variant("on-policy, shared critic", {"algorithm": {"name": REINFORCE}, "critic": shared}),
-    ]
-
-
-RATIOS = [
-    ("TRPO step", "PPO epoch"),
-    ("2 epochs, shared critic", "2 epochs, no critic"),
-    ("on-policy, shared critic", "on-policy, no critic"),
-]
-
-
-def ladder(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every round by shape and variant."""
-    measured: dict[str, dict[str, list[float]]] = {}
-    for name, shape in SHAPES.items():
-        model = _model(folder / "models" / name.split(",")[0], shape)
-        updates = {v.name: _update(model, shape, v, folder) for v in variants()}
-        measured[name] = {v: [] for v in updates}
-        for number in range(rounds + 1):  # the first warms up
-            for variant, take in updates.items():
-                started = time.perf_counter()
-                take()
-                if number:
-                    measured[name][variant].append(time.perf_counter() - started)
-    return measured
-
-
-def _model(folder: Path, shape: dict[str, Any]) -> Path:
-    tokenizer = character_tokenizer()
-    sizes = dict(hidden_size=shape["hidden"], intermediate_size=3 * shape["hidden"], num_hidden_layers=shape["layers"])
-    save_model(tiny_model(seed=0, vocabulary=len(tokenizer), **sizes), tokenizer, folder)
-    return folder
-
-
-def _update(model: Path, shape: dict[str, Any], variant: Variant, folder: Path) -> Callable[[], None]:
-    """Signals, credit and the policy's update on fixed random rollouts, as the loop does them."""
-    raw: dict[str, Any] = {
-        "run": {"dir": str(folder / "unused"), "steps": 1, "preflight": False},
-        "model": {"path": str(model)},
-        "data": {"train": {"task": "arithmetic"}},
-        "rollout": {
-            "prompts_per_step": shape["prompts"],
-            "samples_per_prompt": shape["samples"],
-            "max_new_tokens": shape["completion"],
-        },
-        "rewards": [{"fn": "gsm8k"}],
-        "kl": {"coefficient": 0.0},
-    }
-    session = build(config.parse(raw | variant.sections, config.Recipe))
-    batch = _batch(session, shape)
-
-    def take() -> None:
-        learner = session.learner
-        made = signals(learner, None, batch)
-        credit = assign(learner, batch, made)
-        for _ in UPDATES[learner.objective.algorithm.update](learner, batch, made, credit, 0):
-            pass
-
-    return take
-
-
-def _batch(session: Session, shape: dict[str, Any]) -> Batch:
-    """Random tokens, every row as long as can be, rewards drawn once: the same work for every variant."""
-    random = torch.Generator().manual_seed(0)
-    rows, vocabulary = shape["prompts"] * shape["samples"], session.model.config.vocab_size
-    size = (rows, shape["completion"])
-    return Batch(
-        prompt_tokens=torch.randint(4, vocabulary, (shape["prompts"], shape["prompt"]), generator=random),
-        prompt_lengths=torch.full((shape["prompts"],), shape["prompt"]),
-        group=torch.arange(shape["prompts"]).repeat_interleave(shape["samples"]),
-        tokens=torch.randint(4, vocabulary, size, generator=random),
-        mask=torch.ones(size, dtype=torch.bool),
-        reward=torch.rand(rows, generator=random),
-        logp_rollout=torch.full(size, -3.0),
-    )
-
-
-def show(measured: dict[str, dict[str, list[float]]], console: Console) -> list[dict[str, Any]]:
-    """Print medians and ratios; returns the ratios."""
-    found = []
-    for shape, seconds in measured.items():
-        table = Table("update", "median s", "lowest", "highest", title=shape, title_justify="left")
-        for variant, times in seconds.items():
-            table.add_row(variant, *(f"{f(times):.3f}" for f in (statistics.median, min, max)))
-        console.print(table)
-        for above, below in RATIOS:
-            ratio = statistics.median(seconds[above]) / statistics.median(seconds[below])
-            found.append({"shape": shape, "of": above, "to": below, "ratio": round(ratio, 3)})
-            console.print(f"  {above} / {below}: {ratio:.2f}")
-    return found
-
-
-def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """One panel per shape: a bar per variant, a dot per round."""
-    figure, panels = plt.subplots(1, len(measured), figsize=(5.2 * len(measured), 3.2), squeeze=False)
-    for panel, (shape, seconds) in zip(panels[0], measured.items(), strict=True):
-        names = list(seconds)[::-1]
-        panel.barh(names, [statistics.median(seconds[n]) for n in names], color="#9db7d5")
-        for at, name in enumerate(names):
-            panel.plot(seconds[name], [at] * len(seconds[name]), ".", color="#1f3b57", markersize=4)
-        panel.set(title=shape, xlabel="seconds per update")
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-
-
-def main() -> None:
+def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ladder"])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    usual = f"{', '.join(MODES)}, or all; default: all but ladder"
+    parser.add_argument("modes", nargs="*", metavar="MODE", help=usual)
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every contender")
+    parser.add_argument("--peers", default=",".join(PEERS), help=f"{','.join(PEERS)} (default), or none")
+    shapes = ", ".join(f"{name!r}" for name in SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=USUAL, metavar="SHAPE", help=f"{shapes}; default: all but tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    measured = ladder(arguments.rounds, arguments.out)
-    ratios = show(measured, Console())
-    record = {"threads": arguments.threads, "rounds": arguments.rounds, "seconds": measured, "ratios": ratios}
-    (arguments.out / "bench.json").write_text(json.dumps(record, indent=1))
-    draw(measured, arguments.out / "bench.png")
-    print(f"{arguments.out / 'bench.json'}, {arguments.out / 'bench.png'}")
+    arguments = parser.parse_args(given)
+    arguments.modes = list(MODES) if "all" in arguments.modes else arguments.modes or USUAL_MODES
+    arguments.peers = [] if arguments.peers == "none" else arguments.peers.split(",")
+    for word, known in (("modes", MODES), ("peers", PEERS), ("shapes", SHAPES)):
+        unknown = [w for w in getattr(arguments, word) if w not in known]
+        if unknown:
+            parser.error(f"{word}: {', '.join(unknown)} is none of {', '.join(known)}")
+    if min(arguments.rounds, arguments.threads) < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    return arguments
+
+
+def main(given: list[str]) -> int:
+    arguments, console = parse(given), Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    places = Places(arguments.out, arguments.threads, arguments.rounds)
+    call = Call(places, arguments.shapes, arguments.peers)
+    record = describe(call, given)
+    for mode in arguments.modes:
+        record[mode] = call.found[mode] = MODES[mode](call)
+        TABLES[mode](record[mode], console)
+        (arguments.out / "bench.json").write_text(json.dumps(record, indent=1))
+        pictures.draw(mode, record[mode], arguments.out)
+    notes(record, console)
+    console.print(f"{arguments.out / 'bench.json'}, {arguments.out}/*.png", highlight=False)
+    return 1 if places.failed else 0
+
+
+def describe(call: Call, given: list[str]) -> dict[str, Any]:
+    """What was run, on what, with what; the models are made here, and the machine's own matrix rate taken."""
+    call.build({name: SHAPES[name] for name in call.shapes})
+    square = {"sizes": [[matmul.SQUARE] * 3]}
+    measured = call.places.race("machine", [Contender("matmul", "benchmarks.matmul:rates", square)], rounds=3)
+    rates = [r["gflops"][0] for m in measured.values() for r in m.rounds[""]]
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "command": shlex.join(["python", "scripts/bench.py", *given]),
+        "threads": call.places.threads,
+        "rounds": call.places.rounds,
+        "versions": machine.versions(),
+        "machine": machine.describe() | {"matmul_gflops": max(rates, default=None)},
+        "shapes": {name: SHAPES[name].record() | {"counted": call.parameters[name]} for name in call.shapes},
+        "missing": call.missing,
+        "failed": call.places.failed,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
