@@ -1,6 +1,8 @@
 """Samples scored as they come: nothing waits, nothing is held back, and only a function that is late is blamed."""
 
+import os
 import select
+import signal
 import time
 from pathlib import Path
 
@@ -166,8 +168,9 @@ def test_a_worker_killed_before_its_first_call_costs_the_sample_that_came_first(
     with made.open(16) as scoring:
         scoring.add(texts("a", "bb", "ccc"))
         started(made, scoring)
-        scoring.add(texts("x" * 1_000_000, "yy", start=3))  # the pipe does not take it at once
         (worker,) = made.workers
+        os.kill(worker.process.pid, signal.SIGSTOP)  # so that the pipe does not take all of what comes
+        scoring.add(texts("x" * 1_000_000, "yy", start=3))
         assert worker.outbox
         worker.process.kill()
         found = scoring.finish()
