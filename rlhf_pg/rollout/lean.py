@@ -1,8 +1,9 @@
-"""One decode step of the Llama family (Llama, Mistral, Qwen2, Qwen3), with nothing between its matrix products.
+"""Decode steps of the Llama family (Llama, Mistral, Qwen2, Qwen3), with nothing between their matrix products.
 
 Transformers' modules do the same work in some sixty small operations a layer, whose overhead is most of the time of a
-small model's step. Here it is about twenty, on the model's own live weights: no copies, nothing to synchronise.
-Adapters and other replaced projections are called as modules.
+small model's step. Here it is about twenty. On a CPU in float32 the weights of plain linear layers
+are also laid out anew, once per `LeanSteps`: those with one input side by side, as one product, and large ones in the
+order in which a product with few rows reads them. Adapters and other replaced projections are called as modules.
 
     h = embedding
     per layer:  h += o_proj(attention(rope(q_proj(norm h)), rope(k_proj(norm h)), v_proj(norm h)))
@@ -12,6 +13,7 @@ Adapters and other replaced projections are called as modules.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,48 +23,110 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.rollout.cache import SlotCache
 
+LARGE = 200_000  # numbers in a weight, from which on its layout matters more than a call's overhead
 FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether the model is one of the family as transformers has it, attends by `sdpa`, and computes in its weights'
-    dtype (under autocast each operation chooses its own)."""
+    """Whether the model is one of the family as transformers has it, attending by `sdpa`."""
     decoder = model.get_decoder()
     known = type(decoder).__name__ in FAMILY and type(decoder).__module__.startswith("transformers.models.")
     attention = str(decoder.config._attn_implementation).removeprefix("tree_")  # models/tree_attention.py
     return known and attention == "sdpa"
 
 
-def decode(model: PreTrainedModel, tokens: Tensor, position: Tensor, cache: SlotCache, mask: Tensor | None) -> Tensor:
-    """Logits [n, V] after one more token of the first n rows of the cache, which must be aimed (`SlotCache.aim`).
+class LeanSteps:
+    """Decode steps at the weights that `model` has now: make a new one when they change. rows: of a step, about.
 
-    tokens, position [n] int64; mask [n, 1, 1, longest], added to the scores; None: every row is as long as the longest.
+    Computes in the weights' dtype; not for autocast, where each operation chooses its own.
     """
-    decoder: Any = model.get_decoder()
-    hidden = F.embedding(tokens, decoder.embed_tokens.weight)  # [n, H]
-    cos, sin = (x[:, 0, None] for x in decoder.rotary_emb(hidden[:, None], position[:, None]))  # [n, 1, size]
-    half = sin.shape[-1] // 2
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    for number, layer in enumerate(decoder.layers):
+
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        self.decoder: Any = model.get_decoder()
+        self.head: Any = model.get_output_embeddings()
+        self.products: dict[tuple[nn.Module, ...], Callable[[Tensor], Tensor]] = {}
+        for linears in [*_products(self.decoder), (self.head,)]:
+            if all(type(m) is nn.Linear and _is_cpu_float32(m.weight) for m in linears):
+                self.products[linears] = _product(linears, rows)
+
+    def __call__(self, tokens: Tensor, position: Tensor, cache: SlotCache, mask: Tensor | None) -> Tensor:
+        """Logits [n, V] after one more token of the first n rows of the cache, which must be aimed (`SlotCache.aim`).
+
+        tokens, position [n] int64; mask [n, 1, 1, longest], added to the scores; None: no row hides any column.
+        """
+        hidden = F.embedding(tokens, self.decoder.embed_tokens.weight)  # [n, H]
+        cos, sin = (x[:, 0, None] for x in self.decoder.rotary_emb(hidden[:, None], position[:, None]))  # [n, 1, size]
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        for number, layer in enumerate(self.decoder.layers):
+            query, key, value = self._heads(layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin)
+            keys, values = cache.layers[number].write(key, value)
+            mixed = _attend(query, keys, values, layer.self_attn.scaling, mask)
+            hidden = hidden + self._project(mixed, layer.self_attn.o_proj)
+            normed = _norm(layer.post_attention_layernorm, hidden)
+            gate, up = self._project(normed, layer.mlp.gate_proj, layer.mlp.up_proj).chunk(2, dim=-1)
+            hidden = hidden + self._project(layer.mlp.act_fn(gate).mul_(up), layer.mlp.down_proj)
+        return self._project(_norm(self.decoder.norm, hidden), self.head)
+
+    def _project(self, x: Tensor, *modules: Any) -> Tensor:
+        """What the modules make of x [n, H], side by side."""
+        product = self.products.get(modules)
+        if product is not None:
+            return product(x)
+        made = [F.linear(x, m.weight, m.bias) if type(m) is nn.Linear else m(x) for m in modules]
+        return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
+
+    def _heads(self, attention: Any, normed: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+        """[n, H] -> queries, keys, values, each [n, heads, size]; normed per head where the model does so (Qwen3)."""
+        size = attention.head_dim
+        made = self._project(normed, attention.q_proj, attention.k_proj, attention.v_proj).view(len(normed), -1, size)
+        groups = attention.num_key_value_groups
+        kv_heads = made.shape[1] // (groups + 2)
+        rotated, value = made.split([made.shape[1] - kv_heads, kv_heads], dim=1)
+        if hasattr(attention, "q_norm"):
+            query, key = rotated.split([groups * kv_heads, kv_heads], dim=1)
+            rotated = torch.cat([_norm(attention.q_norm, query), _norm(attention.k_norm, key)], dim=1)
+        return [*_rotate(rotated, cos, sin).split([groups * kv_heads, kv_heads], dim=1), value]
+
+
+def _products(decoder: Any) -> list[tuple[nn.Module, ...]]:
+    """The linear layers that have one input, and so are one product."""
+    found = []
+    for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        normed = _norm(layer.input_layernorm, hidden)
-        query, key = (_rotate(_heads(attention, name, normed), cos, sin) for name in ("q", "k"))  # [n, heads, size]
-        seen_keys, seen_values = cache.layers[number].write(key, _heads(attention, "v", normed))
-        n, heads, size = query.shape
-        grouped = query.view(n, seen_keys.shape[1], heads // seen_keys.shape[1], size)  # queries of one key head: rows
-        mixed = F.scaled_dot_product_attention(grouped, seen_keys, seen_values, attn_mask=mask, scale=attention.scaling)
-        hidden = hidden + _project(attention.o_proj, mixed.reshape(n, heads * size))
-        normed = _norm(layer.post_attention_layernorm, hidden)
-        gate = mlp.act_fn(_project(mlp.gate_proj, normed))
-        hidden = hidden + _project(mlp.down_proj, gate.mul_(_project(mlp.up_proj, normed)))
-    return _project(model.get_output_embeddings(), _norm(decoder.norm, hidden))
+        found += [(attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,)]
+        found += [(mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
+    return found
 
 
-def _heads(attention: Any, name: str, normed: Tensor) -> Tensor:
-    """[n, H] -> [n, heads, size], normed per head where the model does so (Qwen3)."""
-    made = _project(getattr(attention, f"{name}_proj"), normed).view(len(normed), -1, attention.head_dim)
-    norm = getattr(attention, f"{name}_norm", None)
-    return made if norm is None else _norm(norm, made)
+def _is_cpu_float32(weight: Tensor) -> bool:
+    return (weight.device.type, weight.dtype) == ("cpu", torch.float32)
+
+
+def _product(linears: Any, rows: int) -> Callable[[Tensor], Tensor]:
+    """Linear layers side by side as one product with about so many rows, at their weights of now."""
+    weight = linears[0].weight.detach() if len(linears) == 1 else torch.cat([m.weight.detach() for m in linears])
+    biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.detach() for m in linears]
+    bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if weight.numel() < LARGE or not known:
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """One query per row [n, heads, size] over keys and values [n, key heads, longest, size] -> [n, heads * size].
+
+    The queries of one key head are rows of one product, so that no key is read or copied for each of them.
+    """
+    n, heads, size = query.shape
+    grouped = query.reshape(n, keys.shape[1], heads // keys.shape[1], size)
+    scores = torch.matmul(grouped * scale, keys.transpose(-1, -2))  # [n, key heads, group, longest]
+    if mask is not None:
+        scores += mask
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.matmul(scores.softmax(dim=-1, dtype=wide).to(values.dtype), values).reshape(n, heads * size)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -70,9 +134,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def _project(module: Any, x: Tensor) -> Tensor:
-    return F.linear(x, module.weight, module.bias) if type(module) is nn.Linear else module(x)
-
-
 def _norm(module: Any, x: Tensor) -> Tensor:
-    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+    """RMSNorm in float32 or wider, as few operations; the fused one is slower for few rows on a CPU."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse = wide.square().mean(dim=-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()
+    return (wide * inverse).to(x.dtype).mul_(module.weight)

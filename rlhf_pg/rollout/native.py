@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from rlhf_pg.rollout import lean
 from rlhf_pg.rollout.admission import Admission, Queue
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.lean import LeanSteps, can_decode
 from rlhf_pg.rollout.sampling import choose, uniforms
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
@@ -46,7 +46,7 @@ class NativeEngine:
             raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
         self.attention = Attention(model)
-        self.lean = lean.can_decode(model)
+        self.lean = can_decode(model)
         self._cache: SlotCache | None = None
 
     def generate(
@@ -124,6 +124,8 @@ class _Run:
         self.log_tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)  # a row's own in columns < count
         self.log_logp = torch.zeros(shape, dtype=torch.float32, device=self.device)
         self.is_eos = self._eos_table()
+        lean = engine.lean and not torch.is_autocast_enabled(self.device.type)
+        self.steps = LeanSteps(engine.model, self.slots) if lean else None
         self.n = self.longest = self.done = self.sampled = 0
         self.read: dict[int, Completion] = {}  # by owner
 
@@ -182,9 +184,9 @@ class _Run:
         position = self.length[: self.n]
         self.longest += 1
         self.cache.aim(position, self.longest)
-        if self.engine.lean and not torch.is_autocast_enabled(self.device.type):
+        if self.steps:
             mask = self.engine.attention.bias(position, self.longest)
-            logits = lean.decode(self.engine.model, self.token[: self.n], position, self.cache, mask)
+            logits = self.steps(self.token[: self.n], position, self.cache, mask)
             self.length[: self.n] += 1
             return logits
         logits = self.engine.model(

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlhf_pg.rollout import lean
+from rlhf_pg.rollout.lean import LeanSteps
 from rlhf_pg.rollout.native import NativeEngine, _Run
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model
@@ -42,8 +42,10 @@ class Forwards:
         self.shapes: list[tuple[int, int]] = []
         self.prompts: list[int] = []
         model.register_forward_pre_hook(self.note, with_kwargs=True)
-        step = lean.decode
-        monkeypatch.setattr(lean, "decode", lambda m, tokens, *rest: self.count(tokens) or step(m, tokens, *rest))
+        step = LeanSteps.__call__
+        monkeypatch.setattr(
+            LeanSteps, "__call__", lambda s, tokens, *rest: self.count(tokens) or step(s, tokens, *rest)
+        )
 
     def note(self, module, args, kwargs):
         self.shapes.append(tuple(kwargs["input_ids"].shape))
