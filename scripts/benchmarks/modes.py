@@ -15,7 +15,7 @@ OURS = summary.OURS
 VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # its own choice keeps a core for a front end that is not there
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS threads, free to move, as everyone else has them
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 PARTS = ("sampling_s", "reference_s", "forward_s", "backward_s", "optimizer_s")
