@@ -96,7 +96,7 @@ def memory(call: Call) -> dict[str, Any]:
     contenders = [
         Contender(OURS, "benchmarks.scoring:ours", told),
         Contender("full logits", "benchmarks.scoring:full", told),
-        Contender("full logits, no second copy", "benchmarks.scoring:lean", told),
+        Contender("full logits, logsumexp by row", "benchmarks.scoring:lean", told),
     ]
     kept = ("name", "seconds", "imported_mb", "loaded_mb", "peak_mb", "peak_above_imports_mb", "peak_above_loaded_mb")
     return {
