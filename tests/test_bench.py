@@ -154,7 +154,8 @@ def test_a_contender_that_breaks_is_left_out_with_the_end_of_its_log_and_the_oth
     unknown = Contender("C", "fake:nothing")
     found = places.race("try", [contender(fake, "A", breaks_at=1), contender(fake, "B"), unknown])
     assert list(found) == ["B"] and len(found["B"].rounds[""]) == 2
-    assert "out of luck" in places.failed["try, A"] and "has no attribute 'nothing'" in places.failed["try, C"]
+    assert places.failed["try, A"].startswith("exit status 1, ") and "out of luck" in places.failed["try, A"]
+    assert "has no attribute 'nothing'" in places.failed["try, C"]
 
 
 def test_a_peer_that_is_not_installed_is_said_to_be_missing_with_the_way_to_get_it(monkeypatch, tmp_path: Path):

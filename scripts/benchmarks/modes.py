@@ -15,7 +15,7 @@ OURS = summary.OURS
 VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # its own choice keeps a core for a front end that is not there
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # OMP_NUM_THREADS threads, free to move, as everyone else has them
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 PARTS = ("sampling_s", "reference_s", "forward_s", "backward_s", "optimizer_s")
@@ -96,7 +96,7 @@ def memory(call: Call) -> dict[str, Any]:
     contenders = [
         Contender(OURS, "benchmarks.scoring:ours", told),
         Contender("full logits", "benchmarks.scoring:full", told),
-        Contender("full logits, no second copy", "benchmarks.scoring:lean", told),
+        Contender("full logits, logsumexp by row", "benchmarks.scoring:lean", told),
     ]
     kept = ("name", "seconds", "imported_mb", "loaded_mb", "peak_mb", "peak_above_imports_mb", "peak_above_loaded_mb")
     return {

@@ -119,7 +119,11 @@ class Process:
 
     def _end_of_log(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join([f"{self.log}:", *lines[-LOG_LINES:]])
+        try:
+            status = f"exit status {self.inner.wait(timeout=10)}"  # -9: killed, often for want of memory
+        except subprocess.TimeoutExpired:
+            status = "closed its output"
+        return "\n".join([f"{status}, {self.log}:", *lines[-LOG_LINES:]])
 
 
 @contextmanager

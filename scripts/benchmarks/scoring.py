@@ -33,7 +33,7 @@ def full(specification: dict[str, Any], port: Port) -> None:
 
 
 def lean(specification: dict[str, Any], port: Port) -> None:
-    """The sampled logit minus logsumexp, row by row: the logits [B, C, V] without log-probs beside them."""
+    """The sampled logit minus logsumexp, row by row: no log-probs [B, C, V] in the forward, but a gradient as large."""
 
     def score(model: Any, batch: Batch) -> Tensor:
         logits = _logits(model, batch)
