@@ -166,7 +166,7 @@ class Update(Section):
     tokens_per_microbatch: int | None = Field(
         default=None,
         ge=1,
-        description="positions forwarded at once, cannot change results; default: 16,384 on a GPU, 2,048 on a CPU",
+        description="positions forwarded at once, cannot change results; default: 16,384 on a GPU, 256 MB's on a CPU",
     )
     share_prompts: bool = Field(default=True, description="forward each prompt once per group; cannot change results")
     max_kl: float | None = Field(

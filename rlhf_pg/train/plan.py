@@ -18,6 +18,7 @@ from rlhf_pg.functional.logprobs import CHUNK_LOGITS
 from rlhf_pg.models.load import add_adapter, load_config
 from rlhf_pg.recipe.effects import algorithm_of
 
+CPU_ACTIVATIONS = 256 * 2**20  # bytes of a micro-batch's activations on a CPU
 FLOAT32 = 4  # bytes: weights, gradients and optimizer state are float32 whatever `model.dtype`
 TRUST_REGION_VECTORS = 11  # flat copies alive at once: weights before, gradients, products, conjugate gradient's
 LOGITS_COPIES = 3  # of a chunk at once: logits, log-softmax, its gradient
@@ -122,6 +123,18 @@ def largest_micro_batch(recipe: Recipe, prompt: int) -> tuple[int, int]:
     if groups:
         return groups, groups * samples
     return 1, min(samples, max(1, (_budget(recipe) - prompt) // length))
+
+
+def settled(recipe: Recipe, model_config: PretrainedConfig) -> Recipe:
+    """The recipe with the micro-batch that suits model and device, where it names none.
+
+    A CPU's products are as fast with a thousand rows as with more, so there it is by memory: CPU_ACTIVATIONS.
+    """
+    if recipe.update.tokens_per_microbatch is not None or torch.cuda.is_available():
+        return recipe
+    kept = activations_per_token(model_config.get_text_config(), recipe.model.gradient_checkpointing) * FLOAT32
+    tokens = min(16384, max(512, CPU_ACTIVATIONS // kept))
+    return recipe.model_copy(update={"update": recipe.update.model_copy(update={"tokens_per_microbatch": tokens})})
 
 
 def _budget(recipe: Recipe) -> int:

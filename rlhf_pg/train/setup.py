@@ -21,7 +21,7 @@ from rlhf_pg.rollout.engine import resolve as resolve_engine
 from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
-from rlhf_pg.train.plan import Plan
+from rlhf_pg.train.plan import Plan, settled
 from rlhf_pg.train.plan import plan as make_plan
 from rlhf_pg.train.signals import Reference, reference
 from rlhf_pg.types import Prompt, Sampling
@@ -72,6 +72,7 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     config = load_config(recipe.model.path, trust_remote_code=trust)
+    recipe = settled(recipe, config)
     sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
     made = {
         name: read_prompts(

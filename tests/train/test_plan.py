@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from rlhf_pg import config
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
-from rlhf_pg.train.plan import bytes_text, count_parameters, count_text, plan, show
+from rlhf_pg.train.plan import bytes_text, count_parameters, count_text, plan, settled, show
 
 TINY: dict[str, Any] = dict(
     vocab_size=50,
@@ -161,3 +161,19 @@ def test_bytes_in_human_units(size, text):
 )
 def test_counts_in_human_units(number, text):
     assert count_text(number) == text
+
+
+def test_on_a_cpu_a_micro_batch_is_what_a_quarter_of_a_gigabyte_of_activations_holds():
+    per_token = 3 * (7 * 32 + 2 * 16 + 4 * 64) * 4  # bytes
+    small = settled(recipe(), Qwen2Config(**TINY))
+    assert small.update.tokens_per_microbatch == min(16384, 2**28 // per_token) == 16384
+    wide = Qwen2Config(**TINY | {"intermediate_size": 5_000})
+    expected = 2**28 // (3 * (7 * 32 + 2 * 16 + 4 * 5_000) * 4)
+    assert 512 < expected < 16384
+    assert settled(recipe(), wide).update.tokens_per_microbatch == expected
+    assert settled(recipe(), Qwen2Config(**TINY | {"intermediate_size": 10**6})).update.tokens_per_microbatch == 512
+
+
+def test_a_micro_batch_that_the_recipe_names_stays():
+    named = recipe(update={"tokens_per_microbatch": 77})
+    assert settled(named, Qwen2Config(**TINY)).update.tokens_per_microbatch == 77
