@@ -18,7 +18,7 @@ GROUP = torch.tensor([0, 0, 1, 1])
 def batch(reward):
     zeros = torch.zeros(4, 2, dtype=torch.float64)
     prompts = dict(prompt_tokens=torch.zeros(2, 1, dtype=torch.int64), prompt_lengths=torch.ones(2, dtype=torch.int64))
-    return Batch(**prompts, group=GROUP, tokens=zeros.long(), mask=MASK, reward=reward, logp_rollout=zeros)
+    return Batch(**prompts, group=GROUP, tokens=zeros.long(), mask=MASK, reward=reward, logp_rollout=zeros)  # pyright: ignore[reportArgumentType]
 
 
 def options(**given):

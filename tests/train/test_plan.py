@@ -167,11 +167,12 @@ def test_on_a_cpu_a_micro_batch_is_what_a_quarter_of_a_gigabyte_of_activations_h
     per_token = 3 * (7 * 32 + 2 * 16 + 4 * 64) * 4  # bytes
     small = settled(recipe(), Qwen2Config(**TINY))
     assert small.update.tokens_per_microbatch == min(16384, 2**28 // per_token) == 16384
-    wide = Qwen2Config(**TINY | {"intermediate_size": 5_000})
+    wide, huge = Qwen2Config(**TINY), Qwen2Config(**TINY)
+    wide.intermediate_size, huge.intermediate_size = 5_000, 10**6
     expected = 2**28 // (3 * (7 * 32 + 2 * 16 + 4 * 5_000) * 4)
     assert 512 < expected < 16384
     assert settled(recipe(), wide).update.tokens_per_microbatch == expected
-    assert settled(recipe(), Qwen2Config(**TINY | {"intermediate_size": 10**6})).update.tokens_per_microbatch == 512
+    assert settled(recipe(), huge).update.tokens_per_microbatch == 512
 
 
 def test_a_micro_batch_that_the_recipe_names_stays():
