@@ -76,11 +76,11 @@ def positions(batch: Batch, shared: bool) -> int:
     """How many positions the forward of a micro-batch covers."""
     if not shared:
         return len(batch.group) * (batch.prompt_tokens.shape[1] + batch.tokens.shape[1])
-    return int((lengths(batch.mask) - 1).sum()) + (0 if batch.prefix else int(batch.prompt_lengths.sum()))
+    return int((lengths(batch.mask) - 1).clamp(min=0).sum()) + (0 if batch.prefix else int(batch.prompt_lengths.sum()))
 
 
 def _trees(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
-    row_length = (lengths(batch.mask[rows]) - 1).tolist()
+    row_length = (lengths(batch.mask[rows]) - 1).clamp(min=0).tolist()
     prompt_length = batch.prompt_lengths.tolist()
     members: dict[int, list[int]] = {}
     for position, prompt in enumerate(batch.group[rows].tolist()):

@@ -37,9 +37,7 @@ class Tree:
     place: Tensor  # int64 [R], where each of the rows' tokens stands if they are padded to [branches, width]
     branches: int  # rows with more than one token
     width: int  # tokens of the longest of them
-    before: (
-        Tensor  # int64 [M], the state that predicts each sampled token: a packed position, or T for the prefix's last
-    )
+    before: Tensor  # int64 [M], packed position of the state that predicts each sampled token; T: the prefix's last
     prefix: Prefix | None = None
     kept: dict[int, tuple[Tensor, Tensor]] | None = None  # by layer: keys and values, where they are asked for
     layers: set[int] = field(default_factory=set)  # that have attended by this tree
@@ -127,7 +125,7 @@ def plant(batch: Batch, keep: bool = False) -> Tree:
         return Tree(tokens, positions, prompts, [(trunk, trunk)] * len(prompts), none, 0, 0, prompt_ends - 1, kept={})
 
     order = torch.argsort(batch.group, stable=True)  # [B]: the rows of a prompt side by side
-    inside = lengths(batch.mask)[order] - 1  # [B], tokens of each row that go in
+    inside = (lengths(batch.mask)[order] - 1).clamp(min=0)  # [B], tokens of each row that go in
     filled = torch.arange(columns, device=device) < inside[:, None]  # [B, C]
     row, column = filled.nonzero().unbind(dim=1)  # [R] each
     of_rows = torch.bincount(batch.group[order], weights=inside.double(), minlength=len(batch.prompt_lengths)).long()

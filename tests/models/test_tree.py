@@ -58,6 +58,10 @@ BATCHES = {
     "holes": random_batch(prompts=3, samples=4, holes=True),
     "one sample": random_batch(prompts=4, samples=1, seed=3),
     "out of order": collate.select(random_batch(prompts=4, samples=4, seed=1), torch.tensor([11, 0, 5, 15, 1, 9, 4])),
+    "a row without": replace(
+        (ragged := random_batch(prompts=3, samples=3, seed=2)),
+        mask=ragged.mask & (torch.arange(9) != 4)[:, None],
+    ),
     "one token": replace(
         (whole := random_batch(prompts=2, samples=3)),
         tokens=whole.tokens[:, :1],
