@@ -3,7 +3,8 @@
 Transformers' modules do the same work in some sixty small operations a layer, whose overhead is most of the time of a
 small model's step. Here it is about twenty. On a CPU in float32 the weights of plain linear layers
 are also laid out anew, once per `LeanSteps`: those with one input side by side, as one product, and large ones in the
-order in which a product with few rows reads them. Adapters and other replaced projections are called as modules.
+order in which a product with few rows reads them. Under autocast they are copied once in its dtype, likewise side by
+side, instead of being cast at every step. Adapters and other replaced projections are called as modules.
 
     h = embedding
     per layer:  h += o_proj(attention(rope(q_proj(norm h)), rope(k_proj(norm h)), v_proj(norm h)))
@@ -38,16 +39,21 @@ def can_decode(model: PreTrainedModel) -> bool:
 class LeanSteps:
     """Decode steps at the weights that `model` has now: make a new one when they change. rows: of a step, about.
 
-    Computes in the weights' dtype; not for autocast, where each operation chooses its own.
+    Computes in the weights' dtype; under autocast products are in its dtype, norms and sums of states in the weights'.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         self.decoder: Any = model.get_decoder()
         self.head: Any = model.get_output_embeddings()
         self.products: dict[tuple[nn.Module, ...], Callable[[Tensor], Tensor]] = {}
+        weight = self.decoder.embed_tokens.weight
+        kind = weight.device.type
+        self.cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if self.cast is None and (kind, weight.dtype) != ("cpu", torch.float32):
+            return
         for linears in [*_products(self.decoder), (self.head,)]:
-            if all(type(m) is nn.Linear and _is_cpu_float32(m.weight) for m in linears):
-                self.products[linears] = _product(linears, rows)
+            if all(type(m) is nn.Linear for m in linears):
+                self.products[linears] = _product(linears, rows, self.cast)
 
     def __call__(self, tokens: Tensor, position: Tensor, cache: SlotCache, mask: Tensor | None) -> Tensor:
         """Logits [n, V] after one more token of the first n rows of the cache, which must be aimed (`SlotCache.aim`).
@@ -60,6 +66,8 @@ class LeanSteps:
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         for number, layer in enumerate(self.decoder.layers):
             query, key, value = self._heads(layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin)
+            if self.cast:
+                query, key = query.to(self.cast), key.to(self.cast)
             keys, values = cache.layers[number].write(key, value)
             mixed = _attend(query, keys, values, layer.self_attn.scaling, mask)
             hidden = hidden + self._project(mixed, layer.self_attn.o_proj)
@@ -99,15 +107,14 @@ def _products(decoder: Any) -> list[tuple[nn.Module, ...]]:
     return found
 
 
-def _is_cpu_float32(weight: Tensor) -> bool:
-    return (weight.device.type, weight.dtype) == ("cpu", torch.float32)
-
-
-def _product(linears: Any, rows: int) -> Callable[[Tensor], Tensor]:
-    """Linear layers side by side as one product with about so many rows, at their weights of now."""
-    weight = linears[0].weight.detach() if len(linears) == 1 else torch.cat([m.weight.detach() for m in linears])
+def _product(linears: Any, rows: int, cast: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Linear layers side by side as one product with about so many rows, at their weights of now, in dtype `cast`."""
+    weights = [m.weight.detach().to(cast or m.weight.dtype) for m in linears]
+    weight = weights[0] if len(linears) == 1 else torch.cat(weights)
     biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.detach() for m in linears]
-    bias = torch.cat(biases) if any(m.bias is not None for m in linears) else None
+    bias = torch.cat(biases).to(weight.dtype) if any(m.bias is not None for m in linears) else None
+    if cast:
+        return lambda x: F.linear(x.to(cast), weight, bias)
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if weight.numel() < LARGE or not known:
         return lambda x: F.linear(x, weight, bias)

@@ -124,8 +124,7 @@ class _Run:
         self.log_tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)  # a row's own in columns < count
         self.log_logp = torch.zeros(shape, dtype=torch.float32, device=self.device)
         self.is_eos = self._eos_table()
-        lean = engine.lean and not torch.is_autocast_enabled(self.device.type)
-        self.steps = LeanSteps(engine.model, self.slots) if lean else None
+        self.steps = LeanSteps(engine.model, self.slots) if engine.lean else None
         self.n = self.longest = self.done = self.sampled = 0
         self.read: dict[int, Completion] = {}  # by owner
 
@@ -177,7 +176,11 @@ class _Run:
             logits_to_keep=1,
             **self.engine.attention.prefill(lengths),
         ).logits
-        return lengths, logits[:, -1], prefilled_states(cache)
+        states = prefilled_states(cache)
+        if torch.is_autocast_enabled(self.device.type):  # as attention casts them, once
+            kind = torch.get_autocast_dtype(self.device.type)
+            states = [(keys.to(kind), values.to(kind)) for keys, values in states]
+        return lengths, logits[:, -1], states
 
     def _decode(self) -> Tensor:
         """Forward the last token of every row in use. Returns logits [n, V]."""

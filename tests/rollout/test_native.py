@@ -10,8 +10,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from rlhf_pg.rollout.cache import SlotCache
 from rlhf_pg.rollout.lean import LeanSteps
 from rlhf_pg.rollout.native import NativeEngine, _Run
 from rlhf_pg.types import Prompt, Sampling
@@ -319,6 +321,52 @@ def test_the_lean_decode_step_is_the_models_own(kind):
     assert tokens_of(found) == tokens_of(expected)
     for a, b in zip(sum(found, []), sum(expected, []), strict=True):  # noqa: RUF017
         torch.testing.assert_close(a.logp, b.logp, atol=1e-5, rtol=0)  # the contract's: log-probs are float32
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3", "adapter"])
+def test_under_autocast_the_lean_decode_step_is_the_models_own_to_its_rounding(kind):
+    if kind == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=23, head_dim=12, max_position_embeddings=128))
+    else:
+        model = random_model("llama" if kind == "llama" else "qwen2")
+    if kind == "adapter":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    engine = NativeEngine(model, EOS, slots=9)  # pyright: ignore[reportArgumentType]
+    assert engine.lean
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        groups = engine.generate(ragged_prompts(), SAMPLING)
+        for prompt, group in zip(ragged_prompts(), groups, strict=True):
+            for completion in group:
+                exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)
+                torch.testing.assert_close(completion.logp, exact.float(), atol=0.08, rtol=0)
+    assert engine._cache is not None and engine._cache.keys.dtype == torch.bfloat16
+    exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)  # float32: it does round
+    assert not torch.allclose(completion.logp, exact, atol=1e-5, rtol=0)
+
+
+def test_under_autocast_no_decode_step_casts_a_weight():
+    model = random_model()
+    shapes = {p.shape for p in model.parameters() if p.dim() == 2}
+
+    class Casts(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and args[0].shape in shapes and args[0].requires_grad:
+                self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
+        steps = LeanSteps(model, 3)
+        made = casts.seen
+        prefilled = [(torch.zeros(1, 2, 1, 8, dtype=torch.bfloat16),) * 2] * 2
+        cache = SlotCache(prefilled, slots=3, length=4)
+        for column in range(3):
+            position = torch.full((3,), column)
+            cache.aim(position, column + 1)
+            logits = steps(torch.tensor([5, 6, 7]), position, cache, None)
+    assert logits.shape == (3, 23) and logits.dtype == torch.bfloat16
+    assert made == casts.seen
 
 
 def test_models_that_the_lean_step_does_not_know_decode_by_their_own_forward():
