@@ -325,13 +325,14 @@ def test_the_lean_decode_step_is_the_models_own(kind):
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3", "adapter"])
 def test_under_autocast_the_lean_decode_step_is_the_models_own_to_its_rounding(kind):
+    model: Any
     if kind == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=23, head_dim=12, max_position_embeddings=128))
     else:
         model = random_model("llama" if kind == "llama" else "qwen2")
     if kind == "adapter":
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-    engine = NativeEngine(model, EOS, slots=9)  # pyright: ignore[reportArgumentType]
+    engine = NativeEngine(model, EOS, slots=9)
     assert engine.lean
     with torch.autocast("cpu", dtype=torch.bfloat16):
         groups = engine.generate(ragged_prompts(), SAMPLING)
@@ -359,7 +360,8 @@ def test_under_autocast_no_decode_step_casts_a_weight():
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
         steps = LeanSteps(model, 3)
         made = casts.seen
-        prefilled = [(torch.zeros(1, 2, 1, 8, dtype=torch.bfloat16),) * 2] * 2
+        block = torch.zeros(1, 2, 1, 8, dtype=torch.bfloat16)
+        prefilled = [(block, block), (block, block)]
         cache = SlotCache(prefilled, slots=3, length=4)
         for column in range(3):
             position = torch.full((3,), column)
