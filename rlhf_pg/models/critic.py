@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_pg.models.fused import lighten
 from rlhf_pg.models.hidden import prompt_before_rows, spread, states_before
 from rlhf_pg.models.tree import Prefix
 from rlhf_pg.models.tree_attention import can_attend, teach
@@ -44,6 +45,7 @@ class Critic(nn.Module):
         self.share_prompts = share_prompts and can_attend(decoder)
         if self.share_prompts:
             teach(decoder)
+        lighten(decoder)
         self.head = ValueHead(decoder.config.get_text_config().hidden_size)
 
     def forward(self, batch: Batch, *, prompt_only: bool = False) -> Tensor | Prefix:

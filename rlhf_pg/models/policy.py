@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.functional.logprobs import distribution_kl, token_logprobs
 from rlhf_pg.models.critic import ValueHead
+from rlhf_pg.models.fused import lighten
 from rlhf_pg.models.hidden import prompt_before_rows, spread, states_before
 from rlhf_pg.models.tree import Prefix
 from rlhf_pg.models.tree_attention import can_attend, teach
@@ -54,6 +55,7 @@ class Policy(nn.Module):
         self.share_prompts = share_prompts and can_attend(model.get_decoder())
         if self.share_prompts:
             teach(model)
+        lighten(model)
         self.value_head = value_head
 
     def forward(

@@ -27,17 +27,6 @@ class SlotCache:
         self.layers = [SlotLayer(keys, values) for keys, values in zip(self.keys, self.values, strict=True)]
         self.for_model = Cache(layers=list(self.layers))
 
-    def holds(self, like: Sequence[tuple[Tensor, Tensor]], slots: int, length: int) -> bool:
-        """Whether the block has room for `slots` rows of `length`, in the form of these prefilled keys and values."""
-        mine = (len(self.layers), self.keys.shape[2], self.keys.shape[4], self.values.shape[4])
-        theirs = (len(like), like[0][0].shape[1], like[0][0].shape[3], like[0][1].shape[3])
-        return (
-            mine == theirs
-            and (self.keys.dtype, self.keys.device) == (like[0][0].dtype, like[0][0].device)
-            and self.keys.shape[1] >= slots
-            and self.keys.shape[3] >= length
-        )
-
     def fill(self, first: int, prefilled: Sequence[tuple[Tensor, Tensor]], source: Tensor, columns: Tensor) -> None:
         """Copy prompts into the rows from `first` on.
 

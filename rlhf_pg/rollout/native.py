@@ -47,7 +47,6 @@ class NativeEngine:
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
         self.attention = Attention(model)
         self.lean = can_decode(model)
-        self._cache: SlotCache | None = None
 
     def generate(
         self,
@@ -59,11 +58,7 @@ class NativeEngine:
         """See `Engine.generate`. Also raises FloatingPointError when the model's logits are not finite."""
         check_request(prompts, sampling, context_of(self.model.config), self.model.config.get_text_config().vocab_size)
         with torch.no_grad(), evaluation_mode(self.model):
-            try:
-                return _Run(self, prompts, sampling, progress, finished).completions()
-            except BaseException:
-                self.close()  # the cache may hold anything, non-finite numbers included
-                raise
+            return _Run(self, prompts, sampling, progress, finished).completions()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy tensors over the live weights by state-dict name; no tensors: the live weights already are `version`.
@@ -74,15 +69,7 @@ class NativeEngine:
         self.version = version
 
     def close(self) -> None:
-        """Free the cache. A later `generate` allocates it again."""
-        self._cache = None
-
-    def cache_for(self, prefilled: list[tuple[Tensor, Tensor]], slots: int, length: int) -> SlotCache:
-        """The cache of the last call if it still fits, else a new one."""
-        if self._cache is None or not self._cache.holds(prefilled, slots, length):
-            self._cache = None  # before the new one is allocated
-            self._cache = SlotCache(prefilled, slots, length)
-        return self._cache
+        """Nothing is held between calls: the memory of keys and values is that of a `generate`."""
 
 
 @contextmanager
@@ -100,6 +87,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 class _Run:
     """The state of one `generate`. Rows 0 .. n - 1 of every buffer are in use."""
+
+    cache: SlotCache  # made when the first prompts have shown what their keys and values look like
 
     def __init__(
         self,
@@ -151,7 +140,8 @@ class _Run:
         width = int(lengths.max())
         columns = torch.arange(width, device=self.device) + (width - lengths[source])[:, None]  # [m, P]
         first, self.n = self.n, self.n + len(rows)
-        self.cache = self.engine.cache_for(prefilled, self.slots, self.capacity)
+        if not hasattr(self, "cache"):
+            self.cache = SlotCache(prefilled, self.slots, self.capacity)
         self.cache.fill(first, prefilled, source, columns.clamp_(max=width - 1))
         self.length[first : self.n] = lengths[source]
         self.count[first : self.n] = 0

@@ -42,12 +42,3 @@ def test_prompts_are_moved_to_column_zero_and_written_after_their_own_length():
     assert keys[1, 0, :2, 0].tolist() == [1102, 1103] and keys[2, 0, :4, 0].tolist() == [1000, 1001, 1002, 1003]
     assert keys.data_ptr() == cache.keys[1].data_ptr()
     assert not cache.keys[0, :, :, 4:].any()  # the other layer was not written
-
-
-def test_it_says_whether_it_fits():
-    like = states(prompts=1, width=4)
-    cache = SlotCache(like, slots=5, length=6)
-    assert cache.holds(like, 5, 6) and cache.holds(like, 2, 3)
-    assert not cache.holds(like, 6, 6) and not cache.holds(like, 5, 7)
-    assert not cache.holds([(k.double(), v.double()) for k, v in like], 5, 6)
-    assert not cache.holds(like[:1], 5, 6) and not cache.holds(states(1, 4, heads=3), 5, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -114,21 +115,25 @@ def test_a_row_is_handed_out_at_the_step_that_finished_it_and_nothing_is_read_at
     assert 1 < len(reads) == len({length for _, length in at.values()}) < len(steps)
 
 
-def test_the_cache_is_reused_grows_when_needed_and_follows_the_dtype():
+def test_one_cache_serves_a_call_in_the_models_dtype_and_ends_with_it(monkeypatch):
+    made: list[tuple[tuple[int, ...], torch.dtype, weakref.ref]] = []
+    init = SlotCache.__init__
+
+    def note(self, *given):
+        init(self, *given)
+        made.append((tuple(self.keys.shape), self.keys.dtype, weakref.ref(self)))
+
+    monkeypatch.setattr(SlotCache, "__init__", note)
     model = random_model()
     engine = NativeEngine(model, EOS, slots=8)
-    engine.generate(ragged_prompts(6), SAMPLING)
-    first = engine._cache
-    engine.generate(ragged_prompts(3), replace(SAMPLING, max_new_tokens=5))
-    assert engine._cache is first and first is not None
-    engine.generate(ragged_prompts(3), replace(SAMPLING, max_new_tokens=40))
-    assert engine._cache is not first and engine._cache is not None
-    assert engine._cache.keys.shape == (2, 8, 2, 47, 8)  # layers, slots, heads, longest prompt 7 + 40, head size
+    engine.generate(ragged_prompts(6), replace(SAMPLING, max_new_tokens=40))  # more rows than slots
     model.bfloat16()
     engine.generate(ragged_prompts(3), SAMPLING)
-    assert engine._cache.keys.dtype == torch.bfloat16
-    engine.close()
-    assert engine._cache is None
+    (shape, kind, first), (_, other, second) = made
+    longest = max(len(prompt.tokens) for prompt in ragged_prompts(6))
+    assert shape == (2, 8, 2, longest + 40, 8)  # layers, slots, heads, columns, head size
+    assert (kind, other) == (torch.float32, torch.bfloat16)
+    assert first() is None and second() is None
 
 
 class Unit(nn.Module):
@@ -340,7 +345,6 @@ def test_under_autocast_the_lean_decode_step_is_the_models_own_to_its_rounding(k
             for completion in group:
                 exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)
                 torch.testing.assert_close(completion.logp, exact.float(), atol=0.08, rtol=0)
-    assert engine._cache is not None and engine._cache.keys.dtype == torch.bfloat16
     exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)  # float32: it does round
     assert not torch.allclose(completion.logp, exact, atol=1e-5, rtol=0)
 
