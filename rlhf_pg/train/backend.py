@@ -112,7 +112,7 @@ class Backend:
 
     def unwrap(self, policy: nn.Module) -> Any:
         """The policy itself, without what `prepare` put around it."""
-        return policy.module if self.zero and hasattr(policy, "module") else self.accelerator.unwrap_model(policy)
+        return getattr(policy, "module", policy) if self.zero else policy
 
     @property
     def deepspeed(self) -> bool:
