@@ -60,6 +60,9 @@ class Run(Section):
         default="never", description="auto: continue if there is a checkpoint"
     )
     preflight: bool = Field(default=True, description="run the checks of `rlhf-pg check` before step 1")
+    deadline_s: float = Field(
+        default=1800.0, gt=0, description="the longest a process waits for the others before the run ends with an error"
+    )
 
 
 class Lora(Section):

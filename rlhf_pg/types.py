@@ -97,6 +97,8 @@ class Batch:
     reward: Tensor  # float32 [B]
     logp_rollout: Tensor  # float32 [B, C], engine, at sampling
     token_reward: Tensor | None = None  # float32 [B, C], the part of `reward` on single tokens; None = all on the last
+    number: Tensor | None = None  # int64 [N], of each prompt among those of all ranks; None = no other rank has any
+    sizes: Tensor | None = None  # int64 [prompts of all ranks], rows of each
     prefix: Prefix | None = None  # its one prompt, where that was forwarded before: rows of a group cut into parts
 
 

@@ -34,11 +34,9 @@ from rlhf_pg.debug.probe import (
     untouched,
 )
 from rlhf_pg.errors import RunError
-from rlhf_pg.models.policy import Policy
 from rlhf_pg.rollout.token_texts import of_text
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build
-from rlhf_pg.train.signals import log_probs
 from rlhf_pg.types import Completion, Prompt, Sample
 
 GOLD_ROWS = 16
@@ -147,6 +145,8 @@ def weights_reach_engine(session: Session, probe: Callable[[], Probe]) -> Findin
     A stale engine is off by as much as the change moved the trainer, which is the scale to judge by.
     """
     near, version = Closeness.of(session), session.engine.version
+    if session.learner.backend.sharded:
+        return Finding("weights reach engine", None, "with ZeRO-3 no rank has all weights; check it on one process")
     try:
         with perturbed(session.model):
             session.engine.load_weights((), version=version + 1)  # the training loop's own call
@@ -193,12 +193,11 @@ def reference_kl(session: Session, probe: Callable[[], Probe]) -> Finding:
 def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
     """Forwarding each prompt once, forwarding whole rows, and the model's own logits give the same log-probs."""
     near, batch, temperature = Closeness.of(session), probe().batch, session.recipe.rollout.temperature
-    plain = Policy(session.model, temperature, share_prompts=False)
     first = torch.arange(0, len(batch.group), SAMPLES, device=batch.group.device)  # a row of each prompt
     few = collate.select(batch, first)
     trained = probe().trained[first, : few.tokens.shape[1]]
     with session.learner.backend.autocast():
-        by_rows = log_probs(plain, few, session.learner.update)
+        by_rows = sharing.plain_log_probs(session, few)
         own = own_log_probs(session.model, few, temperature)
     shared = shares_prompts(session.learner.policy)
     gaps = {

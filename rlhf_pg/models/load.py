@@ -116,15 +116,21 @@ def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
     return Qwen2Config(vocab_size=vocabulary, **(defaults | shape))  # pyright: ignore[reportArgumentType]
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a model folder that transformers and vLLM open; a LoRA adapter is merged into the weights (for good).
 
-    A killed writer leaves no folder that looks whole.
+    `weights`: by parameter name, where the model itself does not have them whole. A killed writer leaves no folder that
+    looks whole.
     """
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
     unfinished = folder.with_name(f".tmp-{folder.name}")
-    model.save_pretrained(unfinished)
+    model.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
     if folder.exists():
         shutil.rmtree(folder)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 IDLE_IN_SFT = (
     "run.steps",
     "run.preflight",
+    "run.deadline_s",
     "model.lora",
     "model.gradient_checkpointing",
     "data.eval",

@@ -37,6 +37,8 @@ def rollouts(
     least every second, in the second; all may raise, to leave at once. Raises ValueError when the engine keeps
     completions back.
     """
+    if not prompts:  # a process may have none
+        return []
     total = len(prompts) * sampling.samples
     samples: dict[int, Sample] = {}
     sample_of = _Decoder(scorer, tokenizer, sampling.max_new_tokens)

@@ -1,52 +1,170 @@
-"""Everything that depends on how many processes there are: device, precision, sums over ranks. Built on Accelerate."""
+"""How modules and optimizers run on this device and beside other processes. Built on Accelerate.
+
+Replicas (one process, DDP): every rank has all weights, adds up the gradients of its own micro-batches, any number of
+them, and one sum over all ranks per optimizer step makes them one. No wrapper: its hooks would demand as many forwards
+and backwards of every rank.
+"""
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from rlhf_pg.train import state as run_state
+from rlhf_pg.train import zero
+from rlhf_pg.train.ranks import Ranks
+
+MARGIN_S = 120.0  # the process group's own timeout comes after the deadline, whose message is the better one
 
 
 class Backend:
-    """One process group. Objectives are divided by counts summed over it, so its size cannot change the gradient."""
+    """Device, precision and process group. Objectives are divided by counts summed over all ranks, so that their number
+    cannot change the gradient."""
 
     def __init__(
         self,
         dtype: Literal["float32", "bfloat16"] = "float32",
         trackers: Sequence[str] = (),
         folder: Path | None = None,
+        deadline_s: float = 1800.0,
     ):
         missing = set(trackers) - {kind.value for kind in get_available_trackers()}
         if missing:  # Accelerate would leave it out without a word
             raise ValueError(
                 f"log.trackers: {', '.join(sorted(missing))} is not installed; install it, or leave it out"
             )
+        self.dtype = dtype
         precision = "bf16" if dtype == "bfloat16" else "no"
         places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
-        self.accelerator = Accelerator(mixed_precision=precision, log_with=[*trackers] or None, project_config=places)
-        if self.accelerator.num_processes > 1:
-            raise ValueError("training on several processes is not supported yet: start one process")
+        self.accelerator = Accelerator(
+            mixed_precision=precision, log_with=[*trackers] or None, project_config=places, **_process_group(deadline_s)
+        )
         self.device = self.accelerator.device
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        self.ranks = Ranks(rank, size, self.device, deadline_s)
+        self.zero = self._zero()
+        wanted = int(os.environ.get("WORLD_SIZE", "1"))
+        if size != wanted:
+            raise ValueError(f"{wanted} processes were started, but they found {size} of each other")
 
-    def prepare(self, *parts: Any) -> Any:
-        """Modules and optimizers as this layout runs them."""
-        return self.accelerator.prepare(*parts)
+    def _zero(self) -> zero.Zero | None:
+        """DeepSpeed, if the launch asks for it. Raises ValueError where Accelerate would do without it in silence."""
+        asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+        there = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if asked != there:
+            raise ValueError(
+                f"the accelerate configuration asks for {'DeepSpeed' if asked else 'no DeepSpeed'}, but Accelerate "
+                f"started {self.accelerator.distributed_type.value}: use_cpu must be false with DeepSpeed, on a CPU too"
+            )
+        if not there:
+            return None
+        unset_hf_deepspeed_config()  # or transformers would shard every model while it is made, the small ones too
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        return zero.Zero(plugin.deepspeed_config, self.ranks.size, self.autocast)
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> tuple[Any, Any]:
+        """A module and its optimizer as this layout runs them; the same weights on every rank. `clip`: the largest
+        gradient norm."""
+        self._same_weights(module)
+        if self.zero:
+            engine, stepped = self.zero.prepare(module, optimizer, clip)
+            engine.together = self  # its passes may be collectives: `gradient_step.parts` asks
+            return engine, stepped
+        prepared = self.accelerator.prepare_model(module, evaluation_mode=True)  # True: not wrapped
+        return prepared, self.prepare_optimizer(optimizer)
+
+    def freeze(self, module: nn.Module) -> Any:
+        """A module that is only read, as this layout keeps it."""
+        if not self.sharded or self.zero is None:
+            return module
+        engine = self.zero.freeze(module)
+        engine.together = self
+        return engine
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """An optimizer of parameters that another module, prepared with its own, holds too."""
+        return self.accelerator.prepare_optimizer(optimizer)
+
+    def _same_weights(self, module: nn.Module) -> None:
+        """Rank 0's weights on all ranks, and proof of it."""
+        named = dict(module.named_parameters()) | dict(module.named_buffers())
+        what = f"the weights of the {type(module).__name__.lower()}"
+        self.ranks.from_first(named.values(), what)
+        if self.ranks.size > 1 and len(set(self.ranks.gather(run_state.weights_digest(named), what))) > 1:
+            raise ValueError(f"{what} are not the same on all ranks after they were sent")
+
+    def alone(self, command: str) -> Backend:
+        """This backend, for a command that one process does. Raises ValueError if there are more."""
+        if self.ranks.size > 1:
+            raise ValueError(f"{command} is done by one process: start it without `accelerate launch`")
+        return self
 
     def unwrap(self, policy: nn.Module) -> Any:
         """The policy itself, without what `prepare` put around it."""
-        return self.accelerator.unwrap_model(policy)
+        return getattr(policy, "module", policy) if self.zero else policy
 
     @property
     def deepspeed(self) -> bool:
         """Whether DeepSpeed holds the weights, gradients or optimizer."""
-        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return self.zero is not None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no rank has all weights: they are then read by `whole` only, and forwards are collectives."""
+        return self.zero is not None and self.zero.stage == 3
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How the state of training is spread over processes: what a checkpoint's parts are."""
+        kind = f"ZeRO-{self.zero.stage}" if self.zero else "replicas"
+        return {"kind": kind, "processes": self.ranks.size}
+
+    def whole(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Weights by name, one at a time, tied ones once, each to be used before the next; all ranks must iterate."""
+        if self.zero:
+            yield from self.zero.whole(module)
+            return
+        kept = module.state_dict().keys()
+        yield from module.named_parameters()
+        yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """The weights to be saved by the first rank: its own, or where they are sharded, copies on its CPU."""
+        if not self.zero:
+            return dict(module.state_dict())
+        kept = (
+            (name, tensor.to("cpu", copy=True) if self.ranks.first else tensor) for name, tensor in self.whole(module)
+        )
+        return {name: tensor for name, tensor in kept if self.ranks.first}
+
+    def load_weights(self, prepared: Any, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `weights`; `module` is `prepared`, or a part of it, without what is around it."""
+        if self.zero:
+            self.zero.load(prepared, tensors, module)
+        else:
+            module.load_state_dict(tensors)
+
+    def optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON) of an optimizer of the parameters `named`: this rank's part where it is sharded."""
+        return optimizer.state() if self.zero else run_state.flatten_optimizer(optimizer, named)
+
+    def load_optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor], tensors, saved) -> None:
+        """Undo `optimizer_state`."""
+        if self.zero:
+            optimizer.load_state(tensors, saved)
+        else:
+            run_state.restore_optimizer(optimizer, named, tensors, saved)
 
     def peak_memory_mb(self) -> float:
         """The most memory this process has held so far: on the device if there is one, else resident."""
@@ -54,16 +172,40 @@ class Backend:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB
 
-    def sum(self, count: Tensor) -> Tensor:
+    def sum(self, values: Tensor, what: str = "a sum") -> Tensor:
         """The sum of a tensor over all ranks, on the backend's device."""
-        return self.accelerator.reduce(count.to(self.device), reduction="sum")  # pyright: ignore[reportReturnType]
+        return self.ranks.sum(values, what)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's share of the gradient. Ranks average their gradients, hence the factor."""
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+    def backward(self, loss: Tensor, module: nn.Module) -> None:
+        """Add this micro-batch's share of the gradient of a prepared module."""
+        if self.zero:  # which averages over the ranks
+            module.backward(loss * self.ranks.size)  # pyright: ignore[reportCallIssue]
+        else:
+            self.accelerator.backward(loss)
 
-    def clip(self, parameters, max_norm: float) -> float:
-        """Scale gradients to at most `max_norm` (global 2-norm) and return the norm they had."""
+    def idle_passes(self, passes: int) -> int:
+        """How many passes this rank must add to its own `passes`: so that all ranks make the same number of them where
+        they are collectives, and at least one backward before a step of DeepSpeed."""
+        if self.zero is None or self.zero.stage < (2 if torch.is_grad_enabled() else 3):
+            return int(torch.is_grad_enabled() and not passes)
+        return max(self.ranks.gather(passes, "the number of micro-batches")) - passes
+
+    def idle(self, module: nn.Module) -> None:
+        """Take part in one pass of other ranks."""
+        zero.idle(module, self.device)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], what: str = "gradients") -> None:
+        """Add up the ranks' gradients, once before they are read: .grad is then the whole optimizer step's."""
+        self.ranks.sum_gradients(parameters, what)
+
+    def clip(self, optimizer: Any, max_norm: float) -> float:
+        """Sum an optimizer's gradients over all ranks, scale them to at most `max_norm` (global 2-norm) and return the
+        norm they had. With DeepSpeed the step is taken too, if the norm is finite."""
+        if self.zero:
+            with self.ranks.waiting("gradients and step"):
+                return optimizer.clip()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.sum_gradients(parameters)
         return float(self.accelerator.clip_grad_norm_(parameters, max_norm))  # pyright: ignore[reportArgumentType]
 
     def start_trackers(self, project: str, run: str, config: Mapping[str, Any]) -> None:
@@ -76,12 +218,31 @@ class Backend:
         self.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
     def close(self) -> None:
-        """Flush and close the trackers."""
-        self.accelerator.end_training()
+        """Flush and close the trackers, stop watching the other ranks. The process group goes with the process."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.ranks.close()
 
     def autocast(self):
         """The arithmetic of `model.dtype`, for forwards outside the prepared policy (the engine's)."""
-        return self.accelerator.autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+
+def _process_group(deadline_s: float) -> dict[str, Any]:
+    """What Accelerate needs to be told to join the processes of this launch; nothing for a single one.
+
+    Without a GPU, gloo: for DDP Accelerate takes it when told to use the CPU; for DeepSpeed, which that would switch
+    off without a word, when told its name.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    timeout = timedelta(seconds=deadline_s + MARGIN_S)
+    if torch.cuda.is_available():
+        return {"kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)]}
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return {"kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)], "cpu": True}
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return {"kwargs_handlers": [InitProcessGroupKwargs(backend="gloo", timeout=timeout)]}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

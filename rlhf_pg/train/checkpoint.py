@@ -1,57 +1,52 @@
 """One run state = named groups of tensors + one JSON object, saved so that a kill at any moment loses nothing.
 
-    checkpoints/step_00000010/weights.safetensors     one file per group
+    checkpoints/step_00000010/model.safetensors       one file per group
+                              random_rank1.safetensors  of several processes: what only this one has
                               state.json              the JSON object
                               manifest.json           format, step, size and sha256 of each file, tied tensors
 
 A checkpoint is written into a temporary sibling, fsynced, and renamed; older ones go only after that. No pickle, ever.
-One process writes to a directory (`RunDir` holds the lock); `latest` and `load` only read and may run anywhere.
+One launch writes to a directory (`RunDir` holds the lock); `latest` and `load` only read and may run anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rlhf_pg.train.durable import TEMPORARY, disk_error, fsync_directory, remove_leftovers, write_all, write_new
-from rlhf_pg.train.state import tensor_bytes
+from rlhf_pg.errors import RunError
+from rlhf_pg.train.durable import TEMPORARY, disk_error, fsync_directory, remove_leftovers, write_new
+from rlhf_pg.train.ranks import Ranks
+from rlhf_pg.train.tensor_file import aliases_of, write_tensors
 
 FORMAT = 1
 REPLACED = ".replaced"  # suffix of a checkpoint while a new one of the same step takes its place
 _NAME = re.compile(r"step_(\d{8,})")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*")
-_DTYPES = {  # names of the safetensors format
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_RANKS = re.compile(r"(.+)_rank(\d+)")  # groups that one of several ranks wrote
+OF_RANK = "of_rank"  # key of the state: the list of the ranks' own
 log = logging.getLogger(__name__)
 
 
 def save(
-    directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    own: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] = ({}, {}),
+    ranks: Ranks | None = None,
 ) -> Path:
     """Write `directory`/step_<step> and return it; then delete all but the newest `keep`.
 
@@ -60,26 +55,47 @@ def save(
     are stored once and tied again by `load`. `state` is plain JSON (tuples come back as lists, NaN and infinity as they
     are). Saving a step again replaces it. Checkpoints of later steps belong to a future this run has left: deleted.
 
+    Of several `ranks`, which all call this, the first writes `tensors` and `state`, and each writes its `own`.
+
     Raises ValueError for what cannot be stored (naming it), OSError naming the path and the free bytes when the disk
-    refuses; earlier checkpoints are then still valid.
+    refuses; earlier checkpoints are then still valid. Raises RunError if that happened to another rank.
     """
+    ranks = ranks or Ranks()
     if keep < 1 or step < 0:
         raise ValueError(f"checkpoint step {step} with keep {keep}: step must be at least 0 and keep at least 1")
+    what = f"checkpoint {step}"
+    own_tensors, own_state = own
+    if ranks.size == 1:
+        tensors, state = {**tensors, **own_tensors}, {**state, **own_state}
+    else:
+        own_tensors = {_of_rank(group, ranks.rank): named for group, named in own_tensors.items()}
+        tensors = {**(tensors if ranks.first else {}), **own_tensors}
+        state = {**state, OF_RANK: ranks.gather(own_state, what)}
     _check_json(state, "state")
     final = directory / f"step_{step:08d}"
     temporary = directory / f"{TEMPORARY}{final.name}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        clean(directory)
-        temporary.mkdir()
-        _write_files(temporary, step, tensors, state)
-        _publish(temporary, final)
-    except OSError as error:
-        failure = disk_error(final, error)  # before cleaning: the free bytes at the failure
-        with suppress(OSError):
-            clean(directory)
+        with ranks.apart(f"{what}: its folder"):
+            if ranks.first:
+                directory.mkdir(parents=True, exist_ok=True)
+                clean(directory)
+                temporary.mkdir()
+        with ranks.apart(f"{what}: its files"):
+            written = _write_groups(temporary, tensors)
+        parts = ranks.gather(written, what)
+        with ranks.apart(f"{what}: its name"):
+            if ranks.first:
+                _write_manifest(temporary, step, parts, state)
+                _publish(temporary, final)
+    except (OSError, RunError) as error:
+        failure = disk_error(final, error) if isinstance(error, OSError) else error
+        with suppress(OSError):  # after the free bytes at the failure were counted
+            if ranks.first:
+                clean(directory)
         raise failure from error
-    _prune(directory, step, keep)
+    with ranks.apart(f"{what}: older ones"):
+        if ranks.first:
+            _prune(directory, step, keep)
     return final
 
 
@@ -95,19 +111,28 @@ def latest(directory: Path) -> Path | None:
     return None
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read (tensors, state) as given to `save`, on the CPU, in memory of their own.
+def load(path: Path, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read (tensors, state) as given to `save`, on the CPU, in memory of their own; of the ranks' own, those of `rank`
+    (of rank 0 if it was saved by fewer).
 
-    Verifies size and sha256 of every file first. Raises ValueError naming the damaged or missing file.
+    Verifies size and sha256 of every file it reads first. Raises ValueError naming the damaged or missing file.
     """
-    manifest = _verify(path)
+    manifest = _manifest(path)
+    saved = {int(match[2]) for group in manifest["aliases"] if (match := _RANKS.fullmatch(group))}
+    rank = rank if rank in saved else 0
+    names = {group: group for group in manifest["aliases"] if not _RANKS.fullmatch(group)}
+    names |= {group.removesuffix(_of_rank("", rank)): group for group in manifest["aliases"] if _is_of(group, rank)}
+    _verify(path, [*(f"{group}.safetensors" for group in names.values()), "state.json"])
     tensors: dict[str, dict[str, Tensor]] = {}
-    for group, aliases in manifest["aliases"].items():
+    for name, group in names.items():
         with safe_open(path / f"{group}.safetensors", framework="pt") as file:
             # clone: the file may be pruned, or its disk vanish, while a mapped tensor still reads from it
-            tensors[group] = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        tensors[group].update({alias: tensors[group][owner] for alias, owner in aliases.items()})
-    return tensors, json.loads((path / "state.json").read_bytes())
+            tensors[name] = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        aliases = manifest["aliases"][group]
+        tensors[name].update({alias: tensors[name][owner] for alias, owner in aliases.items()})
+    state = json.loads((path / "state.json").read_bytes())
+    parts = state.pop(OF_RANK, None)
+    return tensors, {**state, **parts[rank]} if parts else state
 
 
 def exists(directory: Path) -> bool:
@@ -135,65 +160,39 @@ def _found(directory: Path) -> list[tuple[int, Path]]:
     return list(found.items())
 
 
-def _write_files(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
-) -> None:
+def _of_rank(group: str, rank: int) -> str:
+    return f"{group}_rank{rank}"
+
+
+def _is_of(group: str, rank: int) -> bool:
+    match = _RANKS.fullmatch(group)
+    return bool(match) and int(match[2]) == rank
+
+
+def _write_groups(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Write a file per group. -> size and sha256 of each file, tied tensors of each group"""
     files: dict[str, dict[str, Any]] = {}
     aliases: dict[str, dict[str, str]] = {}
     for group, named in tensors.items():
         if not _GROUP.fullmatch(group):
             raise ValueError(f"checkpoint group {group!r}: use lower-case letters, digits and _")
-        aliases[group] = _aliases(named)
+        aliases[group] = aliases_of(named)
         distinct = {name: tensor for name, tensor in named.items() if name not in aliases[group]}
-        files[f"{group}.safetensors"] = _write_tensors(folder / f"{group}.safetensors", distinct)
+        files[f"{group}.safetensors"] = write_tensors(folder / f"{group}.safetensors", distinct)
+    return {"files": files, "aliases": aliases}
+
+
+def _write_manifest(folder: Path, step: int, parts: list[dict[str, Any]], state: Mapping[str, Any]) -> None:
+    """Write the state, and the list of all files that make the checkpoint."""
     text = json.dumps(state).encode()
     write_new(folder / "state.json", text)
+    files = {name: facts for part in parts for name, facts in part["files"].items()}
     files["state.json"] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    aliases = {group: tied for part in parts for group, tied in part["aliases"].items()}
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files, "aliases": aliases}
     manifest["sha256"] = _digest(manifest)
     write_new(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     fsync_directory(folder)
-
-
-def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write one safetensors file, a tensor at a time (the library would copy a whole group to the CPU). -> size, sha256
-
-    Format: 8 bytes little-endian header length, JSON header padded with spaces to 8 bytes, then the tensors' bytes.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    order = sorted(named, key=lambda name: (-named[name].element_size(), name))  # widest first keeps all aligned
-    end = 0
-    for name in order:
-        tensor = named[name]
-        if tensor.dtype not in _DTYPES or name == "__metadata__":
-            raise ValueError(f"checkpoint tensor {path.stem}/{name} of {tensor.dtype} cannot be stored as safetensors")
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        for data in itertools.chain([len(head).to_bytes(8, "little"), head], (tensor_bytes(named[n]) for n in order)):
-            digest.update(data)
-            write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return {"size": 8 + len(head) + end, "sha256": digest.hexdigest()}
-
-
-def _aliases(named: Mapping[str, Tensor]) -> dict[str, str]:
-    """name -> the earlier name of the very same memory, seen the same way."""
-    owners: dict[Any, str] = {}
-    aliases: dict[str, str] = {}
-    for name, t in named.items():
-        memory = t.untyped_storage().data_ptr()
-        view = (t.device, memory, t.storage_offset(), t.dtype, t.shape, t.stride()) if t.numel() else name
-        owner = owners.setdefault(view, name)
-        if owner != name:
-            aliases[name] = owner
-    return aliases
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -228,10 +227,11 @@ def _prune(directory: Path, step: int, keep: int) -> None:
             raise OSError(error.errno, f"cannot remove old checkpoint {path}: {error.strerror}") from error
 
 
-def _verify(path: Path) -> dict[str, Any]:
-    """Return the manifest. Raises ValueError naming the first file that is not what was saved."""
+def _verify(path: Path, names: Sequence[str] | None = None) -> None:
+    """Raises ValueError naming the first file, of these or of all, that is not what was saved."""
     manifest = _manifest(path)
-    for name, wanted in manifest["files"].items():
+    for name in manifest["files"] if names is None else names:
+        wanted = manifest["files"][name]
         try:
             size = (path / name).stat().st_size
             if size != wanted["size"]:
@@ -242,7 +242,6 @@ def _verify(path: Path) -> dict[str, Any]:
             raise ValueError(f"checkpoint file {path / name} cannot be read: {error.strerror}") from error
         if digest != wanted["sha256"]:
             raise ValueError(f"checkpoint file {path / name} is damaged: its sha256 is not the one saved")
-    return manifest
 
 
 def _manifest(path: Path) -> dict[str, Any]:

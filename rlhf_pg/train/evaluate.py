@@ -9,30 +9,26 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 from rlhf_pg.config import Recipe
 from rlhf_pg.functional.pass_at_k import bootstrap_interval, pass_at_k
-from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout import collect
-from rlhf_pg.rollout.engine import Engine
-from rlhf_pg.types import Prompt, Rollout, Sampling
+from rlhf_pg.train.metrics import Judged, judged_groups
+from rlhf_pg.train.setup import Session, build
+from rlhf_pg.types import Sampling
 
 
 def run(recipe: Recipe) -> int:
     """`rlhf-pg eval`: measure `model.path` on the held-out problems, print a table, write nothing."""
-    from rlhf_pg.train.setup import build
-
     session = build(recipe, learn=False)
     try:
-        with Progress() as bar, session.learner.backend.autocast():
+        with Progress(disable=not session.learner.backend.ranks.first) as bar:
             task = bar.add_task("evaluating")
-            advance = lambda done, total, tokens: bar.update(task, completed=done, total=total)  # noqa: E731
-            measured = evaluate(
-                recipe, session.engine, session.tokenizer, session.scorer, session.eval_prompts, advance
-            )
+            measured = evaluate(session, lambda done, total, tokens: bar.update(task, completed=done, total=total))
     finally:
         session.close()
+    if not session.learner.backend.ranks.first:
+        return 0
     table = Table(
         "measure", "value", "95 % interval", title=f"{recipe.model.path}: {len(session.eval_prompts)} problems"
     )
@@ -45,44 +41,51 @@ def run(recipe: Recipe) -> int:
 
 
 def evaluate(
-    recipe: Recipe,
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
+    session: Session,
     progress: Callable[[int, int, int], None] | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`pass@k` for every k asked (over problems, with a 95 % bootstrap interval), `greedy`, and what was left out.
 
     A sample is correct when the recipe's first reward function gives it at least 1. Samples whose scoring failed are
-    left out and counted. The random streams are the same at every evaluation of a run.
+    left out and counted. The random streams are the same at every evaluation of a run. Problems are shared out among
+    the ranks; the result is of all of them.
     """
+    recipe = session.recipe
     sampling = Sampling(
         samples=recipe.eval.samples,
         max_new_tokens=recipe.eval.max_new_tokens or recipe.rollout.max_new_tokens,
         temperature=recipe.eval.temperature,
         seed=recipe.run.seed,
     )
-    given = engine, scorer, tokenizer, prompts
-    sampled = collect.rollouts(*given, sampling, progress=progress, poll=poll)
+    sampled = _sample(session, sampling, progress, poll)
     metrics = _pass_at_k(_verdicts(sampled), recipe.eval.k)
-    metrics["failed"] = sum(r.score.reward is None for r in sampled)
-    metrics["length_mean"] = float(np.mean([len(r.completion.tokens) for r in sampled]))
+    metrics["failed"] = sum(one.reward is None for one in sampled)
+    metrics["length_mean"] = float(np.mean([one.length for one in sampled]))
     if recipe.eval.greedy:
         once = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
-        greedy = _verdicts(collect.rollouts(*given, once, progress=progress, poll=poll))
+        greedy = _verdicts(_sample(session, once, progress, poll))
         metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in greedy.values()])
     return metrics
 
 
-def _verdicts(rollouts: Sequence[Rollout]) -> dict[str, list[bool]]:
+def _sample(session: Session, sampling: Sampling, progress, poll) -> list[Judged]:
+    """The held-out problems of all ranks, sampled and judged."""
+    backend = session.learner.backend
+    mine = backend.ranks.share(session.eval_prompts)
+    with backend.ranks.apart("evaluation"), backend.autocast():
+        given = session.engine, session.scorer, session.tokenizer, mine, sampling
+        sampled = collect.rollouts(*given, progress=progress, poll=poll)
+    return [one for group in judged_groups(backend.ranks, sampled, sampling.samples) for one in group]
+
+
+def _verdicts(judged: Sequence[Judged]) -> dict[str, list[bool]]:
     """Per problem, whether each judged sample is right: the first reward function gave it at least 1."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
-    for rollout in rollouts:
-        first = next(iter(rollout.score.parts.values()), None)
-        if rollout.score.reward is not None and first is not None:
-            verdicts[rollout.prompt.id].append(first >= 1.0)
+    for one in judged:
+        first = next(iter(one.parts.values()), None)
+        if one.reward is not None and first is not None:
+            verdicts[one.prompt].append(first >= 1.0)
     if not verdicts:
         raise ValueError("evaluation: no sample could be scored; see the reward function's error above")
     return verdicts

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import CriticOptimizer, Optimizer, Update
-from rlhf_pg.data import collate
+from rlhf_pg.data import collate, sharding
 from rlhf_pg.models.tree import Prefix
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train.backend import Backend
-from rlhf_pg.train.learner import CriticLearner, Learner, optimized
+from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
@@ -71,14 +71,15 @@ def zero_grad(learner: Learner) -> None:
 def ready(
     backend: Backend, optimizer: torch.optim.Optimizer, settings: Optimizer | CriticOptimizer, number: int, total: int
 ) -> tuple[float, float]:
-    """Set the rate of optimizer step `number` of `total` and clip its gradients: (norm before clipping, rate).
+    """Set the rate of optimizer step `number` of `total`, sum its gradients over all ranks and clip them.
 
-    Raises FloatingPointError for a norm that is not finite; no weight has changed then.
+    Returns (norm before clipping, rate). Raises FloatingPointError, on all ranks, for a norm that is not finite; no
+    weight has changed then.
     """
     rate = settings.lr * rate_factor(settings, number, total)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    norm = backend.clip(optimized(optimizer), settings.grad_clip)
+    norm = backend.clip(optimizer, settings.grad_clip)
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient norm before optimizer step {number + 1} is {norm}: it was not taken")
     return norm, rate
@@ -91,14 +92,18 @@ def ready_critic(critic: CriticLearner, backend: Backend) -> float:
 
 
 def plan(batch: Batch, update: Update, seed: int, step: int) -> list[Tensor]:
-    """Rows [M] of each optimizer step: every epoch a fresh permutation of the prompts, cut into `minibatches`."""
+    """Rows [M] of each optimizer step: every epoch a fresh permutation of the prompts, cut into `minibatches`.
+
+    The prompts of all ranks are cut, and each rank takes the rows it has, maybe none.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-    prompts = len(batch.prompt_lengths)
+    number, prompts = sharding.prompt_numbers(batch)
+    of_row = number[batch.group]  # [B]
     steps = []
     for _ in range(update.epochs):
         order = torch.randperm(prompts, generator=generator).to(batch.group.device)
         pieces = order.tensor_split(min(update.minibatches, prompts))
-        steps += [torch.isin(batch.group, piece).nonzero().squeeze(1) for piece in pieces]
+        steps += [torch.isin(of_row, piece).nonzero().squeeze(1) for piece in pieces]
     return steps
 
 
@@ -116,15 +121,12 @@ def accumulate(
     """
     objective = learner.objective
     how, constant_length = objective.options.denominator, objective.constant_length
-    count = learner.backend.sum(F.normalize.count(batch.mask[rows], how, constant_length))
-    rows = carrying(learner, batch, credit, rows)
-    mask = batch.mask[rows]
-    states = learner.backend.sum(F.normalize.count(mask, "token"))
+    rows, count, states = _counted(learner, batch, credit, rows)
     shared = learner.critic is not None and learner.critic.shared
     sums: dict[str, Tensor] = {}
     moments: list[credits.Moments] = []
     forwarded, before = 0, None
-    needed = int(mask.sum()) + int(batch.prompt_lengths[batch.group[rows].unique()].sum())
+    needed = int(batch.mask[rows].sum()) + int(batch.prompt_lengths[batch.group[rows].unique()].sum())
     for micro, part in parts(learner.policy, batch, rows, learner.update):
         poll()
         logp, entropy, *values = learner.policy(part, value=shared)
@@ -142,16 +144,37 @@ def accumulate(
         if "value" in losses:
             value_loss = F.normalize.total(losses["value"], part.mask, "token", states)
             loss, shares["value/loss"] = loss + value_loss, value_loss.detach()
-        learner.backend.backward(loss)
+        learner.backend.backward(loss, learner.policy)
         for name, share in shares.items():
             sums[name] = sums[name] + share if name in sums else share
         forwarded += collate.positions(part, shares_prompts(learner.policy))
         if part.prefix and part.prefix is not before:
             before, forwarded = part.prefix, forwarded + part.prefix.length
-    made = credits.metrics(credits.together(moments), learner.backend) if moments else {}
-    whole = learner.backend.sum(torch.stack([sums[name].double() for name in sums])).tolist()  # over all ranks, at once
-    found = _with_effective_share(dict(zip(sums, whole, strict=True)))
-    return found | made | {"tokens/forwarded": forwarded, "tokens/needed": needed}
+    sums |= {"tokens/forwarded": torch.tensor(forwarded), "tokens/needed": torch.tensor(needed)}
+    found, of_credit = credits.whole(learner.backend, credits.together(moments), sums)
+    made = credits.metrics(of_credit) if of_credit else {}
+    counts = {name: int(found.pop(name)) for name in ("tokens/forwarded", "tokens/needed")}
+    return _with_effective_share(found) | made | counts
+
+
+def _counted(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows [M] of an optimizer step: those that carry any loss, the one denominator, and the sampled tokens of
+    the carrying ones, both over all ranks.
+
+    Where no rank has a carrying row the first row of the step is taken: gradients are then zeros.
+    """
+    objective = learner.objective
+    denominator = F.normalize.count(batch.mask[rows], objective.options.denominator, objective.constant_length)
+    kept = carrying(learner, batch, credit, rows)
+    own = [denominator, F.normalize.count(batch.mask[kept], "token"), denominator.new_tensor(len(kept))]
+    count, states, carry = learner.backend.sum(torch.stack(own), "denominators").unbind()
+    if carry:
+        return kept, count, states
+    number = sharding.row_numbers(batch)[0][rows].tolist()
+    lowest = learner.backend.ranks.gather(min(number, default=None), "the first row")
+    first = min(n for n in lowest if n is not None)
+    kept = rows[:1] if first in number[:1] else rows[:0]
+    return kept, count, learner.backend.sum(F.normalize.count(batch.mask[kept], "token"), "denominators")
 
 
 def _with_effective_share(found: dict[str, float]) -> dict[str, float]:
@@ -164,14 +187,13 @@ def _with_effective_share(found: dict[str, float]) -> dict[str, float]:
 
 def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> Tensor:
     """Those of the rows [M] that carry any loss: all with an advantage that is not exactly 0, and all where something
-    else is learned from or measured on every row (KL, values). One row at the least: gradients are then zeros."""
+    else is learned from or measured on every row (KL, values)."""
     shared = learner.critic is not None and learner.critic.shared
     algorithm = learner.objective.algorithm
     everywhere = learner.objective.kl_in_loss or shared or learner.update.max_kl is not None
     if credit is None or everywhere or not algorithm.zero_without_advantage:
         return rows
-    kept = rows[torch.where(batch.mask, credit.advantage, 0)[rows].any(dim=1)]
-    return kept if len(kept) else rows[:1]
+    return rows[torch.where(batch.mask, credit.advantage, 0)[rows].any(dim=1)]
 
 
 def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
@@ -180,9 +202,22 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
     Without gradients, no activations are kept and they are NO_GRADIENT times as large. A prompt whose rows do not fit
     into one is forwarded by `module` first, once, and gets its gradient when its last row's has been taken: so take
     each part's gradient, if any, before the next part.
+
+    Where passes of `module` are collectives, all ranks make the same number of them, and a prompt whose rows do not fit
+    is forwarded with each part.
     """
     tokens = update.budget(rows.device.type) * (1 if torch.is_grad_enabled() else NO_GRADIENT)
-    for pieces in collate.micro_batches(batch, rows, tokens, shares_prompts(module)):
+    split = collate.micro_batches(batch, rows, tokens, shares_prompts(module))
+    if isinstance(together := getattr(module, "together", None), Backend):
+        with together.ranks.waiting("forwards and backwards"):
+            flat = [piece for pieces in split for piece in pieces]
+            more = together.idle_passes(len(flat))
+            for piece in flat:
+                yield piece, collate.select(batch, piece)
+            for _ in range(more):
+                together.idle(module)
+        return
+    for pieces in split:
         if len(pieces) == 1:
             yield pieces[0], collate.select(batch, pieces[0])
             continue

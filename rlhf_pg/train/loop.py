@@ -13,23 +13,27 @@ from rich.console import Console
 from rlhf_pg import config
 from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
-from rlhf_pg.data import collate
+from rlhf_pg.data import collate, sharding
 from rlhf_pg.debug import checks, sharing
-from rlhf_pg.models.load import save_model
+from rlhf_pg.errors import RunError
 from rlhf_pg.rollout import collect
-from rlhf_pg.train import ahead, checkpoint, critic_step, gradient_step, report, trust_region_step
+from rlhf_pg.train import ahead, checkpoint, critic_step, gradient_step, trust_region_step
+from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
+from rlhf_pg.train.export import export, headline
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.live import LiveView, Phase
-from rlhf_pg.train.metrics import mean_of, rollout_metrics, sample_rows
+from rlhf_pg.train.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
+from rlhf_pg.train.opening import open_folder, resumed
 from rlhf_pg.train.plan import show
-from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, restore, snapshot
+from rlhf_pg.train.ranks import Ranks
+from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, snapshot
 from rlhf_pg.train.run_dir import RunDir
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.train.setup import Session, build, join
 from rlhf_pg.train.signals import signals
 from rlhf_pg.train.stop import Stopped, StopRequest
-from rlhf_pg.types import Credit
+from rlhf_pg.types import Credit, Prompt, Rollout, Sampling
 
 UPDATES = {"gradient": gradient_step.update, "trust_region": trust_region_step.update}
 
@@ -51,11 +55,26 @@ class Run:
     def recipe(self) -> Recipe:
         return self.session.recipe
 
+    @property
+    def ranks(self) -> Ranks:
+        return self.session.learner.backend.ranks
+
     def poll(self, *done: int) -> None:
-        """Called between decode steps and micro-batches: leaves promptly when asked to, else shows progress."""
-        self.stop.raise_if_requested()
+        """Called between decode steps and micro-batches: leaves promptly when asked to, else shows progress.
+
+        Several ranks leave what they do together at `agree` only.
+        """
+        if self.ranks.alone:
+            if self.ranks.stop_asked():
+                self.stop.request("another rank was asked to stop")
+            self.stop.raise_if_requested()
         if done:
             self.view.progress(*done)
+
+    def agree(self) -> None:
+        """Called on all ranks between optimizer steps: all leave when one was asked to."""
+        if self.ranks.size > 1:
+            self.ranks.agree("whether to stop", stop=self.stop.reason)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -67,22 +86,38 @@ class Run:
 
 def train(recipe: Recipe) -> int:
     """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit status."""
+    backend = join(recipe)
+    try:
+        return _train(recipe, backend)
+    except BaseException as error:
+        backend.ranks.failed(error)
+        cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
+        if cause and not isinstance(error, RunError):  # a collective of DeepSpeed's that a lost rank broke
+            raise RunError(cause) from error
+        raise
+
+
+def _train(recipe: Recipe, backend: Backend) -> int:
+    ranks = backend.ranks
     with ExitStack() as stack:
-        folder = stack.enter_context(RunDir.open(recipe.run.dir, recipe.run.resume))
-        if folder.resume_from:
-            refuse_another_run(recipe, folder.path / "config.yaml")
-        session = build(recipe)
+        folder = stack.enter_context(open_folder(recipe, ranks))
+        with ranks.apart("the recipe of the run"):
+            if folder.resume_from:
+                refuse_another_run(recipe, folder.path / "config.yaml")
+        session = build(recipe, backend=backend)
         stack.callback(session.close)
-        progress = _resume(session, folder)
+        progress = resumed(session, folder)
         folder.write_text("config.yaml", config.dump(recipe))
-        session.learner.backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.model_dump(mode="json"))
-        if recipe.log.live != "off":
+        backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.model_dump(mode="json"))
+        live = recipe.log.live if ranks.first else "off"
+        if live != "off":
             show(session.plan, Console())
-        view = stack.enter_context(LiveView(recipe.run.steps, recipe.log.live))
+        view = stack.enter_context(LiveView(recipe.run.steps, live))
         for note in session.notes:
             view.message(note)
         if recipe.run.preflight:
-            checks.preflight(session, view.message)
+            with ranks.apart("preflight"):
+                checks.preflight(session, view.message)
         stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
         return _guarded(Run(session, folder, view, stop, progress))
@@ -96,8 +131,9 @@ def _guarded(run: Run) -> int:
         save(run)
         run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
         return 130
-    except Exception:
-        if run.progress.step or run.progress.pending:
+    except Exception as error:
+        together = run.ranks.failed(error)  # else the others are elsewhere, and a checkpoint takes all of them
+        if together and (run.progress.step or run.progress.pending):
             try:
                 save(run)
                 run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")
@@ -120,7 +156,8 @@ def _run(run: Run) -> None:
             if due and run.session.eval_prompts:
                 metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
         finally:
-            record(run, metrics)  # the step is done, whatever happens to its evaluation
+            with run.ranks.apart("the step's record"):
+                record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
             ahead.settle(run.session, run.poll)
             save(run)
@@ -131,6 +168,7 @@ def train_step(run: Run) -> dict[str, float]:
     """One rollout and the updates on it."""
     session, progress = run.session, run.progress
     run.times = {}
+    run.ranks.place = f"step {progress.step + 1}"
     started = time.monotonic()
     run.view.start_step(progress.step + 1)
     if progress.pending is None:
@@ -139,7 +177,7 @@ def train_step(run: Run) -> dict[str, float]:
     with run.phase("update"):
         credit = assign(learner, pending.batch, pending.signals)
         learn(run, pending, credit)
-        session.engine.load_weights((), version=learner.updates)
+        session.push_weights()
     updated = mean_of(pending.updates)
     progress.step += 1
     progress.samples += int(pending.metrics["samples"])
@@ -166,8 +204,10 @@ def learn(run: Run, pending: Pending, credit: Credit | None) -> None:
         take = UPDATES[learner.objective.algorithm.update]
         for metrics in take(learner, *data, step, len(pending.updates), run.poll):
             pending.updates.append(metrics)
+            run.agree()
     for metrics in critic_step.update(learner, *data, step, len(pending.critic_updates), run.poll):
         pending.critic_updates.append(metrics)
+        run.agree()
 
 
 def _adapt_kl(learner: Learner, updated: dict[str, float], samples: int) -> dict[str, float]:
@@ -182,39 +222,47 @@ def _adapt_kl(learner: Learner, updated: dict[str, float], samples: int) -> dict
 
 def roll_out(run: Run) -> Pending:
     """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
-    session, recipe = run.session, run.recipe
+    session, ranks = run.session, run.ranks
     sampling = session.sampling(run.progress.step + 1)
     with ahead.drawn(session) as prompts:
-        with session.learner.backend.autocast():
-            rollouts = collect.rollouts(
-                session.engine,
-                session.scorer,
-                session.tokenizer,
-                prompts,
-                sampling,
-                progress=run.poll,
-                poll=run.poll,
-                part=run.phase,
-                sampled=lambda: run.times.update(ahead.start(session, sampling)),
-            )
-        run.samples = sample_rows(sampling.step, rollouts, recipe.log.samples)
-        run.folder.write_rollouts(sampling.step, run.samples)
+        rollouts = _sample(run, ranks.share(prompts), sampling)
+        judged = judged_groups(ranks, rollouts, sampling.samples)
         with run.phase("update"):
-            batch = collate.to(collate.collate(rollouts), session.learner.backend.device)
+            kept = [sum(one.reward is not None for one in group) for group in judged]
+            batch = sharding.shard(rollouts, kept, ranks.rank, ranks.size)
+            batch = collate.to(batch, session.learner.backend.device)
             if not run.verified:
                 sharing.verify(session, batch, run.view.message)
                 run.verified = True
             made = signals(session.learner, session.reference, batch, run.poll)
-        return Pending(batch, made, rollout_metrics(rollouts) | {"samples": len(rollouts)})
+        everyone = [one for group in judged for one in group]
+        return Pending(batch, made, rollout_metrics(everyone) | {"samples": len(everyone)})
+
+
+def _sample(run: Run, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
+    """The scored completions of this rank's prompts; some are written to be looked at."""
+    session = run.session
+    with run.ranks.apart("rollouts"), session.learner.backend.autocast():
+        rollouts = collect.rollouts(
+            session.engine,
+            session.scorer,
+            session.tokenizer,
+            prompts,
+            sampling,
+            progress=run.poll,
+            poll=run.poll,
+            part=run.phase,
+            sampled=lambda: run.times.update(ahead.start(session, sampling)),
+        )
+        run.samples = sample_rows(sampling.step, rollouts, run.recipe.log.samples)
+        run.folder.write_rollouts(sampling.step, run.samples)
+    return rollouts
 
 
 def measure(run: Run) -> dict[str, float]:
     """Evaluate the current weights on the held-out problems."""
-    session = run.session
-    with run.phase("eval"), session.learner.backend.autocast():
-        return evaluate(
-            run.recipe, session.engine, session.tokenizer, session.scorer, session.eval_prompts, run.poll, run.poll
-        )
+    with run.phase("eval"):
+        return evaluate(run.session, run.poll, run.poll)
 
 
 def record(run: Run, metrics: dict[str, float]) -> None:
@@ -227,40 +275,13 @@ def record(run: Run, metrics: dict[str, float]) -> None:
 def save(run: Run) -> None:
     """Write a checkpoint of everything."""
     run.progress.elapsed_s = run.folder.elapsed_s
-    tensors, state = snapshot(run.session, run.progress)
-    checkpoint.save(run.folder.checkpoints, run.progress.step, tensors, state, run.recipe.checkpoint.keep)
+    made = snapshot(run.session, run.progress)
+    where = run.folder.checkpoints, run.progress.step
+    checkpoint.save(*where, made.tensors, made.state, run.recipe.checkpoint.keep, made.own, run.ranks)
 
 
 def finish(run: Run) -> None:
     """The last evaluation, the model in Hugging Face format, the summary and the report."""
-    recipe, session, progress = run.recipe, run.session, run.progress
-    after = measure(run) if session.eval_prompts else None
+    after = measure(run) if run.session.eval_prompts else None
     save(run)  # before the export, which takes a LoRA adapter off the model
-    save_model(session.model, session.tokenizer, run.folder.path / "model")
-    summary = {
-        "algorithm": recipe.algorithm.name,
-        "before": progress.before,
-        "after": after,
-        "steps": progress.step,
-        "samples": progress.samples,
-        "wall_s": round(progress.elapsed_s, 1),
-    }
-    run.folder.write_json("summary.json", summary)
-    if after:
-        run.view.message(f"after: {headline(after)}")
-    run.view.message(f"report: {report.write([run.folder.path])}")
-
-
-def headline(measured: dict[str, float]) -> str:
-    """One line: pass@1 0.43 [0.39, 0.47]  pass@8 0.86 [0.82, 0.90]  greedy 0.55 [0.48, 0.62]"""
-    names = [name for name in measured if f"{name}_low" in measured]
-    return "  ".join(f"{n} {measured[n]:.2f} [{measured[f'{n}_low']:.2f}, {measured[f'{n}_high']:.2f}]" for n in names)
-
-
-def _resume(session: Session, folder: RunDir) -> Progress:
-    """The state of the newest sound checkpoint, or a fresh start."""
-    if folder.resume_from is None:
-        return Progress()
-    progress = restore(session, *checkpoint.load(folder.resume_from))
-    folder.truncate_after(progress.step, rollouts=progress.step + bool(progress.pending))
-    return progress
+    export(run.session, run.folder, run.progress, after, run.view.message)

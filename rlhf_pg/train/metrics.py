@@ -5,32 +5,62 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from rlhf_pg.train.ranks import Ranks
 from rlhf_pg.types import Rollout
 
 
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Judged:
+    """What the metrics need to know of a sample: JSON, for the other ranks."""
+
+    prompt: str  # id
+    reward: float | None
+    parts: dict[str, float | None]
+    outcome: str
+    finish: str
+    length: int  # sampled tokens
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Judged:
+        score, completion = rollout.score, rollout.completion
+        told = score.reward, score.parts, score.outcome, completion.finish, len(completion.tokens)
+        return cls(rollout.prompt.id, *told)
+
+
+def judged_groups(ranks: Ranks, rollouts: Sequence[Rollout], samples: int) -> list[list[Judged]]:
+    """All ranks' samples as judged, a list per prompt, in the order in which prompts were shared out.
+
+    `rollouts` are this rank's, `samples` of each of its prompts.
+    """
+    groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
+    mine = [[asdict(Judged.of(rollout)) for rollout in group] for group in groups]
+    return [[Judged(**one) for one in group] for group in ranks.gather_shares(mine, "scores")]
+
+
+def rollout_metrics(judged: Sequence[Judged]) -> dict[str, float]:
     """Reward (excluded samples left out), outcomes, lengths and truncation of one step's samples."""
-    rewards = [r.score.reward for r in rollouts if r.score.reward is not None]
+    rewards = [j.reward for j in judged if j.reward is not None]
     groups: dict[str, list[float]] = defaultdict(list)
     parts: dict[str, list[float]] = defaultdict(list)
-    for rollout in rollouts:
-        if rollout.score.reward is not None:
-            groups[rollout.prompt.id].append(rollout.score.reward)
-        for name, value in rollout.score.parts.items():
+    for one in judged:
+        if one.reward is not None:
+            groups[one.prompt].append(one.reward)
+        for name, value in one.parts.items():
             if value is not None:
                 parts[name].append(value)
-    lengths = [len(r.completion.tokens) for r in rollouts]
-    outcomes = Counter(r.score.outcome for r in rollouts)
+    lengths = [j.length for j in judged]
+    outcomes = Counter(j.outcome for j in judged)
     return {
         "reward/mean": statistics.fmean(rewards) if rewards else float("nan"),
         "reward/std": statistics.pstdev(rewards) if rewards else float("nan"),
         "reward/zero_std_groups": sum(min(g) == max(g) for g in groups.values()) / max(1, len(groups)),
         "completion/length_mean": statistics.fmean(lengths),
-        "completion/truncated": sum(r.completion.finish == "length" for r in rollouts) / len(rollouts),
+        "completion/truncated": sum(j.finish == "length" for j in judged) / len(judged),
         "tokens/generated": sum(lengths),
-        "samples/excluded": len(rollouts) - len(rewards),
+        "samples/excluded": len(judged) - len(rewards),
         **{f"reward/{name}": statistics.fmean(values) for name, values in parts.items()},
         **{f"outcome/{name}": count for name, count in sorted(outcomes.items())},
     }

@@ -14,16 +14,12 @@ from rlhf_pg.data import collate
 from rlhf_pg.recipe.effects import is_training
 from rlhf_pg.train import ahead
 from rlhf_pg.train import state as run_state
-from rlhf_pg.train.setup import Session
+from rlhf_pg.train.setup import Session, identity_of
 from rlhf_pg.types import Batch, Signals
 
-LEARNED = ("model", "rewards", "algorithm", "kl")
-OF_CRITIC = (
-    "backbone",
-    "coefficient",
-    "clip",
-    "warmup",
-)  # the same of its section  # sections of a recipe that a resumed run may not change
+LEARNED = ("model", "rewards", "algorithm", "kl")  # sections of a recipe that a resumed run may not change
+OF_CRITIC = ("backbone", "coefficient", "clip", "warmup")  # the same of its section
+Tensors = dict[str, dict[str, Tensor]]  # by group, by name
 
 
 @dataclass
@@ -48,56 +44,73 @@ class Progress:
     pending: Pending | None = None
 
 
-def snapshot(session: Session, progress: Progress) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(tensors by group, JSON state) from which `restore` continues exactly."""
+@dataclass(frozen=True)
+class Snapshot:
+    """All a run must remember: what is the same on all ranks, and what this rank alone has."""
+
+    tensors: Tensors
+    state: dict[str, Any]  # JSON
+    own: tuple[Tensors, dict[str, Any]]
+
+
+def snapshot(session: Session, progress: Progress) -> Snapshot:
+    """From which `restore` continues exactly."""
     learner = session.learner
-    optimizer, optimizer_state = run_state.flatten_optimizer(learner.optimizer, _trained(session.model))
+    backend = learner.backend
     random, random_state = run_state.random_state()
-    tensors = {"model": dict(session.model.state_dict()), "optimizer": optimizer, "random": random}
-    state = {
+    tensors: Tensors = {"model": backend.weights(session.model)}
+    own: Tensors = {"random": random}
+    own_state: dict[str, Any] = {"random": random_state}
+    state: dict[str, Any] = {
+        "layout": backend.layout,
         "progress": {k: v for k, v in vars(progress).items() if k != "pending"},
         "updates": learner.updates,
         "kl_coefficient": learner.kl_coefficient,
-        "optimizer": optimizer_state,
-        "random": random_state,
         "sampler": session.sampler.state(),
         "reference": reference_identity(session),
     }
+    moments, numbers = (own, own_state) if backend.deepspeed else (tensors, state)
+    trained = _trained(session.model)
+    moments["optimizer"], numbers["optimizer"] = backend.optimizer_state(learner.optimizer, trained)
     if learner.critic:
-        module = learner.backend.unwrap(learner.critic.module)
-        moments, numbers = run_state.flatten_optimizer(learner.critic.optimizer, _trained(module))
-        tensors |= {"critic": dict(module.state_dict()), "critic_optimizer": moments}
-        state["critic"] = {"updates": learner.critic.updates, "optimizer": numbers}
+        module = backend.unwrap(learner.critic.module)
+        tensors["critic"] = backend.weights(module)
+        state["critic"] = {"updates": learner.critic.updates}
+        made = backend.optimizer_state(learner.critic.optimizer, _trained(module))
+        moments["critic_optimizer"], numbers["critic_optimizer"] = made
     if progress.pending:
-        tensors["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
+        own["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
         state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
     of_next, of_next_state = ahead.snapshot(session)
-    return tensors | of_next, state | of_next_state
+    return Snapshot(tensors, state, (own | of_next, own_state | of_next_state))
 
 
 def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Progress:
     """Put a snapshot back into a freshly built session. Random state comes last: loading draws numbers.
 
-    Raises ValueError when the reference model is not the one the run began with.
+    Raises ValueError when the reference model is not the one the run began with, or other processes hold other parts of
+    the state than now.
     """
+    _check_layout(session.learner.backend.layout, state.get("layout"), "pending" in state)
     identity = reference_identity(session)
     if identity != state["reference"]:
         raise ValueError(
             "the reference model is not the one this run started from: model.path has changed on disk or in the "
             f"recipe (weights {identity}, at the start {state['reference']}); restore it, or start a new run.dir"
         )
-    learner = session.learner
-    session.model.load_state_dict(tensors["model"])
-    run_state.restore_optimizer(learner.optimizer, _trained(session.model), tensors["optimizer"], state["optimizer"])
+    learner, backend = session.learner, session.learner.backend
+    backend.load_weights(learner.policy, session.model, tensors["model"])
+    moments = tensors["optimizer"], state["optimizer"]
+    backend.load_optimizer_state(learner.optimizer, _trained(session.model), *moments)
     learner.updates, learner.kl_coefficient = state["updates"], state["kl_coefficient"]
     if learner.critic:
-        module, saved = learner.backend.unwrap(learner.critic.module), state["critic"]
-        module.load_state_dict(tensors["critic"])
-        run_state.restore_optimizer(
-            learner.critic.optimizer, _trained(module), tensors["critic_optimizer"], saved["optimizer"]
-        )
-        learner.critic.updates = saved["updates"]
+        module = backend.unwrap(learner.critic.module)
+        backend.load_weights(learner.critic.module, module, tensors["critic"])
+        moments = tensors["critic_optimizer"], state["critic_optimizer"]
+        backend.load_optimizer_state(learner.critic.optimizer, _trained(module), *moments)
+        learner.critic.updates = state["critic"]["updates"]
+    session.push_weights()
     session.sampler.load_state(state["sampler"])
     progress = Progress(**state["progress"])
     if "pending" in state:
@@ -105,7 +118,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
             was = ", ".join(f"{key}={value}" for key, value in state["pending_steps"].items())
             raise ValueError(f"the run was stopped inside a rollout step: finish that with {was}, then change them")
         saved = Batch(**_named("batch", tensors["pending"]))  # pyright: ignore[reportArgumentType]
-        batch = collate.to(saved, session.learner.backend.device)
+        batch = collate.to(saved, backend.device)
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
     ahead.restore(session, tensors, state, session.sampling(progress.step + 1))
@@ -142,9 +155,21 @@ def reference_identity(session: Session) -> str | None:
         return None
     if session.reference_identity is None:
         kept = session.reference_policy.model if session.reference_policy else session.model
-        named = ((n, p) for n, p in kept.named_parameters() if "lora_" not in n)
-        session.reference_identity = run_state.weights_digest(named)
+        session.reference_identity = identity_of(kept)
     return session.reference_identity
+
+
+def _check_layout(here: dict[str, Any], saved: dict[str, Any] | None, pending: bool) -> None:
+    """Raise ValueError unless what was saved by one layout can go on in another: replicas can, between two steps."""
+    saved = saved or {"kind": "replicas", "processes": 1}
+    if saved == here or (saved["kind"] == here["kind"] == "replicas" and not pending):
+        return
+    why = "was stopped inside a rollout step" if saved["kind"] == here["kind"] else "has its optimizer in other parts"
+    raise ValueError(
+        f"the checkpoint was saved by {saved['processes']} process(es) with {saved['kind']} and {why}; this launch has "
+        f"{here['processes']} with {here['kind']}: resume with the accelerate configuration it was saved with, or "
+        "start in another run.dir with model.path=run.dir/model"
+    )
 
 
 def _critics(before: Recipe | SftRecipe, recipe: Recipe | SftRecipe) -> dict[str, tuple[Any, Any]]:

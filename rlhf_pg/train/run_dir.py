@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 class RunDir:
     """Made by `RunDir.open`. `resume_from` is the intact checkpoint to continue from, None = start at the beginning."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
+        self.writes = lock is not None  # False: another process has the run, and nothing here writes
         self.checkpoints = path / "checkpoints"
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
@@ -62,6 +63,20 @@ class RunDir:
             run.close()
             raise
         os.register_at_fork(after_in_child=run.close)  # a forked worker that outlives us must not keep the lock
+        return run
+
+    @classmethod
+    def follow(cls, path: Path, resume_from: Path | None) -> RunDir:
+        """The folder of a run that another process of the same launch has opened: to be read only.
+
+        Raises ValueError when the folder cannot be seen from here.
+        """
+        if not (path / ".lock").exists():
+            raise ValueError(
+                f"run.dir {path} is not the folder that rank 0 writes to: it must be on a disk that all machines share"
+            )
+        run = cls(path, None)
+        run.resume_from = resume_from
         return run
 
     def _begin(self, resume: Literal["never", "auto", "must"]) -> None:
@@ -97,6 +112,8 @@ class RunDir:
         Raises ValueError for a nested value or a row without an int `step`; OSError naming the file when the disk
         refuses, with the earlier lines as they were.
         """
+        if not self.writes:
+            return
         plain = _plain(row)
         if type(plain.get("step")) is not int:
             raise ValueError(f"a metrics row needs an int step, this one has {row.get('step')!r}")
@@ -114,6 +131,8 @@ class RunDir:
     def truncate_after(self, step: int, *, rollouts: int | None = None) -> None:
         """Forget what was logged after `step`: metrics lines, a torn last line, rollouts files of later steps (than
         `rollouts`, if given: a step may be sampled before it is learned from)."""
+        if not self.writes:
+            return
         kept = []
         for row, line in self._lines():
             if row is None:
@@ -139,6 +158,8 @@ class RunDir:
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
         """Write rollouts/step_<step>.jsonl, one object a line, replacing an earlier one of this step."""
         path = self.rollouts / f"step_{step:08d}.jsonl"
+        if not self.writes:
+            return path
         write_atomic(path, b"".join(json.dumps(_plain(row)).encode() + b"\n" for row in rows))
         return path
 
@@ -149,7 +170,8 @@ class RunDir:
     def write_text(self, name: str, text: str) -> Path:
         """Write `name` (relative to the run), atomically."""
         path = self.path / name
-        write_atomic(path, text.encode())
+        if self.writes:
+            write_atomic(path, text.encode())
         return path
 
     @property

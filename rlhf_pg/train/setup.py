@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_pg.algorithms.base import Algorithm
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
 from rlhf_pg.config import DataSource, Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
@@ -23,7 +25,8 @@ from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.plan import Plan, settled
 from rlhf_pg.train.plan import plan as make_plan
-from rlhf_pg.train.signals import Reference, reference
+from rlhf_pg.train.signals import Reference, frozen_copy, reference
+from rlhf_pg.train.state import weights_digest
 from rlhf_pg.types import Prompt, Sampling
 
 
@@ -33,7 +36,8 @@ class Session:
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel  # unwrapped: what the engine samples from and what is saved
+    model: PreTrainedModel  # unwrapped: what is trained and saved
+    sampled: PreTrainedModel  # what the engine samples from: `model`, or a copy where that is sharded
     learner: Learner
     reference: Reference | None
     reference_policy: Policy | None
@@ -57,14 +61,24 @@ class Session:
             step=step,
         )
 
+    def push_weights(self) -> None:
+        """Make the engine sample from the weights as they are now; all ranks must call this."""
+        version = self.learner.updates
+        if self.sampled is self.model:  # it reads them where they are
+            self.engine.load_weights((), version=version)
+            return
+        for named in self.learner.backend.whole(self.model):
+            self.engine.load_weights([named], version=version)
+
     def close(self) -> None:
         self.engine.close()
         self.scorer.close()
         self.learner.backend.close()
 
 
-def build(recipe: Recipe, *, learn: bool = True) -> Session:
+def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None) -> Session:
     """Every part of a run. `learn` False leaves out the critic and the reference, which evaluation does not need.
+    `backend`: the process group, if it has been joined.
 
     Raises ValueError naming the key, file or column that is wrong.
     """
@@ -92,23 +106,31 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
     longest = max(len(prompt.tokens) for prompt in train)
 
-    backend = Backend(recipe.model.dtype, recipe.log.trackers if learn else (), recipe.run.dir)
+    backend = backend or join(recipe, trackers=learn)
     model = _model(recipe, recipe.model.path, backend)
+    with_reference = learn and recipe.kl.coefficient > 0
+    sampled, kept, identity = model, None, None
+    if backend.sharded:  # whatever needs whole weights takes them now
+        sampled = copy.deepcopy(model).requires_grad_(False)
+        kept = frozen_copy(Policy(model, recipe.rollout.temperature, recipe.update.share_prompts))
+        identity = identity_of(kept.model) if with_reference else None
     learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
     frozen, frozen_policy = None, None
-    if learn and recipe.kl.coefficient > 0:
-        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast)
+    if with_reference:
+        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, kept, backend.freeze)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
     name, slots = recipe.rollout.engine, recipe.rollout.slots
     if learn and recipe.rollout.overlap:
+        _refuse_overlap(backend)
         engine = ProcessEngine(model, stops, slots, engine=name)
     else:
-        engine = resolve_engine(name)(model, stops, slots=slots)
+        engine = resolve_engine(name)(sampled, stops, slots=slots)
     learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
         model=model,
+        sampled=sampled,
         learner=learner,
         reference=frozen,
         reference_policy=frozen_policy,
@@ -119,7 +141,45 @@ def build(recipe: Recipe, *, learn: bool = True) -> Session:
         sampler=sampler,
         notes=[_note(name, prompts) for name, prompts in made.items()],
         plan=make_plan(recipe, config, longest_prompt=longest),
+        reference_identity=identity,
     )
+
+
+def join(recipe: Recipe, *, trackers: bool = True) -> Backend:
+    """The device and the processes of this launch."""
+    given = recipe.model.dtype, recipe.log.trackers if trackers else (), recipe.run.dir, recipe.run.deadline_s
+    return Backend(*given)
+
+
+def identity_of(model: PreTrainedModel) -> str:
+    """A digest of a model's weights, an adapter's left out."""
+    return weights_digest((n, p) for n, p in model.named_parameters() if "lora_" not in n)
+
+
+def _refuse_with_deepspeed(recipe: Recipe, algorithm: Algorithm, backend: Backend) -> None:
+    """Raise ValueError for what needs whole gradients, or other steps than DeepSpeed takes."""
+    if not backend.deepspeed:
+        return
+    if algorithm.update == "trust_region":
+        raise ValueError(
+            f"{algorithm.name} makes its own step from whole gradients and weights, which DeepSpeed keeps in its own "
+            "flat, sharded buffers; start it on one process or with DDP"
+        )
+    if recipe.update.max_kl is not None:
+        raise ValueError(
+            "update.max_kl leaves gradients behind that DeepSpeed would step with: leave it out, or use DDP"
+        )
+    if algorithm.needs_critic and recipe.critic.backbone == "policy":
+        raise ValueError(
+            "critic.backbone=policy gives one model two optimizers, and DeepSpeed knows one: use copy, or DDP"
+        )
+    if recipe.model.lora and backend.sharded:
+        raise ValueError("model.lora with ZeRO-3 cannot be merged for the export: use ZeRO-1, ZeRO-2 or DDP")
+
+
+def _refuse_overlap(backend: Backend) -> None:
+    if backend.ranks.size > 1:
+        raise ValueError("rollout.overlap samples beside one process that trains: leave it out, or start one process")
 
 
 def _model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel:
@@ -143,17 +203,14 @@ def _learner(
     algorithm = resolve_algorithm(recipe.algorithm.name)
     options = algorithm.options(**recipe.algorithm.options)
     algorithm = algorithm.settled(options)
-    if algorithm.update == "trust_region" and backend.deepspeed:
-        raise ValueError(
-            f"{algorithm.name} makes its own step from whole gradients and weights, which DeepSpeed keeps in its own "
-            "flat, sharded buffers; start it on one process or with DDP"
-        )
+    if learn:
+        _refuse_with_deepspeed(recipe, algorithm, backend)
     critic, head = None, None
     if learn and algorithm.needs_critic:
         critic, head = _critic(recipe, model, tokenizer, backend)
     policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts, head)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    prepared, optimizer = backend.prepare(policy, adamw(trainable, recipe.optimizer))
+    prepared, optimizer = backend.prepare(policy, adamw(trainable, recipe.optimizer), recipe.optimizer.grad_clip)
     learner = Learner(
         policy=prepared,
         optimizer=optimizer,
@@ -175,7 +232,7 @@ def _critic(
     section = recipe.critic
     if section.backbone == "policy":
         head = ValueHead(model.config.get_text_config().hidden_size, section.coefficient).to(backend.device)
-        optimizer = backend.prepare(adamw(list(head.parameters()), section.optimizer))
+        optimizer = backend.prepare_optimizer(adamw(list(head.parameters()), section.optimizer))
         total = recipe.run.steps * recipe.update.epochs * recipe.update.minibatches
         return CriticLearner(head, optimizer, section, total), head
     copied = section.backbone == "copy"
@@ -184,7 +241,7 @@ def _critic(
     other = _model(recipe, recipe.model.path if copied else section.backbone, backend)
     own = Critic(other.get_decoder(), recipe.update.share_prompts).to(backend.device)
     trainable = [p for p in own.parameters() if p.requires_grad]
-    prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer))
+    prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer), section.optimizer.grad_clip)
     total = recipe.run.steps * section.epochs * section.minibatches
     return CriticLearner(prepared, optimizer, section, total), None
 

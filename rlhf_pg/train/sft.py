@@ -34,6 +34,7 @@ def sft(recipe: SftRecipe) -> int:
         refuse_another_run(recipe, recipe.run.dir / "config.yaml")
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
+    backend = Backend(recipe.model.dtype).alone("rlhf-pg sft")
     tokenizer = load_tokenizer(
         recipe.model.tokenizer or recipe.model.path, trust_remote_code=recipe.model.trust_remote_code
     )
@@ -45,7 +46,7 @@ def sft(recipe: SftRecipe) -> int:
         view.message(
             f"data.train: {len(examples)} solutions" + (f", {dropped} left out as too long" if dropped else "")
         )
-        learner, model = _learner(recipe, batches)
+        learner, model = _learner(recipe, backend, batches)
         for step, rows in enumerate(_shuffled(examples, recipe)):
             view.start_step(step + 1)
             view.phase("update")
@@ -89,8 +90,7 @@ def _shuffled(examples: Sequence[Rollout], recipe: SftRecipe) -> Iterator[list[R
             yield [examples[i] for i in rows.tolist()]
 
 
-def _learner(recipe: SftRecipe, total: int) -> tuple[Learner, PreTrainedModel]:
-    backend = Backend(recipe.model.dtype)
+def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, PreTrainedModel]:
     model = load_model(
         recipe.model.path,
         attention=recipe.model.attention,
@@ -99,7 +99,9 @@ def _learner(recipe: SftRecipe, total: int) -> tuple[Learner, PreTrainedModel]:
     )
     model.to(backend.device)  # pyright: ignore[reportArgumentType]
     policy = Policy(model, share_prompts=False)
-    prepared, optimizer = backend.prepare(policy, adamw(list(model.parameters()), recipe.optimizer))
+    prepared, optimizer = backend.prepare(
+        policy, adamw(list(model.parameters()), recipe.optimizer), recipe.optimizer.grad_clip
+    )
     imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
     made = (prepared, optimizer, backend, imitation, Update(), recipe.optimizer, recipe.run.seed, total)
     return Learner(*made), model

@@ -54,8 +54,17 @@ def frozen_copy(policy: Policy) -> Policy:
     return Policy(model, policy.temperature, policy.share_prompts).eval()
 
 
-def reference(policy: Policy, update: Update, autocast: Callable = nullcontext) -> tuple[Reference, Policy | None]:
-    """The frozen initial policy: the adapter switched off for a LoRA policy, else a copy of the weights (returned)."""
+def reference(
+    policy: Policy,
+    update: Update,
+    autocast: Callable = nullcontext,
+    kept: Policy | None = None,
+    freeze: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> tuple[Reference, Policy | None]:
+    """The frozen initial policy: the adapter switched off for a LoRA policy, else a copy of the weights (returned).
+
+    `kept`: that copy, if it has been made; `freeze`: the backend's.
+    """
     if hasattr(policy.model, "disable_adapter"):
 
         def adapter_off(batch: Batch, poll: Callable[[], None] = _never) -> Tensor:
@@ -63,11 +72,12 @@ def reference(policy: Policy, update: Update, autocast: Callable = nullcontext) 
                 return log_probs(policy, batch, update, poll)
 
         return adapter_off, None
-    kept = frozen_copy(policy)
+    kept = kept or frozen_copy(policy)
+    scorer = freeze(kept)
 
     def copied(batch: Batch, poll: Callable[[], None] = _never) -> Tensor:
         with autocast():
-            return log_probs(kept, batch, update, poll)
+            return log_probs(scorer, batch, update, poll)
 
     return copied, kept
 

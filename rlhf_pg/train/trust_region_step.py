@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_pg import functional as F
+from rlhf_pg.data import sharding
 from rlhf_pg.models.policy import Snapshot
 from rlhf_pg.train.gradient_step import accumulate, parts, pick, token_losses, zero_grad
 from rlhf_pg.train.learner import Learner
@@ -60,7 +61,7 @@ def update(
 def _step(region: Region, step: int) -> dict[str, float]:
     options = region.learner.objective.options
     gradient, metrics = region.gradient()
-    fisher_rows = _some_rows(len(region.batch.group), options.fisher_fraction, region.learner.seed, step)
+    fisher_rows = _some_rows(region.batch, options.fisher_fraction, region.learner.seed, step)
     region.remember()
 
     def product(v: Tensor) -> Tensor:
@@ -90,8 +91,7 @@ def _step(region: Region, step: int) -> dict[str, float]:
         "trust/improvement": improvement if accepted else 0.0,
         "trust/accepted": float(accepted),
         "trust/line_search_steps": float(tried),
-        "trust/forwards": region.forwards / len(region.batch.group),
-        "trust/backwards": region.backwards / len(region.batch.group),
+        **region.passes(),
     }  # fmt: skip
 
 
@@ -117,7 +117,8 @@ class Region:
         objective, mask, backend = self.learner.objective, self.batch.mask, self.learner.backend
         self.start = [p.detach().clone() for p in self.learner.parameters]
         counts = F.normalize.count(mask, objective.options.denominator, objective.constant_length)
-        self.count, self.states = backend.sum(counts), backend.sum(F.normalize.count(mask, "token"))
+        own = torch.stack([counts, F.normalize.count(mask, "token")])
+        self.count, self.states = backend.sum(own, "denominators").unbind()
 
     @property
     def rows(self) -> Tensor:
@@ -139,6 +140,7 @@ class Region:
         zero_grad(self.learner)
         metrics = accumulate(self.learner, self.batch, self.signals, self.credit, self.rows, self.poll)
         self._count(len(self.rows), backward=True)
+        self.learner.backend.sum_gradients(self.learner.parameters)
         gradient = -_flatten_gradients(self.learner.parameters)
         if not math.isfinite(float(gradient.norm())):
             raise FloatingPointError(f"the gradient norm is {float(gradient.norm())}: no step was taken")
@@ -150,44 +152,50 @@ class Region:
         policy = self.learner.backend.unwrap(self.learner.policy)
         self.head = policy.frozen_head()
         logp = torch.zeros_like(self.batch.logp_rollout)
-        hidden, surrogate = None, []
+        hidden, surrogate = None, self.count.new_zeros(())
         for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
             states, old, entropy = policy.remember(part)
             hidden = states.new_zeros(*logp.shape, states.shape[-1]) if hidden is None else hidden
             hidden[micro, : old.shape[1]], logp[micro, : old.shape[1]] = states, old.to(logp.dtype)
-            surrogate.append(self._surrogate(micro, part, old, entropy))
-        assert hidden is not None  # a batch has rows
-        self.hidden, self.signals = hidden, replace(self.signals, logp_old=logp)
-        self.surrogate = float(self.learner.backend.sum(torch.stack(surrogate).sum()))
+            surrogate += self._surrogate(micro, part, old, entropy)
+        self.hidden = logp.new_zeros(0, 1, 1) if hidden is None else hidden  # None: this rank has no row
+        self.signals = replace(self.signals, logp_old=logp)
+        self.surrogate = float(self.learner.backend.sum(surrogate, "the surrogate"))
         self._count(len(self.rows))
 
     def kl_gradient(self, offset: Tensor, rows: Tensor) -> Tensor:
         """Gradient [n] of the mean KL(old || weights + offset) over the states of some rows."""
         self.move(offset)
         zero_grad(self.learner)
-        count = self.learner.backend.sum(F.normalize.count(self.batch.mask[rows], "token"))
+        count = self.learner.backend.sum(F.normalize.count(self.batch.mask[rows], "token"), "denominators")
         for micro, part in parts(self.learner.policy, self.batch, rows, self.learner.update):
             self.poll()
             (kl,) = self.learner.policy(part, score=False, old=self._snapshot(micro))
-            self.learner.backend.backward(F.normalize.total(kl, part.mask, "token", count))
+            self.learner.backend.backward(F.normalize.total(kl, part.mask, "token", count), self.learner.policy)
         self._count(len(rows), backward=True)
+        self.learner.backend.sum_gradients(self.learner.parameters, "gradients of the KL")
         return _flatten_gradients(self.learner.parameters)
 
     @torch.no_grad()
     def measure(self, offset: Tensor) -> tuple[float, float]:
         """(mean KL(old || weights + offset) over all sampled states, rise of the surrogate)."""
         self.move(offset)
-        backend = self.learner.backend
-        surrogate, divergence = [], []
+        found = self.states.new_zeros(2)  # surrogate, KL
         for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
             logp, entropy, kl = self.learner.policy(part, old=self._snapshot(micro))
-            surrogate.append(self._surrogate(micro, part, logp, entropy))
-            divergence.append(F.normalize.total(kl.double(), part.mask, "token", self.states))
+            divergence = F.normalize.total(kl.double(), part.mask, "token", self.states)
+            found += torch.stack([self._surrogate(micro, part, logp, entropy), divergence])
         self._count(len(self.rows))
-        moved = float(backend.sum(torch.stack(divergence).sum()))
-        return moved, float(backend.sum(torch.stack(surrogate).sum())) - self.surrogate
+        surrogate, moved = self.learner.backend.sum(found, "the line search").tolist()
+        return moved, surrogate - self.surrogate
+
+    def passes(self) -> dict[str, float]:
+        """Forwards and backwards so far, in passes over all rows of all ranks."""
+        own = torch.tensor([self.forwards, self.backwards], dtype=torch.float64)
+        done = self.learner.backend.sum(own, "passes") / sharding.row_numbers(self.batch)[1]
+        return {"trust/forwards": float(done[0]), "trust/backwards": float(done[1])}
 
     def _surrogate(self, rows: Tensor, part: Batch, logp: Tensor, entropy: Tensor) -> Tensor:
         """The share of some rows in what is maximised, float64: minus the loss of `accumulate`."""
@@ -205,11 +213,12 @@ class Region:
         self.backwards += rows * backward
 
 
-def _some_rows(total: int, fraction: float, seed: int, step: int) -> Tensor:
-    """A random share of the rows [m], in order, the same for the same seed and step; at least one."""
+def _some_rows(batch: Batch, fraction: float, seed: int, step: int) -> Tensor:
+    """A random share of all ranks' rows, at least one, the same for the same seed and step: those this rank has [m]."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-    size = max(1, round(total * fraction))
-    return torch.randperm(total, generator=generator)[:size].sort().values
+    number, total = sharding.row_numbers(batch)
+    chosen = torch.randperm(total, generator=generator)[: max(1, round(total * fraction))]
+    return torch.isin(number, chosen.to(number.device)).nonzero().squeeze(1)
 
 
 def _flatten_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -27,7 +27,7 @@ from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.train.setup import Session, build, join
 from rlhf_pg.train.stop import StopRequest
 from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, same, summaries
 from rlhf_pg.types import Batch, Credit, Signals
@@ -76,7 +76,7 @@ def run(recipe: Recipe, after: int, groups: int, out: Path) -> int:
         "log": recipe.log.model_copy(update={"trackers": []}),
         "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
     }
-    session = build(recipe.model_copy(update=sections))
+    session = build(recipe.model_copy(update=sections), backend=join(recipe, trackers=False).alone("rlhf-pg variance"))
     try:
         result = measure(session, after, groups)
     finally:
@@ -156,7 +156,7 @@ def gradients(
                 advance()
     finally:
         session.sampler.load_state(cursor)
-    critic = credits.metrics(credits.together(moments), learner.backend) if moments else {}
+    critic = credits.metrics(credits.together(moments)) if moments else {}
     facts = {
         "rollouts": rows,
         "reward/mean": reward / rows,

@@ -8,6 +8,17 @@ def share_of_sevens(completion):
     return sum(c == "7" for c in completion) / max(1, len(completion))
 
 
+def share_of_digits(completion):
+    """The share of characters that are digits: hardly ever the same for all samples of a prompt."""
+    return sum(c.isdigit() for c in completion) / max(1, len(completion))
+
+
+def digits_after_an_odd_digit(prompt, completion):
+    """The same for prompts whose first digit is odd, and 0 for the others: nothing can be learned from those."""
+    odd = int(next(c for c in prompt if c.isdigit())) % 2
+    return share_of_digits(completion) if odd else 0.0
+
+
 def seven_in_prompt(prompt):
     """What only the prompt decides: a critic can know it before the first token."""
     return float("7" in prompt)

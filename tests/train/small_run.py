@@ -15,7 +15,12 @@ REWARDS = Path(__file__).with_name("small_rewards.py")
 
 
 def recipe(folder: Path, **changes: Any) -> config.Recipe:
-    """`changes`: section=dict, merged into the defaults below."""
+    """`changes`: section=dict, merged into the defaults of `mapping`."""
+    return config.parse(mapping(folder, **changes), config.Recipe)
+
+
+def mapping(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe as plain values."""
     raw: dict[str, Any] = {
         "run": {"dir": str(folder), "steps": 3, "preflight": False},
         "model": {"path": "tiny"},
@@ -28,7 +33,7 @@ def recipe(folder: Path, **changes: Any) -> config.Recipe:
     }
     for section, values in changes.items():
         raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
-    return config.parse(raw, config.Recipe)
+    return raw
 
 
 def run(folder: Path, **changes: Any) -> int:

@@ -1,0 +1,45 @@
+"""What a run leaves behind at its end: the model in Hugging Face format, the summary and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlhf_pg.models.load import save_model
+from rlhf_pg.train import report
+from rlhf_pg.train.resume import Progress
+from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.train.setup import Session
+
+
+def export(
+    session: Session,
+    folder: RunDir,
+    progress: Progress,
+    after: dict[str, float] | None,
+    message: Callable[[str], None],
+) -> None:
+    """Called on all ranks; the first one writes. `after`: the last evaluation."""
+    backend = session.learner.backend
+    gathered = backend.weights(session.model) if backend.sharded else None
+    with backend.ranks.apart("the export"):
+        if not backend.ranks.first:
+            return
+        save_model(session.model, session.tokenizer, folder.path / "model", gathered)
+        summary = {
+            "algorithm": session.recipe.algorithm.name,
+            "before": progress.before,
+            "after": after,
+            "steps": progress.step,
+            "samples": progress.samples,
+            "wall_s": round(progress.elapsed_s, 1),
+        }
+        folder.write_json("summary.json", summary)
+        if after:
+            message(f"after: {headline(after)}")
+        message(f"report: {report.write([folder.path])}")
+
+
+def headline(measured: dict[str, float]) -> str:
+    """One line: pass@1 0.43 [0.39, 0.47]  pass@8 0.86 [0.82, 0.90]  greedy 0.55 [0.48, 0.62]"""
+    names = [name for name in measured if f"{name}_low" in measured]
+    return "  ".join(f"{n} {measured[n]:.2f} [{measured[f'{n}_low']:.2f}, {measured[f'{n}_high']:.2f}]" for n in names)

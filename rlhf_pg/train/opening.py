@@ -1,0 +1,33 @@
+"""A run's folder and where it goes on: one process opens it, all agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_pg.config import Recipe
+from rlhf_pg.train import checkpoint
+from rlhf_pg.train.ranks import Ranks
+from rlhf_pg.train.resume import Progress, restore
+from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.train.setup import Session
+
+
+def open_folder(recipe: Recipe, ranks: Ranks) -> RunDir:
+    """The run's folder: opened by the first rank, followed by the others."""
+    folder = None
+    with ranks.apart("opening run.dir"):
+        if ranks.first:
+            folder = RunDir.open(recipe.run.dir, recipe.run.resume)
+    resume_from = ranks.gather(str((folder and folder.resume_from) or ""), "the checkpoint to resume from")[0]
+    with ranks.apart("run.dir on every machine"):
+        folder = folder or RunDir.follow(recipe.run.dir, Path(resume_from) if resume_from else None)
+    return folder
+
+
+def resumed(session: Session, folder: RunDir) -> Progress:
+    """The state of the newest sound checkpoint, or a fresh start."""
+    if folder.resume_from is None:
+        return Progress()
+    progress = restore(session, *checkpoint.load(folder.resume_from, session.learner.backend.ranks.rank))
+    folder.truncate_after(progress.step, rollouts=progress.step + bool(progress.pending))
+    return progress

@@ -1,0 +1,194 @@
+"""DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): the only file that imports it, and only when asked to.
+
+    stage 1   each rank has a part of the optimizer's state
+    stage 2   ... and of the gradients
+    stage 3   ... and of the weights: they are gathered layer by layer in every forward and backward
+
+From stage 2 on a backward is a collective, in stage 3 a forward too: every rank must make as many as any other. A rank
+that has fewer micro-batches makes idle ones, of two tokens and loss 0 (`idle`). Weights, gradients and state
+are float32 at every stage; `model.dtype` chooses the arithmetic by autocast, as without DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KEPT_WHOLE = 10_000  # parameters with fewer elements (norms, biases) are not sharded in stage 3
+
+
+class Zero:
+    """How modules are sharded. `given`: the DeepSpeed configuration of the launch; `size`: the number of ranks."""
+
+    def __init__(self, given: Mapping[str, Any], size: int, autocast: Callable[[], AbstractContextManager]):
+        self.given, self.size, self.autocast = given, size, autocast
+        self.stage = int(given.get("zero_optimization", {}).get("stage", 0))
+        if self.stage not in (1, 2, 3):
+            raise ValueError(f"zero_stage {self.stage} of the accelerate configuration: use 1, 2 or 3, or MULTI_GPU")
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> tuple[Any, ZeroOptimizer]:
+        """A module under training, in DeepSpeed's engine, and its optimizer."""
+        engine = self._engine(module, {"gradient_clipping": clip}, optimizer=optimizer)
+        if engine.zero_optimization_stage() != self.stage:
+            raise RuntimeError(f"DeepSpeed runs stage {engine.zero_optimization_stage()}, not {self.stage}")
+        return engine, ZeroOptimizer(engine)
+
+    def freeze(self, module: nn.Module) -> Any:
+        """A module that is only read, its weights sharded (stage 3)."""
+        return self._engine(module, {})
+
+    def _engine(self, module: nn.Module, settings: Mapping[str, Any], **trained: Any) -> Any:
+        import deepspeed
+
+        _as_one(module, self.autocast)
+        parameters: Any = [p for p in module.parameters() if p.requires_grad] if trained else None
+        config = {**_configuration(self.given, self.size), **settings}
+        engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config, **trained)
+        head = _outer_head(module)
+        if self.stage == 3 and head is not None:
+            deepspeed.zero.register_external_parameter(module, head.weight)
+        _taken_apart(engine)
+        return engine
+
+    def whole(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers that a state dict has, by name, tied ones once, gathered one at a time; all ranks must
+        iterate."""
+        import deepspeed
+
+        for name, parameter in module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                yield name, parameter.detach()
+        yield from _buffers(module)
+
+    def load(self, engine: Any, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+        """Give `module`, which is the engine's or a part of it, these weights, named as by `whole`."""
+        import deepspeed
+
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                    parameter.copy_(tensors[name])
+            for name, buffer in _buffers(module):
+                buffer.copy_(tensors[name])
+        engine.optimizer.refresh_fp32_params()
+
+
+class ZeroOptimizer:
+    """An engine's optimizer. DeepSpeed clips and steps in one call: `clip` makes it, and nothing is left to `step`."""
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.engine.optimizer.param_groups
+
+    def clip(self) -> float:
+        """Clip the gradients to the norm given at the start and take the step, unless their norm is not finite.
+
+        Returns the norm before clipping, infinite where no step was taken.
+        """
+        self.engine.step()
+        return float("inf") if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
+
+    def step(self) -> None: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    @property
+    def shards(self) -> Sequence[Tensor]:
+        """This rank's parts of all trained weights, flat, float32."""
+        inner = self.engine.optimizer
+        stage_3 = self.engine.zero_optimization_stage() == 3
+        return inner.fp32_partitioned_groups_flat if stage_3 else inner.single_partition_of_fp32_groups
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """AdamW's state of this rank's shards: tensors "exp_avg/0", and how long each shard is."""
+        moments = self.engine.optimizer.optimizer.state
+        tensors = {
+            f"{key}/{i}": value for i, shard in enumerate(self.shards) for key, value in moments.get(shard, {}).items()
+        }
+        return tensors, {"shards": [shard.numel() for shard in self.shards]}
+
+    def load_state(self, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+        """Undo `state`. Raises ValueError for shards of another length."""
+        if saved["shards"] != [shard.numel() for shard in self.shards]:
+            raise ValueError("the optimizer's shards have other sizes than those saved: the model is another one")
+        moments = self.engine.optimizer.optimizer.state
+        for i, shard in enumerate(self.shards):
+            of = {path.split("/")[0]: t for path, t in tensors.items() if path.split("/")[1] == str(i)}
+            if of:
+                moments[shard] = {k: t.to("cpu" if k == "step" else shard.device, copy=True) for k, t in of.items()}
+
+
+def idle(module: nn.Module, device: torch.device) -> None:
+    """A forward, and a backward with gradients of 0 where they are on, of two tokens after a prompt of two: what takes
+    part in the collectives of the other ranks' micro-batches."""
+    from rlhf_pg.types import Batch
+
+    two = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    size = torch.full((1,), 2, device=device)
+    nothing = torch.zeros(1, 2, device=device)
+    made = module(Batch(two, size, two[:, 0], two, two == 0, nothing[:, 0], nothing))
+    outputs = made if isinstance(made, tuple) else (made,)
+    if torch.is_grad_enabled():
+        module.backward(sum(x.sum() for x in outputs) * 0.0)  # pyright: ignore[reportCallIssue]
+
+
+def _configuration(given: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """What the launch asks for, less what does not apply here: batches are made by the trainer, weights are float32."""
+    kept = {k: copy.deepcopy(v) for k, v in given.items() if v != "auto" and k not in ("bf16", "fp16", "amp")}
+    zero = {k: v for k, v in kept["zero_optimization"].items() if v != "auto"}
+    if zero["stage"] == 3:
+        zero.setdefault("stage3_param_persistence_threshold", KEPT_WHOLE)
+    return {
+        **kept,
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": size,
+        "managed_gradient_accumulation": False,  # any number of backwards, then a step
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded: torch's AdamW on the CPU, which needs no compiler
+        "steps_per_print": 2**31,
+    }
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    kept = module.state_dict().keys()
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+
+
+def _outer_head(module: nn.Module) -> nn.Linear | None:
+    """The output head, if `module` (a policy) reads its weight itself instead of calling it."""
+    model = getattr(module, "model", None)
+    return model.get_output_embeddings() if model is not None else None
+
+
+def _as_one(module: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
+    """Run the module's forward inside a context, and make one tensor [K, B, C] of the K that it returns: DeepSpeed
+    counts the tensors of a forward that a loss reaches, and they must be as many on every rank and in idle passes."""
+    inner = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        with context():
+            made = inner(*args, **kwargs)
+        return torch.stack(made) if isinstance(made, tuple) else made
+
+    module.forward = forward
+
+
+def _taken_apart(engine: Any) -> None:
+    """Undo that for who calls the engine."""
+    inner = engine.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+        made = inner(*args, **kwargs)
+        return made.unbind() if made.dim() == 3 else made
+
+    engine.forward = forward

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+
+from tests.dist import plays
+
+
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory):
+    """The folder of a run of `plays.RUNS` by this process alone, made once."""
+    made: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("one")
+            plays.alone(folder, plays.recipe(folder, name, plays.RUNS[name] | plays.EVALUATED))
+            made[name] = folder
+        return made[name]
+
+    return run
