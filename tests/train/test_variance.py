@@ -162,7 +162,7 @@ def test_the_critic_is_judged_by_the_returns_it_is_fitted_to(opened):
 
 def test_trackers_are_not_opened(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(variance, "build", lambda recipe: built.append(recipe) or 1 / 0)
+    monkeypatch.setattr(variance, "build", lambda recipe, backend: built.append(recipe) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         variance.run(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), 0, 2, tmp_path)
     assert built[0].log.trackers == []
