@@ -238,3 +238,22 @@ def test_wall_time_adds_up_over_resumes(tmp_path):
         time.sleep(0.02)
         assert 1000.0 <= first < 1060.0
         assert run.elapsed_s - first >= 0.02
+
+
+def test_a_process_that_follows_another_writes_nothing(tmp_path):
+    with RunDir.open(tmp_path / "run", "never") as run:
+        before = sorted(path.name for path in run.path.rglob("*"))
+        with RunDir.follow(run.path, None) as follower:
+            follower.append_metrics({"step": 1})
+            follower.write_text("config.yaml", "x")
+            follower.write_json("summary.json", {})
+            follower.write_rollouts(1, [{"step": 1}])
+            follower.truncate_after(-1)
+        assert sorted(path.name for path in run.path.rglob("*")) == before
+        run.append_metrics({"step": 1})  # the lock is still the first one's
+        assert follower.read_metrics() == [{"step": 1}]
+
+
+def test_a_machine_that_does_not_see_the_folder_is_told_so(tmp_path):
+    with pytest.raises(ValueError, match="on a disk that all machines share"):
+        RunDir.follow(tmp_path / "elsewhere", None)
