@@ -256,7 +256,7 @@ class Recipe(Section):
 
 class Sft(Section):
     epochs: int = Field(default=1, ge=1, description="passes over the data")
-    batch_size: int = Field(default=32, ge=1, description="rows per optimizer step, over all processes")
+    batch_size: int = Field(default=32, ge=1, description="rows per optimizer step")
     completion: str | None = Field(
         default=None, description="column with the text to imitate; default: the task's worked solution"
     )
