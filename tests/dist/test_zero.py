@@ -16,13 +16,14 @@ from tests.dist.parity import assert_same_run
 from tests.train import small_run
 
 ALL = ["reinforce", "reinforce_baseline", "ppo", "grpo", "rloo", "no row", "nothing to learn"]
-PLAYED = {1: ["ppo", "grpo", "no row"], 2: ["ppo", "grpo", "no row"], 3: ALL}
+SOME = ["ppo", "grpo", "no row"]
+PLAYED = {"1": SOME, "2": SOME, "3": ALL, "2_offload": ["grpo"], "3_offload": ["grpo"]}
 STOPPED_AFTER = 3  # optimizer steps: inside the first rollout
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=PLAYED)
 def zero(request, tmp_path_factory):
-    """(stage, folder of all its runs)."""
+    """(stage, folder of all its runs, what was played)."""
     root = tmp_path_factory.mktemp(f"zero{request.param}")
     listed = [
         {"recipe": plays.recipe(plays.place(root, name), name, plays.RUNS[name] | plays.EVALUATED)}
@@ -31,11 +32,11 @@ def zero(request, tmp_path_factory):
     listed += plays.cut(root, STOPPED_AFTER)
     status = launch.run_all(f"cpu_zero{request.param}", listed, root)
     assert status[-3:] == [0, 130, 0] and not any(status[:-3])
-    return request.param, root
+    return int(request.param[0]), root, PLAYED[request.param]
 
 
 def test_two_processes_take_the_steps_of_one(zero, one_process):
-    for name in PLAYED[zero[0]]:
+    for name in zero[2]:
         assert_same_run(one_process(name), plays.place(zero[1], name))
 
 
