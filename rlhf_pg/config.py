@@ -121,6 +121,10 @@ class RolloutSection(Section):
     overlap: bool = Field(
         default=False, description="a second process samples the next step's rollouts during this step's update"
     )
+    options: dict[str, Any] = Field(default={}, description="of the engine; docs/engines.md lists them")
+    server: Home | None = Field(
+        default=None, description="sample in `rlhf-pg serve`: the file through which the two find each other"
+    )
 
 
 class RewardSpec(Section):
