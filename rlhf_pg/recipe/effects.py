@@ -93,6 +93,8 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     apart = rollout.overlap or rollout.server is not None
     if rollout.engine == "native" and recipe.model.dtype == "float32" and not apart:
         yield "update.importance_cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
+    if rollout.overlap is False and recipe.update.importance_cap is None:
+        yield "update.importance", "without update.importance_cap"
     if algorithm:
         yield from _of_critic(recipe, algorithm)
     if recipe.data.eval is None:

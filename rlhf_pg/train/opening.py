@@ -29,6 +29,5 @@ def resumed(session: Session, folder: RunDir) -> Progress:
     if folder.resume_from is None:
         return Progress()
     progress = restore(session, *checkpoint.load(folder.resume_from, session.learner.backend.ranks.rank))
-    session.push_weights()
     folder.truncate_after(progress.step, rollouts=progress.step + bool(progress.pending))
     return progress
