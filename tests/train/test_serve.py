@@ -99,7 +99,7 @@ def test_a_run_whose_server_dies_stops_saved_and_goes_on_to_where_an_undisturbed
         run(
             broken,
             **settings(serving.file),
-            **{"run": {"dir": str(broken), "steps": 3, "preflight": False, "resume": "auto"}},
+            run={"dir": str(broken), "steps": 3, "preflight": False, "resume": "auto"},
         )
         == 0
     )
