@@ -173,8 +173,8 @@ def _refuse_in_several(recipe: Recipe, backend: Backend) -> None:
         raise ValueError("rollout.server: a server serves one process that trains; leave it out, or start one process")
     if rollout.engine == "vllm":
         raise ValueError(
-            "rollout.engine=vllm: vLLM's process group stands in the way of several training processes'; use native, or "
-            "start one process"
+            "rollout.engine=vllm: vLLM's process group stands in the way of several training processes'; use native, "
+            "or start one process"
         )
 
 
