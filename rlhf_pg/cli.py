@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
         commands, "eval", _eval, "measure greedy and pass@k on held-out problems", "R.yaml model.path=runs/r/model"
     )
     _recipe_command(commands, "check", _check, "preflight: is this run set up right?", "recipes/gsm8k_grpo.yaml")
+    serve = _recipe_command(
+        commands, "serve", _serve, "run a recipe's rollout engine as a server", "R.yaml rollout.server=runs/serve.json"
+    )
+    _optional(serve, "--host", metavar="ADDRESS", help="to listen on; default: 127.0.0.1, this machine only")
+    _optional(serve, "--port", type=int, metavar="N", help="to listen on; default: any free one")
     _variance_command(commands)
     report = _command(
         commands, "report", _report, "write report.html from run directories", "runs/a runs/b --out both.html"
@@ -177,6 +182,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from rlhf_pg.debug import checks
 
     return checks.run(recipe)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from rlhf_pg.train.serve import serve
+
+    given = _given(arguments)
+    return serve(recipe, **{name: given[name] for name in ("host", "port") if name in given})
 
 
 def _variance(arguments: argparse.Namespace) -> int:

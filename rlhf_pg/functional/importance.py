@@ -1,6 +1,7 @@
 """Importance weights of single tokens: samples of one policy, mu, for the update of another, pi.
 
-    w = min(pi(a|s) / mu(a|s), cap)
+    w = min(pi(a|s) / mu(a|s), cap)          truncated
+    w = r if 1 / cap <= r <= cap else 0      masked, r = pi(a|s) / mu(a|s)
 
 Truncated importance sampling (Ionides 2008); the truncated rho of IMPALA (Espeholt et al. 2018, arXiv:1802.01561,
 section 4.1); for a trainer and a separate rollout engine, Yao et al. 2025 ("Your efficient RL framework secretly brings
@@ -39,6 +40,30 @@ def is_capped(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
     return (log_ratio > math.log(cap)).to(log_ratio.dtype)
 
 
+def masked(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
+    """exp(logp - logp_rollout) where that is within [1 / cap, cap], else 0, without gradient: [B, C] x 2 -> [B, C].
+
+    A token whose probabilities differ that much is left out, to either side: IcePop (Ling team 2025, arXiv:2510.18855),
+    with bounds that are each other's inverse. ValueError as in `truncated`, and for a cap below 1.
+    """
+    log_ratio = _log_ratio(logp, logp_rollout, cap)
+    return torch.where(log_ratio.abs() <= _log_bound(cap), log_ratio, -math.inf).exp()
+
+
+def is_masked(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
+    """1 where `masked` leaves the token out, else 0: [B, C] x 2 -> [B, C]. ValueError as there."""
+    log_ratio = _log_ratio(logp, logp_rollout, cap)
+    return (~(log_ratio.abs() <= _log_bound(cap))).to(log_ratio.dtype)
+
+
+def rows_over(kl: Tensor, mask: Tensor, limit: float) -> Tensor:
+    """Whether the mean of kl [B, C] over a row's sampled tokens is above the limit, or is no number: bool [B]."""
+    shapes.same(kl=kl, mask=mask)
+    wide = torch.promote_types(kl.dtype, torch.float32)
+    total = torch.where(mask, kl, 0).sum(dim=1, dtype=wide)  # [B]
+    return ~(total <= limit * mask.sum(dim=1))
+
+
 def effective_share(moments: Tensor) -> Tensor:
     """Kish's effective sample size over the number of samples, (sum w)^2 / (n sum w^2): [3] -> scalar in (0, 1].
 
@@ -47,6 +72,12 @@ def effective_share(moments: Tensor) -> Tensor:
     """
     count, first, second = moments.unbind()
     return torch.where(second > 0, first.square() / (count * second), 0).clamp(max=1)  # above 1 only by rounding
+
+
+def _log_bound(cap: float) -> float:
+    if cap < 1:
+        raise ValueError(f"cap={cap}: no ratio is within [1 / cap, cap]; at least 1")
+    return math.log(cap)
 
 
 def _log_ratio(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:

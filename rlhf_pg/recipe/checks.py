@@ -14,7 +14,7 @@ from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.recipe import messages
 from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, sources
 from rlhf_pg.rewards import plugin
-from rlhf_pg.rollout.engine import SHIPPED
+from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
@@ -116,6 +116,14 @@ def _engine(recipe: Recipe) -> Iterator[str]:
         yield f"rollout.engine: no engine {name!r}: shipped are {', '.join(SHIPPED)}{hint}, or give module:attribute"
     if recipe.rollout.overlap and name == "scripted":
         yield "rollout.overlap: scripted plays what it is given and samples from no weights; use another engine"
+    for option in recipe.rollout.options:
+        if name in OPTIONS and option not in OPTIONS[name]:
+            hint = messages.nearest(option, OPTIONS[name])
+            yield f"rollout.options.{option}: rollout.engine={name} has no such option{hint}"
+    if recipe.rollout.overlap and recipe.rollout.server is not None:
+        yield "rollout.overlap: a server samples in a process of its own already; leave one out"
+    if recipe.rollout.server is not None and name == "scripted":
+        yield "rollout.server: scripted plays what it is given and samples from no weights; use another engine"
     if recipe.rollout.overlap and recipe.model.trust_remote_code:
         yield "rollout.overlap: code that comes with a model cannot be imported by the second process; leave one out"
 

@@ -90,8 +90,11 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     elif recipe.update.on_policy:
         yield "update.max_kl", "with one optimizer step per rollout"
     rollout = recipe.rollout
-    if rollout.engine == "native" and recipe.model.dtype == "float32" and not rollout.overlap:
+    apart = rollout.overlap or rollout.server is not None
+    if rollout.engine == "native" and recipe.model.dtype == "float32" and not apart:
         yield "update.importance_cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
+    if rollout.overlap is False and recipe.update.importance_cap is None:
+        yield "update.importance", "without update.importance_cap"
     if algorithm:
         yield from _of_critic(recipe, algorithm)
     if recipe.data.eval is None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.models.tree_attention import base_of
 from rlhf_pg.rollout import wire
-from rlhf_pg.rollout.engine import Engine, resolve
+from rlhf_pg.rollout.engine import Engine, build
 from rlhf_pg.rollout.weights import SharedWeights, fill, tensors_of
 from rlhf_pg.types import Completion, Prompt, Sampling
 
@@ -75,7 +75,8 @@ class Child:
         self.live = tensors_of(model)
         self.streaming = False  # whether the trainer waits, and takes rows as they finish
         self.finished: list[tuple[tuple[int, int], Completion]] = []  # not sent yet
-        self.engine: Engine = resolve(settings["engine"])(model, settings["eos_ids"], slots=settings["slots"])
+        eos_ids, slots = settings["eos_ids"], settings["slots"]
+        self.engine: Engine = build(settings["engine"], model, eos_ids, slots, settings["options"], **settings["facts"])
 
     def answer(self, request: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Answer one request with the completions, "cancelled" or "error"."""

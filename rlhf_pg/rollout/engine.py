@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhf_pg.types import Completion, Prompt, Sampling
@@ -18,7 +19,9 @@ Finished = Callable[[int, int, Completion], None]  # (index of the prompt, of it
 SHIPPED = {
     "native": "rlhf_pg.rollout.native:NativeEngine",
     "scripted": "rlhf_pg.rollout.scripted:ScriptedEngine",
+    "vllm": "rlhf_pg.rollout.vllm:VllmEngine",
 }
+OPTIONS = {"native": (), "scripted": (), "vllm": ("cache_gb", "seeded", "sleep")}  # what `rollout.options` may hold
 
 
 class Engine(Protocol):
@@ -76,6 +79,22 @@ def resolve(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"rollout engine {name!r} is a {type(found).__name__}, not something that builds an engine")
     return found
+
+
+def build(
+    name: str, model: Any, eos_ids: Sequence[int], slots: int, options: Mapping[str, Any], **facts: Any
+) -> Engine:
+    """The engine `name` on a model. `options` are the recipe's; of `facts` about the run (dtype, context, ...) it gets
+    those that its constructor names.
+
+    Raises ValueError for an unknown engine, or an option it does not have.
+    """
+    make = resolve(name)
+    named = inspect.signature(make).parameters
+    for option in options:
+        if option not in named or option in facts:
+            raise ValueError(f"rollout.options.{option}: rollout.engine={name} has no such option")
+    return make(model, eos_ids, slots=slots, **{k: v for k, v in facts.items() if k in named}, **options)
 
 
 def check_request(

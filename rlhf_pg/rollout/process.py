@@ -55,7 +55,7 @@ class Started:
 
 
 class ProcessEngine:
-    """See `Engine`; `engine` names the one that runs in the second process.
+    """See `Engine`; `engine` names the one that runs in the second process, built with `options` and `facts`.
 
     On the CPU the cores are shared out: until `close`, this process computes with half of the threads it had (rounded
     up) and rollouts started ahead with the other half (one at least); those that are waited for from the beginning get
@@ -63,7 +63,14 @@ class ProcessEngine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0, engine: str = "native"
+        self,
+        model: PreTrainedModel,
+        eos_ids: Sequence[int],
+        slots: int = 256,
+        version: int = 0,
+        engine: str = "native",
+        options: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.eos_ids, self.version = model, tuple(eos_ids), version
         self.started: Started | None = None
@@ -75,7 +82,8 @@ class ProcessEngine:
         self._awaited = False  # whether the answer to the last request is still to come
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._threads = torch.get_num_threads()
-        self._process, self._connection = self._launch({"slots": slots, "engine": engine, "eos_ids": self.eos_ids})
+        settings = {"engine": engine, "eos_ids": self.eos_ids, "slots": slots}
+        self._process, self._connection = self._launch(settings | {"options": options or {}, "facts": facts or {}})
 
     def _launch(self, settings: dict[str, Any]) -> tuple[subprocess.Popen, Connection]:
         device = _other_device(embedding_weight(self.model).device)

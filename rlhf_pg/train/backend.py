@@ -176,6 +176,10 @@ class Backend:
         """The sum of a tensor over all ranks, on the backend's device."""
         return self.ranks.sum(values, what)
 
+    def maximum(self, value: Tensor, what: str) -> float:
+        """The largest of a scalar over all ranks."""
+        return max(self.ranks.gather(float(value), what))
+
     def backward(self, loss: Tensor, module: nn.Module) -> None:
         """Add this micro-batch's share of the gradient of a prepared module."""
         if self.zero:  # which averages over the ranks

@@ -19,12 +19,12 @@ from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.models.tree import Prefix
 from rlhf_pg.train import credit as credits
+from rlhf_pg.train import mismatch
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
-MEAN_WEIGHT, MEAN_SQUARE = "mismatch/weight", "mismatch/weight_square"  # on the way to mismatch/ess, not logged
 
 
 def update(
@@ -117,7 +117,8 @@ def accumulate(
 ) -> dict[str, float]:
     """Add the gradient of `rows` to the parameters' .grad, micro-batch by micro-batch; return means over tokens.
 
-    Rows that would add nothing count in the denominator, but are neither forwarded nor in the metrics.
+    Rows that would add nothing count in the denominator, but are neither forwarded nor in the metrics. Raises RunError
+    if engine and trainer are further apart than the recipe allows.
     """
     objective = learner.objective
     how, constant_length = objective.options.denominator, objective.constant_length
@@ -125,7 +126,7 @@ def accumulate(
     shared = learner.critic is not None and learner.critic.shared
     sums: dict[str, Tensor] = {}
     moments: list[credits.Moments] = []
-    forwarded, before = 0, None
+    forwarded, before, worst = 0, None, batch.logp_rollout.new_zeros(())
     needed = int(batch.mask[rows].sum()) + int(batch.prompt_lengths[batch.group[rows].unique()].sum())
     for micro, part in parts(learner.policy, batch, rows, learner.update):
         poll()
@@ -138,6 +139,7 @@ def accumulate(
         else:
             given = pick(credit, micro, part)
         losses, metrics = token_losses(learner, part, known, given, logp, entropy, *values)
+        worst = torch.maximum(worst, mismatch.worst(part, logp.detach() if known.logp_old is None else known.logp_old))
         loss = F.normalize.total(losses["policy"], part.mask, how, count, constant_length)
         shares = {k: F.normalize.total(v.detach().float(), part.mask, "token", states) for k, v in metrics.items()}
         shares["loss"] = loss.detach()
@@ -154,7 +156,9 @@ def accumulate(
     found, of_credit = credits.whole(learner.backend, credits.together(moments), sums)
     made = credits.metrics(of_credit) if of_credit else {}
     counts = {name: int(found.pop(name)) for name in ("tokens/forwarded", "tokens/needed")}
-    return _with_effective_share(found) | made | counts
+    found = mismatch.finished(found, learner.update)
+    found["mismatch/worst"] = learner.backend.maximum(worst, "the worst token")
+    return found | made | counts
 
 
 def _counted(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,14 +179,6 @@ def _counted(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor
     first = min(n for n in lowest if n is not None)
     kept = rows[:1] if first in number[:1] else rows[:0]
     return kept, count, learner.backend.sum(F.normalize.count(batch.mask[kept], "token"), "denominators")
-
-
-def _with_effective_share(found: dict[str, float]) -> dict[str, float]:
-    """The means of the importance weights and of their squares, if there, as the effective share of the samples."""
-    if MEAN_WEIGHT not in found:
-        return found
-    means = torch.tensor([1.0, found.pop(MEAN_WEIGHT), found.pop(MEAN_SQUARE)], dtype=torch.float64)
-    return found | {"mismatch/ess": float(F.importance.effective_share(means))}
 
 
 def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> Tensor:
@@ -254,28 +250,18 @@ def token_losses(
     signals = replace(signals, logp_old=old)
     token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit, objective.options)
     loss, metrics = token_loss.loss, dict(token_loss.metrics)
-    if learner.update.importance_cap is not None:
-        weight, found = _importance(batch, old, learner.update.importance_cap)
-        loss, metrics = weight * loss, metrics | found
+    weight, found = mismatch.of_tokens(batch, old, learner.update)
+    loss, metrics = loss if weight is None else weight * loss, metrics | found
     if signals.logp_ref is not None:
         metrics["kl/ref"] = F.kl.k3(logp, signals.logp_ref)
         if objective.kl_in_loss:
             loss = loss + learner.kl_coefficient * _kl(objective.kl.estimator, logp, signals.logp_ref, old)
     metrics["entropy"] = entropy
-    metrics["mismatch/kl"] = F.kl.k3(batch.logp_rollout, old)
     metrics["kl/old"] = F.kl.k3(old, logp)
     losses = {"policy": loss}
     if critic and value is not None and credit.returns is not None:
         losses["value"] = F.objectives.value_loss(value, credit.returns, signals.value, critic.options.clip)
     return losses, metrics
-
-
-def _importance(batch: Batch, old: Tensor, cap: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weight [B, C] of each token for having been sampled by the engine, and what to log of it."""
-    weight = F.importance.truncated(old, batch.logp_rollout, cap)
-    weight = torch.where(batch.mask, weight, 1)  # NaN times the gradient of padding, 0, would be NaN
-    capped = F.importance.is_capped(old, batch.logp_rollout, cap)
-    return weight, {MEAN_WEIGHT: weight, MEAN_SQUARE: weight.square(), "mismatch/capped": capped}
 
 
 def _kl(estimator: str, logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:

@@ -268,6 +268,10 @@ def measure(run: Run) -> dict[str, float]:
 def record(run: Run, metrics: dict[str, float]) -> None:
     """Write one step's line, show it, and pass it to the trackers."""
     run.folder.append_metrics(metrics)
+    if metrics.get("mismatch/alarm"):
+        run.view.message(
+            f"step {run.progress.step}: engine and trainer are apart, mismatch/kl {metrics['mismatch/kl']:.3g}"
+        )
     run.session.learner.backend.log(metrics, run.progress.step)
     run.view.finish_step(metrics, run.samples)
 

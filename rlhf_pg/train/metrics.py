@@ -90,10 +90,13 @@ def _row(step: int, rollout: Rollout) -> dict[str, Any]:
 
 
 def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Metrics of several optimizer steps as one: the mean; counts of tokens are summed; the last learning rate."""
+    """Metrics of several optimizer steps as one: the mean; of counts of tokens the sum, of the worst token the worst,
+    of the learning rate the last."""
     if not updates:
         return {}
     merged = {name: statistics.fmean(u[name] for u in updates) for name in updates[0]}
     for name in {"tokens/forwarded", "tokens/needed"} & merged.keys():
         merged[name] = sum(u[name] for u in updates)
+    if "mismatch/worst" in merged:
+        merged["mismatch/worst"] = max(u["mismatch/worst"] for u in updates)
     return merged | ({"lr": updates[-1]["lr"]} if "lr" in merged else {})

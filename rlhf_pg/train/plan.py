@@ -176,6 +176,8 @@ def memory(recipe: Recipe, shape: PretrainedConfig, parameters: int, trainable: 
         parts["reference copy"] = parameters * FLOAT32
     if recipe.rollout.overlap:
         parts["second process: weights"] = parameters * FLOAT32
+    if recipe.rollout.engine == "vllm" and recipe.rollout.server is None:
+        parts["vLLM: weights"] = parameters * width
     slots = min(recipe.rollout.slots, recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt)
     parts["rollout: KV cache"] = slots * longest * cache_per_token(shape) * width
     tokens = forwarded_tokens(recipe, prompt)

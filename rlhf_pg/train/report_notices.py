@@ -154,12 +154,13 @@ def _training(run: Run) -> list[Notice]:
     if spike:
         found.append(Notice("warning", spike))
     mismatch, share = late(values(run, "mismatch/kl")), late(values(run, "mismatch/ess"))
-    if share is not None and share < 0.5:
+    weighed = late(values(run, "mismatch/capped")) is not None
+    if weighed and share is not None and share < 0.5:
         text = (
             f"Importance weights leave {share:.0%} of the tokens, effectively: rollouts are of too different a policy."
         )
         found.append(Notice("warning", text))
-    if mismatch is not None and mismatch > 0.01 and share is None:
+    if mismatch is not None and mismatch > 0.01 and not weighed:
         found.append(
             Notice(
                 "warning", f"The rollout engine and the trainer disagree on log-probs (KL {mismatch:.3g} per token)."

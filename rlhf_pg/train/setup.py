@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +20,10 @@ from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
-from rlhf_pg.rollout.engine import resolve as resolve_engine
+from rlhf_pg.rollout.engine import build as build_engine
 from rlhf_pg.rollout.process import ProcessEngine
+from rlhf_pg.rollout.remote import RemoteEngine
+from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.plan import Plan, settled
@@ -63,12 +66,10 @@ class Session:
 
     def push_weights(self) -> None:
         """Make the engine sample from the weights as they are now; all ranks must call this."""
-        version = self.learner.updates
-        if self.sampled is self.model:  # it reads them where they are
-            self.engine.load_weights((), version=version)
-            return
-        for named in self.learner.backend.whole(self.model):
-            self.engine.load_weights([named], version=version)
+        if self.sampled is not self.model:
+            for named in self.learner.backend.whole(self.model):
+                overwrite(self.sampled, [named])
+        self.engine.load_weights((), version=self.learner.updates)
 
     def close(self) -> None:
         self.engine.close()
@@ -87,19 +88,7 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     config = load_config(recipe.model.path, trust_remote_code=trust)
     recipe = settled(recipe, config)
-    sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
-    made = {
-        name: read_prompts(
-            source,
-            name,
-            tokenizer,
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
-            context=context_length(config),
-            max_new_tokens=(name == "eval" and recipe.eval.max_new_tokens) or recipe.rollout.max_new_tokens,
-        )
-        for name, source in sources.items()
-        if source
-    }
+    made = prompts_of(recipe, tokenizer, context_length(config))
     train = made["train"].prompts
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
@@ -107,11 +96,11 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
     longest = max(len(prompt.tokens) for prompt in train)
 
     backend = backend or join(recipe, trackers=learn)
-    model = _model(recipe, recipe.model.path, backend)
+    model = policy_model(recipe, recipe.model.path, backend)
     with_reference = learn and recipe.kl.coefficient > 0
     sampled, kept, identity = model, None, None
     if backend.sharded:  # whatever needs whole weights takes them now
-        sampled = copy.deepcopy(model).requires_grad_(False)
+        sampled = copy.deepcopy(model)
         kept = frozen_copy(Policy(model, recipe.rollout.temperature, recipe.update.share_prompts))
         identity = identity_of(kept.model) if with_reference else None
     learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
@@ -119,12 +108,8 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
     if with_reference:
         frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, kept, backend.freeze)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    name, slots = recipe.rollout.engine, recipe.rollout.slots
-    if learn and recipe.rollout.overlap:
-        _refuse_overlap(backend)
-        engine = ProcessEngine(model, stops, slots, engine=name)
-    else:
-        engine = resolve_engine(name)(sampled, stops, slots=slots)
+    _refuse_in_several(recipe, backend)
+    engine = make_engine(recipe, sampled, stops, longest_request(recipe, made), learn=learn)
     learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"
     return Session(
         recipe=recipe,
@@ -177,12 +162,61 @@ def _refuse_with_deepspeed(recipe: Recipe, algorithm: Algorithm, backend: Backen
         raise ValueError("model.lora with ZeRO-3 cannot be merged for the export: use ZeRO-1, ZeRO-2 or DDP")
 
 
-def _refuse_overlap(backend: Backend) -> None:
-    if backend.ranks.size > 1:
+def _refuse_in_several(recipe: Recipe, backend: Backend) -> None:
+    """Raise ValueError for rollouts that one training process can have, and several cannot."""
+    rollout = recipe.rollout
+    if backend.ranks.size == 1:
+        return
+    if rollout.overlap:
         raise ValueError("rollout.overlap samples beside one process that trains: leave it out, or start one process")
+    if rollout.server is not None:
+        raise ValueError("rollout.server: a server serves one process that trains; leave it out, or start one process")
+    if rollout.engine == "vllm":
+        raise ValueError(
+            "rollout.engine=vllm: vLLM's process group stands in the way of several training processes'; use native, "
+            "or start one process"
+        )
 
 
-def _model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel:
+def prompts_of(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int
+) -> dict[Literal["train", "eval"], prompt_data.Prompts]:
+    """The prompts of data.train and, if there is one, data.eval."""
+    sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
+    return {
+        name: read_prompts(
+            source,
+            name,
+            tokenizer,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            context=context,
+            max_new_tokens=(name == "eval" and recipe.eval.max_new_tokens) or recipe.rollout.max_new_tokens,
+        )
+        for name, source in sources.items()
+        if source
+    }
+
+
+def longest_request(recipe: Recipe, made: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
+    """Tokens of the longest prompt with the longest completion, over data.train and data.eval."""
+    new = {"train": recipe.rollout.max_new_tokens, "eval": recipe.eval.max_new_tokens or recipe.rollout.max_new_tokens}
+    return max(len(prompt.tokens) + new[name] for name, source in made.items() for prompt in source.prompts)
+
+
+def make_engine(
+    recipe: Recipe, model: PreTrainedModel, stops: Sequence[int], context: int, *, learn: bool = True
+) -> Engine:
+    """In this process, in one that samples a step ahead, or in that of `rlhf-pg serve`."""
+    rollout, trust = recipe.rollout, recipe.model.trust_remote_code
+    facts = {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
+    if rollout.server is not None:
+        return RemoteEngine(model, stops, rollout.server, dtype=recipe.model.dtype, context=context)
+    if learn and rollout.overlap:
+        return ProcessEngine(model, stops, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
+    return build_engine(rollout.engine, model, stops, rollout.slots, rollout.options, **facts)
+
+
+def policy_model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel:
     """A model as the recipe's `model` section wants it: attention, adapter, dropout, checkpointing, device."""
     section = recipe.model
     model = load_model(
@@ -238,7 +272,7 @@ def _critic(
     copied = section.backbone == "copy"
     if not copied:
         _same_tokens(recipe, tokenizer)
-    other = _model(recipe, recipe.model.path if copied else section.backbone, backend)
+    other = policy_model(recipe, recipe.model.path if copied else section.backbone, backend)
     own = Critic(other.get_decoder(), recipe.update.share_prompts).to(backend.device)
     trainable = [p for p in own.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer), section.optimizer.grad_clip)

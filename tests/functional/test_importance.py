@@ -22,6 +22,23 @@ def test_a_ratio_too_large_for_a_float_is_the_cap():
     assert importance.truncated(far, near, 2.0).item() == 0.0
 
 
+def test_a_masked_weight_is_the_ratio_within_the_bounds_and_nothing_outside_them_on_either_side():
+    logp = torch.tensor([[0.5, 0.2, 0.3, 0.1, 0.4]]).log()
+    rollout = torch.tensor([[0.3, 0.45, 0.1, 0.3, 0.4]]).log()  # ratios 5/3, 4/9, 3, 1/3, 1
+    assert importance.masked(logp, rollout, 2.5)[0].tolist() == pytest.approx([5 / 3, 4 / 9, 0, 0, 1])
+    assert importance.is_masked(logp, rollout, 2.5).tolist() == [[0, 0, 1, 1, 0]]
+    assert importance.masked(torch.tensor([[math.nan]]), rollout[:, :1], 2.5).item() == 0.0
+    with pytest.raises(ValueError, match="at least 1"):
+        importance.masked(logp, rollout, 0.5)
+
+
+def test_a_row_is_over_by_the_mean_of_its_sampled_tokens_alone():
+    kl = torch.tensor([[0.1, 0.3, 9.0], [0.1, 0.29, 9.0], [0.5, 0.0, 0.0], [math.nan, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, False], [True, True, False], [True, True, True], [True, True, True]])
+    assert importance.rows_over(kl, mask, 0.195).tolist() == [True, False, False, True]
+    assert importance.rows_over(kl, mask, 0.16).tolist() == [True, True, True, True]
+
+
 def test_no_gradient_flows_through_a_weight_and_half_precision_is_widened():
     logp = torch.tensor([[-1.0]], requires_grad=True)
     assert not importance.truncated(logp, torch.tensor([[-2.0]]), 2.0).requires_grad

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,19 +46,22 @@ def tokens_of(groups: list[list[Completion]]) -> list[list[list[int]]]:
 
 
 def perturbed(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(7)
-    return {n: p.detach() + 0.3 * torch.randn(p.shape, generator=g) for n, p in model.named_parameters()}
+    """Every weight moved, by less in wider models: their logits, and so their rounding, are as large."""
+    g, scale = torch.Generator().manual_seed(7), 0.3 * (32 / model.config.hidden_size) ** 0.5
+    return {n: p.detach() + scale * torch.randn(p.shape, generator=g) for n, p in model.named_parameters()}
 
 
 class EngineContract:
     tolerance = 1e-5  # of a log-prob, fp32
+    shape: ClassVar[dict[str, Any]] = {}  # of the models, where an engine cannot serve the smallest
+    truncates = True  # whether it can sample with top-p and top-k and report the untruncated log-prob; else it refuses
 
     def build(self, model: PreTrainedModel, eos_ids: Sequence[int]) -> Engine:
         raise NotImplementedError
 
     @pytest.fixture(params=["qwen2", "llama"])
     def model(self, request: Any) -> PreTrainedModel:
-        return random_model(request.param)
+        return random_model(request.param, **self.shape)
 
     @pytest.fixture
     def engine(self, model: PreTrainedModel):
@@ -120,7 +123,7 @@ class EngineContract:
 
     def test_frequencies_of_pairs_of_tokens_match_the_policy(self):
         """Chi-square over every outcome of two tokens (or EOS at once), against exact probabilities."""
-        model, temperature, draws = random_model("llama", vocabulary=5), 1.3, 6000
+        model, temperature, draws = random_model("llama", vocabulary=5, **self.shape), 2.0, 6000
         prompt, engine = Prompt("x", "", (1, 2, 3)), self.build(model, [4])
         sampling = Sampling(samples=draws, max_new_tokens=2, temperature=temperature)
         seen = Counter(map(tuple, tokens_of(engine.generate([prompt], sampling))[0]))
@@ -156,6 +159,10 @@ class EngineContract:
         nucleus = next(k for k in range(1, len(p)) if p[ranked[:k]].sum() >= 0.5)
         one = replace(SAMPLING, samples=200, max_new_tokens=1)
         for sampling, allowed in ((replace(one, top_k=3), 3), (replace(one, top_p=0.5), nucleus)):
+            if not self.truncates:
+                with pytest.raises(ValueError, match="whole distribution"):
+                    engine.generate([prompt], sampling)
+                continue
             drawn = engine.generate([prompt], sampling)[0]
             assert {int(c.tokens[0]) for c in drawn} == set(ranked[:allowed])
             assert all(float(c.logp[0].exp()) == pytest.approx(float(p[c.tokens[0]]), abs=1e-5) for c in drawn)

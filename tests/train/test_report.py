@@ -145,9 +145,9 @@ def test_noteworthy_things_are_said_in_words(tmp_path):
 def test_rollouts_of_another_policy_are_noted_by_what_their_weights_leave(tmp_path):
     engine = [row(i, **{"mismatch/kl": 0.02}) for i in range(1, 41)]
     assert any("disagree on log-probs (KL 0.02 per token)" in text for text in texts(make(tmp_path / "a", engine)))
-    weighed = [r | {"mismatch/ess": 0.9} for r in engine]
+    weighed = [r | {"mismatch/ess": 0.9, "mismatch/capped": 0.0} for r in engine]
     assert not any("disagree" in text or "weights" in text for text in texts(make(tmp_path / "b", weighed)))
-    few = [r | {"mismatch/ess": 0.4} for r in engine]
+    few = [r | {"mismatch/ess": 0.4, "mismatch/capped": 0.1} for r in engine]
     assert any(
         text.startswith("Importance weights leave 40% of the tokens") for text in texts(make(tmp_path / "c", few))
     )

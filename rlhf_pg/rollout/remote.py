@@ -1,0 +1,308 @@
+"""The training side of `rollout.server`: an engine that runs in `rlhf-pg serve`, here or on another machine.
+
+A push sends what training changes (of a LoRA policy: the adapter), is acknowledged with its version, and proved: the
+server samples a few tokens, and this side scores them. An answer counts only if it is to the request that was made, of
+the weights that were asked for, whole, and possible. Any other, a silence longer than `timeout_s`, and a connection
+that ends lead to another attempt on a new connection, with the weights pushed again where the server is not known to
+have them. After ATTEMPTS, RunError: the run is saved and stops.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_pg.errors import RunError
+from rlhf_pg.rollout import link, plain, proof, wire
+from rlhf_pg.rollout.attention import context_of
+from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.weights import overwrite
+from rlhf_pg.types import Completion, Prompt, Sampling
+
+ATTEMPTS = 3
+LOOK_S = 0.05  # between two looks for an answer
+PAUSE_S = 0.5  # between two looks for a server
+FLOATS = {torch.float32, torch.int64}  # what the wire takes as it is
+
+
+class Fault(Exception):
+    """The server did not do what it was asked, in a way that another attempt may mend."""
+
+
+class Left(BaseException):
+    """What `progress` or `finished` raised, `error`: not a fault of the server, whatever it is."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class RemoteEngine:
+    """See `Engine`. `server`: the file that `rlhf-pg serve` writes. dtype: of the trainer's arithmetic; context: of the
+    longest request. timeout_s: without any sign of the server, of which it gives one a second while it samples."""
+
+    samples_live_weights = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Sequence[int],
+        server: Path,
+        version: int = 0,
+        *,
+        dtype: str = "float32",
+        context: int | None = None,
+        whole: plain.Whole = plain.here,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self.model, self.eos_ids, self.server, self.version = model, frozenset(eos_ids), server, version
+        self.dtype, self.whole, self.timeout_s = dtype, whole, timeout_s
+        self.context = min(context_of(model.config) or 2**31, context or 2**31)
+        self.vocabulary = model.config.get_text_config().vocab_size
+        self.seconds = 0.0  # that the last rollouts took to sample
+        self._changing = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._connection: Connection | None = None
+        self._known: tuple[str, int] | None = None  # which server has which version of the weights
+        self._number = 0  # of the last request
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`. RunError when the server cannot be had or does not do it."""
+        check_request(prompts, sampling, self.context, self.vocabulary)
+        answer = _Answer(self, prompts, sampling, progress, finished)
+        try:
+            self._attempt(lambda: self._sample(answer))
+        except Left as left:
+            raise left.error from None
+        return answer.groups()
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copy tensors over the live weights and push what training changes. Returns when the server has them, proved.
+
+        Raises ValueError, before anything is changed, for an unknown name or a wrong shape.
+        """
+        self._changing |= set(overwrite(self.model, tensors))
+        self.version, self._known = version, None
+        self._attempt(lambda: None)
+
+    def close(self) -> None:
+        """Leave the server, which goes on."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Do something at a server that has this version of the weights, some times if need be."""
+        faults: list[str] = []
+        for _ in range(ATTEMPTS):
+            try:
+                self._ready()
+                return act()
+            except (Fault, OSError, EOFError) as error:
+                self.close()
+                text = str(error) or type(error).__name__
+                late = isinstance(error, BlockingIOError)
+                faults.append(f"nothing came for {self.timeout_s:g} s" if late else text)
+            except BaseException:
+                self.close()  # what was asked for may still be on its way
+                raise
+        raise RunError(f"the rollout server of {self.server} failed {ATTEMPTS} times: {'; then '.join(faults)}")
+
+    def _ready(self) -> None:
+        """A connection to a server with this version of the weights."""
+        if self._connection is None:
+            self._connection = self._connect()
+            wire.send(self._connection, {"do": "hello"})
+            state = wire.receive(self._connection)[0]["hello"]
+            if state["vocabulary"] != self.vocabulary:
+                raise RunError(f"the rollout server has a model of {state['vocabulary']} tokens, not {self.vocabulary}")
+            if self._known != (state["id"], state["version"]):
+                self._known = None
+            self._id = state["id"]
+        if self._known is None:
+            self._push(self._connection)
+            self._known = self._id, self.version
+            self._prove()
+
+    def _connect(self) -> Connection:
+        """The server of the file, waited for: one that was started again has written another address there."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return link.Address.read(self.server).connect(self.timeout_s)
+            except (OSError, EOFError) as error:
+                if time.monotonic() > deadline:
+                    raise Fault(f"no server there after {self.timeout_s:g} s ({error})") from error
+                time.sleep(PAUSE_S)
+
+    def _push(self, connection: Connection) -> None:
+        number = self._next()
+        wire.send(connection, {"do": "push", "id": number, "version": self.version})
+        named = self.model.state_dict(keep_vars=True)
+        for name in sorted(self._changing):
+            with self.whole([named[name]]):
+                tensor = named[name].detach().cpu()
+                values = (tensor if tensor.dtype in FLOATS else tensor.float()).reshape(-1)
+                header = {"do": "tensor", "id": number, "name": name, "shape": list(tensor.shape)}
+                wire.send(connection, header, values=values)
+        wire.send(connection, {"do": "end", "id": number})
+        answer, _ = wire.receive(connection)
+        _raise(answer)
+        if (answer["id"], answer["version"]) != (number, self.version):
+            raise Fault(f"the push of version {self.version} was acknowledged as version {answer['version']}")
+
+    def _prove(self) -> None:
+        """Have a few tokens sampled and score them here."""
+        asked = proof.prompts(self.vocabulary, self.context)
+        answer = _Answer(self, asked, proof.sampling(self.context))
+        self._sample(answer)
+        proof.check(proof.gap(self.model, asked, answer.groups(), self.dtype), self.dtype, self.version)
+
+    def _sample(self, answer: _Answer) -> None:
+        """Ask for what an answer lacks, and fill it."""
+        connection, number = self._connection, self._next()
+        assert connection is not None
+        kind = next(self.model.parameters()).device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        header = {
+            "do": "generate",
+            "id": number,
+            "version": self.version,
+            "sampling": asdict(answer.sampling),
+            "ids": [prompt.id for prompt in answer.prompts],
+            "lengths": [len(prompt.tokens) for prompt in answer.prompts],
+            "autocast": precision and str(precision).removeprefix("torch."),
+        }
+        tokens = torch.tensor([t for prompt in answer.prompts for t in prompt.tokens], dtype=torch.int64)
+        wire.send(connection, header, prompts=tokens)
+        try:
+            while not self._take(connection, number, answer):
+                pass
+        except (Fault, OSError, EOFError):
+            raise
+        except BaseException:
+            with suppress(OSError):
+                wire.send(connection, {"do": "cancel", "id": number})
+            raise
+
+    def _take(self, connection: Connection, number: int, answer: _Answer) -> bool:
+        """Wait for the next message and add what it brings; whether it was the last."""
+        waited = time.monotonic()
+        while not connection.poll(LOOK_S):
+            answer.look()
+            if time.monotonic() - waited > self.timeout_s:
+                raise Fault(f"nothing came for {self.timeout_s:g} s")
+        message, tensors = wire.receive(connection)
+        if message.get("id") != number:
+            raise Fault(f"an answer to request {message.get('id')} came for request {number}")
+        _raise(message)
+        if message.get("stale") or message["version"] != self.version:
+            self._known = None
+            raise Fault(f"the server has weights of version {message['version']}, not {self.version}")
+        if message.get("progress"):
+            answer.seen = max(answer.seen, message["progress"][2])
+        if "finished" in message:
+            (rows,) = wire.unpack(message["finished"], tensors)
+            for (prompt, place), row in zip(message["places"], rows, strict=True):
+                answer.add(prompt, place, row)
+        answer.look()
+        if message.get("done"):
+            self.seconds = message["seconds"]
+            answer.whole()
+        return bool(message.get("done"))
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+
+class _Answer:
+    """The completions of one request, over all attempts at it: a row that has come is kept, and comes once."""
+
+    def __init__(
+        self,
+        engine: RemoteEngine,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
+    ) -> None:
+        self.engine, self.prompts, self.sampling = engine, prompts, sampling
+        self.progress, self.finished = progress, finished
+        self.total, self.seen = len(prompts) * sampling.samples, 0
+        self.rows: dict[tuple[int, int], Completion] = {}
+
+    def add(self, prompt: int, place: int, row: Completion) -> None:
+        """Keep a row and hand it out, if it has not come before. Fault if it cannot be what was asked for."""
+        fault = self._fault(row)
+        if not (0 <= prompt < len(self.prompts) and 0 <= place < self.sampling.samples):
+            fault = "one of no such place"
+        if fault:
+            raise Fault(f"the server sent a wrong completion of prompt {prompt}: {fault}")
+        if (prompt, place) not in self.rows:
+            self.rows[prompt, place] = row
+            if self.finished is not None:
+                self._call(self.finished, prompt, place, row)
+
+    def look(self) -> None:
+        """Show how far it is; `progress` may raise, to leave at once."""
+        if self.progress is not None:
+            done = sum(len(row.tokens) for row in self.rows.values())
+            self.seen = max(self.seen, done)
+            whole = len(self.rows) == self.total
+            self._call(self.progress, len(self.rows), self.total, done if whole else self.seen)
+
+    def _call(self, function: Callable[..., None], *values: Any) -> None:
+        try:
+            function(*values)
+        except BaseException as error:
+            raise Left(error) from error
+
+    def whole(self) -> None:
+        if len(self.rows) < self.total:
+            raise Fault(f"the server ended with {len(self.rows)} of {self.total} completions")
+
+    def groups(self) -> list[list[Completion]]:
+        return [[self.rows[n, j] for j in range(self.sampling.samples)] for n in range(len(self.prompts))]
+
+    def _fault(self, row: Completion) -> str:
+        """What is impossible about a completion; "" if nothing."""
+        tokens, limit = row.tokens, self.sampling.max_new_tokens
+        if row.version != self.engine.version:
+            return f"of weights of version {row.version}, not {self.engine.version}"
+        if not 0 < len(tokens) <= limit or len(row.logp) != len(tokens):
+            return f"{len(tokens)} tokens and {len(row.logp)} log-probs, at most {limit} were asked for"
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.engine.vocabulary:
+            return "a token outside the vocabulary"
+        if not bool((row.logp.isfinite() & (row.logp < 1e-3)).all()):
+            return "a log-prob that is none"
+        stops = [place for place, token in enumerate(tokens.tolist()) if token in self.engine.eos_ids]
+        if stops != ([len(tokens) - 1] if row.finish == "stop" else []):
+            return f"it says {row.finish!r}, with end-of-sequence tokens at {stops}"
+        if row.finish != "stop" and len(tokens) != limit:
+            return f"it was cut at {len(tokens)} of {limit} tokens"
+        return ""
+
+
+def _raise(answer: dict[str, Any]) -> None:
+    """Raise what a server answered that is an error: a refused request as it was, a broken engine as a Fault."""
+    if "error" not in answer:
+        return
+    kind, text, trace = answer["error"]
+    known = wire.RAISED.get(kind)
+    error = known(text) if known else Fault(f"its engine failed: {kind}: {text}")
+    error.add_note(f"in the rollout server:\n{trace}")
+    raise error

@@ -1,0 +1,220 @@
+"""vLLM as a rollout engine, in this process: a copy of the policy that every `load_weights` makes new.
+
+Token ids go in and come out; one request a prompt, with all its samples. Each sample draws from a stream of its own,
+keyed by (seed, step, prompt id, sample), so that a sample depends on nothing beside it, up to float rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_pg.rollout import plain, proof
+from rlhf_pg.rollout.attention import context_of
+from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.vllm_core import Core, own_random
+from rlhf_pg.rollout.weights import overwrite
+from rlhf_pg.types import Completion, Prompt, Sampling
+
+CACHE_LIMIT = 4 * 2**30  # bytes of keys and values, unless `cache_gb` says otherwise
+BLOCK = 128  # positions that vLLM allots at once on a CPU; fewer elsewhere
+
+
+class VllmEngine:
+    """See `Engine`; samples from a copy of `model` that `load_weights` renews, adapters merged in.
+
+    slots: rows sampled at once; dtype: of vLLM's arithmetic; context: of its longest request, by default the model's.
+    Options of a recipe (`rollout.options`): cache_gb, of keys and values, by default what `slots` rows need but at most
+    4 GB; seeded: false draws all samples from one stream, faster on a GPU, and dependent on what is beside them;
+    sleep: true gives the GPU's memory back between calls.
+    whole: gathers parameters that are spread over processes (`plain.Whole`).
+    """
+
+    samples_live_weights = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Sequence[int],
+        slots: int = 256,
+        version: int = 0,
+        *,
+        dtype: str = "float32",
+        context: int | None = None,
+        trust_remote_code: bool = False,
+        whole: plain.Whole = plain.here,
+        cache_gb: float | None = None,
+        seeded: bool = True,
+        sleep: bool = False,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, not {slots}")
+        if not eos_ids:
+            raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
+        if sleep and not torch.cuda.is_available():
+            raise ValueError("rollout.options.sleep: vLLM can only give back the memory of a GPU; leave it out")
+        self.model, self.eos_ids, self.version = model, tuple(eos_ids), version
+        self.dtype, self.seeded, self.sleep, self.whole = dtype, seeded, sleep, whole
+        self.context = min(context_of(model.config) or 2**31, context or 2**31)
+        self.vocabulary = model.config.get_text_config().vocab_size
+        limit = CACHE_LIMIT if cache_gb is None else int(cache_gb * 2**30)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+        self.core: Core | None = Core(
+            base.config,
+            dtype,
+            rows=slots,
+            context=self.context,
+            cache_bytes=_cache_bytes(base.config.get_text_config(), dtype, slots, self.context, limit, cache_gb),
+            sleep=sleep,
+            trust_remote_code=trust_remote_code,
+        )
+        self._asleep, self._calls = False, 0
+        self._fault: str | None = "its weights were never written"
+        self._packed = self.core.packed
+        self._push(None, version)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`. Also raises FloatingPointError when the model's logits are not finite, and ValueError
+        for truncated sampling: vLLM's log-probs would be those of the truncated distribution."""
+        check_request(prompts, sampling, self.context, self.vocabulary)
+        if sampling.top_p < 1 or sampling.top_k:
+            raise ValueError("vLLM reports log-probs after top_p and top_k: sample from the whole distribution")
+        if self._fault is not None:
+            raise RuntimeError(f"the vLLM engine cannot be sampled from: {self._fault}")
+        with self._awake() as core:
+            self._calls += 1
+            return _Request(core, self, prompts, sampling, progress, finished).completions()
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copy tensors over the live weights, then give vLLM what training changes, and prove that it arrived.
+
+        Raises ValueError, before anything is changed, for an unknown name or a wrong shape; RuntimeError when the proof
+        fails: the engine then refuses to sample until a push succeeds.
+        """
+        names = overwrite(self.model, tensors)
+        names += [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        self._push({plain.module_of(name) for name in names}, version)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.core is not None:
+            self.core.close()
+            self.core, self._fault = None, "it was closed"
+
+    def _push(self, modules: set[str] | None, version: int) -> None:
+        """Write these modules' weights, all if None, as `version`."""
+        with self._awake() as core:
+            wanted = None if modules is None else plain.with_packed(modules, self._packed)
+            self._fault = f"the push of version {version} did not end"
+            core.write(plain.weights(self.model, self.whole, wanted))
+            self._fault = None
+            self.version = version
+            try:
+                asked = proof.prompts(self.vocabulary, self.context)
+                made = _Request(core, self, asked, proof.sampling(self.context)).completions()
+                proof.check(proof.gap(self.model, asked, made, self.dtype), self.dtype, version)
+            except BaseException as error:
+                self._fault = str(error) or type(error).__name__
+                raise
+
+    @contextmanager
+    def _awake(self) -> Iterator[Core]:
+        """vLLM with its memory, which it gives back afterwards if it is to sleep."""
+        if self.core is None:
+            raise RuntimeError("the vLLM engine was closed: build another")
+        if self._asleep:
+            self.core.wake()
+            self._asleep = False
+        with own_random(0):
+            yield self.core
+        if self.sleep:
+            self.core.sleep()
+            self._asleep = True
+
+
+class _Request:
+    """The state of one `generate`."""
+
+    def __init__(
+        self,
+        core: Core,
+        engine: VllmEngine,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
+    ) -> None:
+        self.core, self.engine, self.prompts, self.sampling = core, engine, prompts, sampling
+        self.progress, self.finished = progress, finished
+        self.copies = sampling.samples if sampling.temperature == 0 else 1  # of one sample, where all are the same
+        self.total, self.sampled = len(prompts) * sampling.samples, 0
+        self.names = {f"{engine._calls}/{place}": place for place in range(len(prompts))}
+        self.tokens: dict[tuple[int, int], list[int]] = {}
+        self.logp: dict[tuple[int, int], list[float]] = {}
+        self.made: dict[tuple[int, int], Completion] = {}
+
+    def completions(self) -> list[list[Completion]]:
+        try:
+            torch.manual_seed(_seed(self.sampling, "") if not self.engine.seeded else 0)
+            for name, place in self.names.items():
+                prompt = self.prompts[place]
+                seed = _seed(self.sampling, prompt.id) if self.engine.seeded else None
+                asked = replace(self.sampling, samples=self.sampling.samples // self.copies)
+                self.core.add(name, prompt.tokens, asked, self.engine.eos_ids, seed)
+            while self.core.busy:
+                for piece in self.core.step():
+                    for copy in range(self.copies):
+                        row = self.names[piece.request], piece.sample + copy
+                        self._take(row, piece.tokens, piece.logp, piece.finish)
+                if self.progress is not None:
+                    self.progress(len(self.made), self.total, self.sampled)
+        except BaseException:
+            self.core.drop([*self.names])
+            raise
+        if len(self.made) != self.total:
+            raise RuntimeError(f"vLLM ended with {len(self.made)} of {self.total} samples")
+        samples = range(self.sampling.samples)
+        return [[self.made[place, j] for j in samples] for place in range(len(self.prompts))]
+
+    def _take(self, row: tuple[int, int], tokens: list[int], logp: list[float], finish: str | None) -> None:
+        """Add to a row what was sampled, and hand it out if that was the end of it."""
+        self.tokens.setdefault(row, []).extend(tokens)
+        self.logp.setdefault(row, []).extend(logp)
+        self.sampled += len(tokens)
+        if finish is None:
+            return
+        ids, values = torch.tensor(self.tokens.pop(row)), torch.tensor(self.logp.pop(row), dtype=torch.float32)
+        if not bool(values.isfinite().all()):
+            raise FloatingPointError("the model's logits are not finite: its weights diverged or overflow their dtype")
+        stopped = len(ids) > 0 and int(ids[-1]) in self.engine.eos_ids
+        if len(ids) != len(values) or finish != ("stop" if stopped else "length"):
+            raise RuntimeError(f"vLLM ended a sample with {finish!r} after {len(ids)} tokens, {len(values)} log-probs")
+        self.made[row] = Completion(ids, values, "stop" if stopped else "length", self.engine.version)
+        if self.finished is not None:
+            self.finished(*row, self.made[row])
+
+
+def _seed(sampling: Sampling, prompt_id: str) -> int:
+    """Of a prompt's first sample, the others counting up from it: 62 bits."""
+    name = f"{sampling.seed}/{sampling.step}/{prompt_id}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2
+
+
+def _cache_bytes(shape, dtype: str, slots: int, context: int, limit: int, given: float | None) -> int:
+    """Of keys and values: what was given, else what all rows need, within the limit, but never less than one row's."""
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    width = 2 if dtype == "bfloat16" else 4
+    row = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * width * BLOCK * (-(-context // BLOCK) + 1)
+    return limit if given is not None else max(row, min(slots * row, limit))

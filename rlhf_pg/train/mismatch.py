@@ -1,0 +1,70 @@
+"""The distance between the engine that sampled and the trainer that learns: measured on every step, and acted upon.
+
+    w  = pi_trainer / pi_engine   of a sampled token, both at the temperature of sampling
+    kl = k3                       whose mean estimates KL(engine || trainer) per token
+
+The trainer's log-probs are those at the start of the update. `update.importance_cap` weighs the policy's loss by w,
+`update.importance` says what becomes of a w beyond it; `update.mismatch` sets a limit on kl.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlhf_pg import functional as F
+from rlhf_pg.config import Update
+from rlhf_pg.errors import RunError
+from rlhf_pg.types import Batch
+
+MEAN_WEIGHT, MEAN_SQUARE = "mismatch/weight", "mismatch/weight_square"  # on the way to mismatch/ess, not logged
+MEASURED = 1e9  # ratios above it count as this in mismatch/ess, whose square must be a float
+
+
+def of_tokens(batch: Batch, old: Tensor, update: Update) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """(what multiplies the policy's loss [B, C], None for nothing; what to log of it, each [B, C]).
+
+    old: the trainer's log-probs [B, C].
+    """
+    kl = F.kl.k3(batch.logp_rollout, old)
+    metrics, cap, weight = {"mismatch/kl": kl}, update.importance_cap, None
+    if cap is not None:
+        make = F.importance.truncated if update.importance == "truncate" else F.importance.masked
+        beyond = F.importance.is_capped if update.importance == "truncate" else F.importance.is_masked
+        weight = torch.where(batch.mask, make(old, batch.logp_rollout, cap), 1)  # NaN in padding must not reach a loss
+        metrics["mismatch/capped"] = beyond(old, batch.logp_rollout, cap)
+    alarm = update.mismatch
+    if alarm is not None and alarm.action == "mask":
+        over = F.importance.rows_over(kl, batch.mask, alarm.limit)[:, None].expand_as(batch.mask)  # [B, C]
+        weight = torch.where(over, 0, torch.ones_like(old) if weight is None else weight)
+        metrics["mismatch/masked"] = over.to(kl.dtype)
+    used = F.importance.truncated(old, batch.logp_rollout, MEASURED) if weight is None else weight
+    used = torch.where(batch.mask, used, 1)
+    return weight, metrics | {MEAN_WEIGHT: used, MEAN_SQUARE: used.square()}
+
+
+def worst(batch: Batch, old: Tensor) -> Tensor:
+    """The largest |log w| of a sampled token, a scalar; 0 where there is none."""
+    gap = (old - batch.logp_rollout).abs()
+    return torch.where(batch.mask, gap, 0).amax() if gap.numel() else gap.new_zeros(())
+
+
+def finished(found: dict[str, float], update: Update) -> dict[str, float]:
+    """A step's means with mismatch/ess in the place of the weights' moments, and mismatch/alarm where there is a limit.
+
+    Raises RunError, before anything has been learned from the step, where the action is to stop.
+    """
+    means = torch.tensor([1.0, found.pop(MEAN_WEIGHT), found.pop(MEAN_SQUARE)], dtype=torch.float64)
+    found = found | {"mismatch/ess": float(F.importance.effective_share(means))}
+    if update.mismatch is None:
+        return found
+    kl, limit = found["mismatch/kl"], update.mismatch.limit
+    alarm = not kl <= limit or math.isnan(kl)
+    if alarm and update.mismatch.action == "stop":
+        raise RunError(
+            f"mismatch/kl is {kl:.3g} nats per token, above update.mismatch.limit={limit:g}: the rollout engine does "
+            "not sample from the policy that is trained; nothing was learned from this step"
+        )
+    return found | {"mismatch/alarm": float(alarm)}

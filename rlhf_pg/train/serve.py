@@ -1,0 +1,43 @@
+"""`rlhf-pg serve RECIPE`: the engine of a recipe in a process of its own, for the trainer of the same recipe."""
+
+from __future__ import annotations
+
+from rlhf_pg.config import Recipe
+from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.errors import RecipeError
+from rlhf_pg.models.load import context_length, load_config, load_tokenizer
+from rlhf_pg.rollout import link
+from rlhf_pg.rollout.server import Server
+from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.setup import longest_request, make_engine, policy_model, prompts_of
+
+LOOPBACK = "127.0.0.1"
+
+
+def serve(recipe: Recipe, host: str = LOOPBACK, port: int = 0) -> int:
+    """Serve until interrupted, or until the engine breaks, which is raised.
+
+    host: the address to listen on; port: 0 for any that is free. Both are written, with a token, to `rollout.server`.
+    """
+    file = recipe.rollout.server
+    if file is None:
+        raise RecipeError(
+            "rlhf-pg serve", ["rollout.server: required, but not given: a file that the trainer can read"]
+        )
+    trust = recipe.model.trust_remote_code
+    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
+    context = context_length(load_config(recipe.model.path, trust_remote_code=trust))
+    longest = longest_request(recipe, prompts_of(recipe, tokenizer, context))
+    model = policy_model(recipe, recipe.model.path, Backend(recipe.model.dtype))
+    stops = eos_ids(tokenizer, model.config, model.generation_config)
+    here = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"server": None})})
+    engine = make_engine(here, model, stops, longest, learn=False)
+    try:
+        listening, address = link.listen(host, port)
+        with listening:
+            address.write(file)
+            print(f"serving {recipe.rollout.engine} on {address.host}:{address.port}; trainers read {file}", flush=True)
+            Server(engine, model, listening, address).serve(lambda text: print(text, flush=True))
+    finally:
+        engine.close()
+    return 0
