@@ -23,14 +23,15 @@ def assert_same_run(one: Path, several: Path, *, tolerance: float = CLOSE) -> No
             if name.startswith(EXACT):
                 assert a[name] == b[name], (name, a[name], b[name])
             elif not name.startswith("tokens/"):  # how many were forwarded depends on how they are shared out
-                assert close(a[name], b[name], tolerance), (a["step"], name, a[name], b[name])
+                noise = 1e-5 if name == "mismatch/worst" else 1e-6  # a largest rounding error, of log-probs of some 5
+                assert close(a[name], b[name], tolerance, noise), (a["step"], name, a[name], b[name])
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, several)]
     assert [s["before"] for s in summaries[:1]] == [s["before"] for s in summaries[1:]]
     assert summaries[0]["after"] == summaries[1]["after"]
 
 
-def close(a: float | None, b: float | None, tolerance: float) -> bool:
-    """Within a relative tolerance, or, for numbers that are rounding themselves, 1e-6."""
+def close(a: float | None, b: float | None, tolerance: float, noise: float) -> bool:
+    """Within a relative tolerance, or, for numbers that are rounding themselves, `noise`."""
     if a is None or b is None:
         return a is b
-    return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-6)
+    return math.isclose(a, b, rel_tol=tolerance, abs_tol=noise)
