@@ -188,7 +188,7 @@ def _library() -> Any:
 
 def _dispatch_head(model: Any) -> None:
     """Make the CPU's packed copy of the head again: a head tied to the embedding is not reloaded as a module."""
-    head = getattr(model, "lm_head", None)
+    head: Any = getattr(model, "lm_head", None)
     if hasattr(head, "cpu_linear"):
         from vllm.model_executor.layers import utils  # pyright: ignore[reportMissingImports]
 
