@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _optional(serve, "--host", metavar="ADDRESS", help="to listen on; default: 127.0.0.1, this machine only")
     _optional(serve, "--port", type=int, metavar="N", help="to listen on; default: any free one")
+    _plan_command(commands)
     _variance_command(commands)
     report = _command(
         commands, "report", _report, "write report.html from run directories", "runs/a runs/b --out both.html"
@@ -88,6 +89,25 @@ def _recipe_command(commands, name: str, run, help: str, example: str) -> argpar
     made.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file; docs/recipes.md lists its keys")
     made.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in optimizer.lr=1e-5")
     return made
+
+
+def _plan_command(commands) -> None:
+    made = _recipe_command(
+        commands,
+        "plan",
+        _plan,
+        "how much memory and time it takes, on how many GPUs",
+        "recipes/gsm8k_grpo.yaml --gpu H100",
+    )
+    _optional(made, "--gpu", metavar="NAME", help="plan for this card, as in H100; default: what is there")
+    _optional(made, "--gpu-memory", type=float, metavar="GIB", help="of one GPU")
+    _optional(made, "--gpus", metavar="N,N,..", help="how many; default: 1,8,64")
+    _optional(made, "--prompt-tokens", type=int, metavar="N", help="longest prompt; default: data.max_prompt_tokens")
+    _optional(made, "--tflops", type=float, metavar="X", help="of one device, in the recipe's arithmetic")
+    _optional(made, "--bandwidth", type=float, metavar="GB/S", help="of one device's memory")
+    _optional(made, "--mfu", type=float, metavar="SHARE", help="share of the FLOP/s that training reaches")
+    _optional(made, "--measure", action="store_true", help="take the rates of this machine, in a second or two")
+    _optional(made, "--json", action="store_true", help="print the same as JSON")
 
 
 def _variance_command(commands) -> None:
@@ -192,6 +212,18 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     given = _given(arguments)
     return serve(recipe, **{name: given[name] for name in ("host", "port") if name in given})
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rlhf_pg import config
+    from rlhf_pg.train.plan_arguments import checked
+
+    given = _given(arguments)
+    wanted = checked(**{name: value for name, value in given.items() if name not in ("recipe", "overrides")})
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from rlhf_pg.train import plan_command
+
+    return plan_command.run(recipe, wanted)
 
 
 def _variance(arguments: argparse.Namespace) -> int:

@@ -130,6 +130,19 @@ def test_keep_without_every():
     )
 
 
+def test_fewer_bits_go_with_an_adapter_a_model_of_ones_own_and_no_second_process():
+    assert problem("model.quantize=4bit", "model.path=a/b") == (
+        "model.quantize: weights in 4 bits cannot be trained; add model.lora, or leave it out"
+    )
+    assert "the embedded model" in problem("model.quantize=8bit", "model.lora={}")
+    assert "only the native engine" in problem(
+        "model.quantize=4bit", "model.lora={}", "model.path=a/b", "rollout.engine=vllm"
+    )
+    assert "shares plain weights" in problem(
+        "model.quantize=4bit", "model.lora={}", "model.path=a/b", "rollout.overlap=true"
+    )
+
+
 def test_unknown_engine_names_the_nearest():
     line = problem("rollout.engine=nativ")
     assert line.startswith("rollout.engine: no engine 'nativ': shipped are native")
@@ -142,6 +155,7 @@ def test_unknown_engine_names_the_nearest():
         "run.steps=5",
         "run.preflight=true",
         "model.lora.rank=4",
+        "model.quantize=4bit",
         "model.gradient_checkpointing=true",
         "data.eval.task=arithmetic",
         "log.trackers=[wandb]",

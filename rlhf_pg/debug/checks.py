@@ -20,7 +20,7 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.data.prompts import eos_ids
-from rlhf_pg.debug import sharing
+from rlhf_pg.debug import gold, sharing
 from rlhf_pg.debug.inspect import visible
 from rlhf_pg.debug.probe import (
     SAMPLES,
@@ -34,10 +34,9 @@ from rlhf_pg.debug.probe import (
     untouched,
 )
 from rlhf_pg.errors import RunError
-from rlhf_pg.rollout.token_texts import of_text
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build
-from rlhf_pg.types import Completion, Prompt, Sample
+from rlhf_pg.types import Completion
 
 GOLD_ROWS = 16
 
@@ -221,13 +220,15 @@ def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
         return Finding(
             "gold answers", None, f"reward {reward.name!r} asks for no column by name, so for no gold answer"
         )
-    forms = [answer_forms(prompt) for prompt in prompts]  # of each prompt
-    _values(session, [(prompts[0], forms[0][0]), (prompts[0], forms[0][-1])])  # a function that hangs costs two calls
-    flat = iter(_values(session, [(p, text) for p, texts in zip(prompts, forms, strict=True) for text in texts]))
+    forms = [gold.answer_forms(prompt) for prompt in prompts]  # of each prompt
+    gold.values(
+        session, [(prompts[0], forms[0][0]), (prompts[0], forms[0][-1])]
+    )  # a function that hangs costs two calls
+    flat = iter(gold.values(session, [(p, text) for p, texts in zip(prompts, forms, strict=True) for text in texts]))
     values = [[next(flat) for _ in texts] for texts in forms]  # of each form of each prompt
     missed = [p for p, of_forms in zip(prompts, values, strict=True) if max(of_forms) < 1]
-    swapped = _swapped(prompts, forms, [of_forms.index(max(of_forms)) for of_forms in values])
-    accepted = sum(value >= 1 for value in _values(session, swapped))
+    swapped = gold.swapped(prompts, forms, [of_forms.index(max(of_forms)) for of_forms in values])
+    accepted = sum(value >= 1 for value in gold.values(session, swapped))
     return Finding(
         "gold answers",
         not missed and accepted <= 0.1 * len(swapped),
@@ -271,32 +272,3 @@ def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 
 CHECKS = (engine_log_probs, weights_reach_engine, reference_kl, prompt_sharing, gold_answers, end_of_sequence)
-
-
-def answer_forms(prompt: Prompt) -> list[str]:
-    """Completions a right model might give: the gold answer in the forms graders look for, and the worked solution."""
-    gold, solution = str(prompt.columns["answer"]), prompt.columns.get("solution")
-    tagged = "<think>x</think><answer>{}</answer>"
-    forms = [gold, f"\\boxed{{{gold}}}", f"#### {gold}", tagged.format(gold), tagged.format(f"\\boxed{{{gold}}}")]
-    return [*forms, solution] if isinstance(solution, str) else forms
-
-
-def _swapped(
-    prompts: Sequence[Prompt], forms: Sequence[Sequence[str]], chosen: Sequence[int]
-) -> list[tuple[Prompt, str]]:
-    """Each prompt with the answer of the next row whose answer is another, in the prompt's chosen form."""
-    pairs = []
-    for at, prompt in enumerate(prompts):
-        following = [*range(at + 1, len(prompts)), *range(at)]
-        other = next((i for i in following if prompts[i].columns["answer"] != prompt.columns["answer"]), None)
-        if other is not None:
-            pairs.append((prompt, forms[other][min(chosen[at], len(forms[other]) - 1)]))
-    return pairs
-
-
-def _values(session: Session, answers: Sequence[tuple[Prompt, str]]) -> list[float]:
-    """The first reward function's value of each (prompt, completion); -inf where it left the sample out."""
-    tokenizer, limit = session.tokenizer, session.recipe.rollout.max_new_tokens
-    samples = [Sample(p.text, text, "stop", p.columns, of_text(tokenizer, text), limit) for p, text in answers]
-    values = [next(iter(score.parts.values())) for score in session.scorer.score(samples)]
-    return [float("-inf") if value is None else value for value in values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -19,6 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from rlhf_pg.models.adapter import has_adapter, merged, quantization
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 TINY = "tiny"
@@ -32,22 +33,36 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def load_model(
-    path: str, *, attention: str = "sdpa", trust_remote_code: bool = False, seed: int = 0
+    path: str,
+    *,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    quantize: Literal["4bit", "8bit"] | None = None,
+    arithmetic: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """The model of a folder or hub name in float32 (`model.dtype` chooses the arithmetic, not the weights).
 
-    "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`.
-    Raises ValueError for weights that exist only as pickle files.
+    "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize`: linear layers
+    in 4 or 8 bits on the CUDA device, which compute in `arithmetic` and cannot be trained.
+    Raises ValueError for weights that exist only as pickle files, and for bits that cannot be had here.
     """
     if path == TINY:
         return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
     _refuse_pickle(Path(path))
+    fewer_bits: dict[str, Any] = {}
+    if quantize:
+        fewer_bits = {
+            "quantization_config": quantization(quantize, arithmetic),
+            "device_map": {"": torch.cuda.current_device()},
+        }
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        **fewer_bits,
     )
     return model.train()
 
@@ -71,22 +86,6 @@ def switch_off_dropout(model: PreTrainedModel) -> None:
             module.p = 0.0
         if getattr(module, "attention_dropout", 0):
             setattr(module, "attention_dropout", 0.0)  # noqa: B010, a plain number on a Module
-
-
-def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
-    """The model with a fresh LoRA adapter (PEFT) drawn from `seed`; only the adapter is trainable. `lora`: the recipe's
-    section."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
 
 
 def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) -> Qwen2ForCausalLM:
@@ -122,15 +121,17 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a model folder that transformers and vLLM open; a LoRA adapter is merged into the weights (for good).
+    """Write a model folder that transformers and vLLM open, a LoRA adapter merged into its weights; the live model is
+    left as it is.
 
     `weights`: by parameter name, where the model itself does not have them whole. A killed writer leaves no folder that
     looks whole.
     """
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    plain = model
+    if has_adapter(model):
+        plain, weights = merged(model)
     unfinished = folder.with_name(f".tmp-{folder.name}")
-    model.save_pretrained(unfinished, state_dict=weights)
+    plain.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
     if folder.exists():
         shutil.rmtree(folder)

@@ -157,6 +157,14 @@ def _model(recipe: Recipe) -> Iterator[str]:
     model = recipe.model
     if model.attention == "flash_attention_2" and model.dtype == "float32":
         yield "model.attention: flash_attention_2 has no float32 kernel; set model.dtype=bfloat16"
+    if model.quantize and model.lora is None:
+        yield f"model.quantize: weights in {model.quantize[0]} bits cannot be trained; add model.lora, or leave it out"
+    if model.quantize and model.path == "tiny":
+        yield "model.quantize: the embedded model has nothing to save; give model.path a folder or a hub name"
+    if model.quantize and (recipe.rollout.engine != "native" or recipe.rollout.server):
+        yield "model.quantize: only the native engine samples from such weights; set rollout.engine=native, no server"
+    if model.quantize and recipe.rollout.overlap:
+        yield "model.quantize: rollout.overlap shares plain weights with its second process; leave one of the two out"
 
 
 def _evaluation(recipe: Recipe) -> Iterator[str]:

@@ -21,6 +21,7 @@ IDLE_IN_SFT = (
     "run.preflight",
     "run.deadline_s",
     "model.lora",
+    "model.quantize",
     "model.gradient_checkpointing",
     "data.eval",
     "log.trackers",

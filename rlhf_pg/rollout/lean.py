@@ -97,6 +97,15 @@ class LeanSteps:
         return [*_rotate(rotated, cos, sin).split([groups * kv_heads, kv_heads], dim=1), value]
 
 
+def copied(model: PreTrainedModel) -> tuple[int, int]:
+    """How many numbers `LeanSteps` holds beside the weights, in float32 on a CPU and under autocast (`model` may be
+    without storage)."""
+    groups = [*_products(model.get_decoder()), (model.get_output_embeddings(),)]
+    plain = [[m.weight.numel() for m in linears] for linears in groups if all(type(m) is nn.Linear for m in linears)]
+    anew = [sum(sizes) for sizes in plain if len(sizes) > 1 or sum(sizes) >= LARGE]
+    return sum(anew), sum(map(sum, plain))
+
+
 def _products(decoder: Any) -> list[tuple[nn.Module, ...]]:
     """The linear layers that have one input, and so are one product."""
     found = []

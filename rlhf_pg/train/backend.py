@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rlhf_pg.models.adapter import is_learned, learned, load_learned
 from rlhf_pg.train import state as run_state
 from rlhf_pg.train import zero
 from rlhf_pg.train.ranks import Ranks
@@ -140,20 +141,22 @@ class Backend:
         yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        """The weights to be saved by the first rank: its own, or where they are sharded, copies on its CPU."""
+        """The weights to be saved by the first rank: its own, or where they are sharded, copies on its CPU. Of a module
+        with frozen weights only the others."""
         if not self.zero:
-            return dict(module.state_dict())
+            return learned(module)
+        wanted = is_learned(module)
         kept = (
             (name, tensor.to("cpu", copy=True) if self.ranks.first else tensor) for name, tensor in self.whole(module)
         )
-        return {name: tensor for name, tensor in kept if self.ranks.first}
+        return {name: tensor for name, tensor in kept if self.ranks.first and wanted(name)}
 
     def load_weights(self, prepared: Any, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Undo `weights`; `module` is `prepared`, or a part of it, without what is around it."""
         if self.zero:
             self.zero.load(prepared, tensors, module)
         else:
-            module.load_state_dict(tensors)
+            load_learned(module, tensors)
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON) of an optimizer of the parameters `named`: this rank's part where it is sharded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.load import save_model
 from rlhf_pg.train import report
 from rlhf_pg.train.resume import Progress
@@ -25,6 +26,7 @@ def export(
         if not backend.ranks.first:
             return
         save_model(session.model, session.tokenizer, folder.path / "model", gathered)
+        save_adapter(session.model, folder.path / "adapter")
         summary = {
             "algorithm": session.recipe.algorithm.name,
             "before": progress.before,

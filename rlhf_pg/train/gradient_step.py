@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_pg import functional as F
-from rlhf_pg.config import CriticOptimizer, Optimizer, Update
+from rlhf_pg.config import Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.models.tree import Prefix
+from rlhf_pg.recipe.learning import CriticOptimizer
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import mismatch
 from rlhf_pg.train.backend import Backend
@@ -202,7 +203,7 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
     Where passes of `module` are collectives, all ranks make the same number of them, and a prompt whose rows do not fit
     is forwarded with each part.
     """
-    tokens = update.budget(rows.device.type) * (1 if torch.is_grad_enabled() else NO_GRADIENT)
+    tokens = update.positions * (1 if torch.is_grad_enabled() else NO_GRADIENT)
     split = collate.micro_batches(batch, rows, tokens, shares_prompts(module))
     if isinstance(together := getattr(module, "together", None), Backend):
         with together.ranks.waiting("forwards and backwards"):

@@ -44,6 +44,7 @@ class CriticLearner:
     options: Critic
     total_updates: int
     updates: int = 0  # optimizer steps done
+    base: str | None = None  # digest of the weights under its adapter, taken once
 
     @property
     def shared(self) -> bool:

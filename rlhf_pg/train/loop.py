@@ -287,5 +287,5 @@ def save(run: Run) -> None:
 def finish(run: Run) -> None:
     """The last evaluation, the model in Hugging Face format, the summary and the report."""
     after = measure(run) if run.session.eval_prompts else None
-    save(run)  # before the export, which takes a LoRA adapter off the model
+    save(run)
     export(run.session, run.folder, run.progress, after, run.view.message)

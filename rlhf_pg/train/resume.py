@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from rlhf_pg import config
 from rlhf_pg.config import Recipe, SftRecipe
 from rlhf_pg.data import collate
+from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.recipe.effects import is_training
 from rlhf_pg.train import ahead
 from rlhf_pg.train import state as run_state
+from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.setup import Session, identity_of
 from rlhf_pg.types import Batch, Signals
 
@@ -75,7 +77,7 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
     if learner.critic:
         module = backend.unwrap(learner.critic.module)
         tensors["critic"] = backend.weights(module)
-        state["critic"] = {"updates": learner.critic.updates}
+        state["critic"] = {"updates": learner.critic.updates, "base": critic_base(learner)}
         made = backend.optimizer_state(learner.critic.optimizer, _trained(module))
         moments["critic_optimizer"], numbers["critic_optimizer"] = made
     if progress.pending:
@@ -106,6 +108,8 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     learner.updates, learner.kl_coefficient = state["updates"], state["kl_coefficient"]
     if learner.critic:
         module = backend.unwrap(learner.critic.module)
+        if critic_base(learner) != state["critic"]["base"]:
+            raise ValueError("the critic's frozen model has changed on disk: restore it, or start a new run.dir")
         backend.load_weights(learner.critic.module, module, tensors["critic"])
         moments = tensors["critic_optimizer"], state["critic_optimizer"]
         backend.load_optimizer_state(learner.critic.optimizer, _trained(module), *moments)
@@ -150,8 +154,8 @@ def refuse_another_run(recipe: Recipe | SftRecipe, saved: Path) -> None:
 
 
 def reference_identity(session: Session) -> str | None:
-    """A digest of the reference's weights; None when no KL term needs one."""
-    if session.reference is None:
+    """A digest of the reference's weights, which are those under an adapter too; None when there is neither."""
+    if session.reference is None and not has_adapter(session.model):
         return None
     if session.reference_identity is None:
         kept = session.reference_policy.model if session.reference_policy else session.model
@@ -170,6 +174,18 @@ def _check_layout(here: dict[str, Any], saved: dict[str, Any] | None, pending: b
         f"{here['processes']} with {here['kind']}: resume with the accelerate configuration it was saved with, or "
         "start in another run.dir with model.path=run.dir/model"
     )
+
+
+def critic_base(learner: Learner) -> str | None:
+    """A digest of the weights under the adapter of a critic of its own; None when all its weights are trained."""
+    critic = learner.critic
+    if critic is None or critic.shared:
+        return None
+    if critic.base is None:
+        named = learner.backend.unwrap(critic.module).named_parameters()
+        frozen = {name: p for name, p in named if not p.requires_grad}
+        critic.base = run_state.weights_digest(frozen) if frozen else None
+    return critic.base
 
 
 def _critics(before: Recipe | SftRecipe, recipe: Recipe | SftRecipe) -> dict[str, tuple[Any, Any]]:

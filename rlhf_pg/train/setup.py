@@ -14,8 +14,9 @@ from rlhf_pg.algorithms.base import Algorithm
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
 from rlhf_pg.config import DataSource, Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
-from rlhf_pg.models.load import add_adapter, context_length, load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
@@ -87,13 +88,13 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     config = load_config(recipe.model.path, trust_remote_code=trust)
-    recipe = settled(recipe, config)
     made = prompts_of(recipe, tokenizer, context_length(config))
     train = made["train"].prompts
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
     longest = max(len(prompt.tokens) for prompt in train)
+    recipe = settled(recipe, config, longest)
 
     backend = backend or join(recipe, trackers=learn)
     model = policy_model(recipe, recipe.model.path, backend)
@@ -158,6 +159,8 @@ def _refuse_with_deepspeed(recipe: Recipe, algorithm: Algorithm, backend: Backen
         raise ValueError(
             "critic.backbone=policy gives one model two optimizers, and DeepSpeed knows one: use copy, or DDP"
         )
+    if recipe.model.quantize:
+        raise ValueError("model.quantize keeps weights that DeepSpeed cannot shard: leave it out, or use DDP")
     if recipe.model.lora and backend.sharded:
         raise ValueError("model.lora with ZeRO-3 cannot be merged for the export: use ZeRO-1, ZeRO-2 or DDP")
 
@@ -220,14 +223,19 @@ def policy_model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel
     """A model as the recipe's `model` section wants it: attention, adapter, dropout, checkpointing, device."""
     section = recipe.model
     model = load_model(
-        path, attention=section.attention, seed=recipe.run.seed, trust_remote_code=section.trust_remote_code
+        path,
+        attention=section.attention,
+        seed=recipe.run.seed,
+        trust_remote_code=section.trust_remote_code,
+        quantize=section.quantize,
+        arithmetic=getattr(torch, section.dtype),
     )
     if section.lora:
         model = add_adapter(model, section.lora, seed=recipe.run.seed)
     switch_off_dropout(model)
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(backend.device)  # pyright: ignore[reportArgumentType]
+    return model if section.quantize else model.to(backend.device)  # pyright: ignore[reportArgumentType]
 
 
 def _learner(

@@ -19,6 +19,7 @@ from rlhf_pg.train import gradient_step
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.live import LiveView
+from rlhf_pg.train.plan import suitable_tokens
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import adamw, read_prompts
@@ -102,8 +103,9 @@ def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, 
     prepared, optimizer = backend.prepare(
         policy, adamw(list(model.parameters()), recipe.optimizer), recipe.optimizer.grad_clip
     )
+    update = Update(tokens_per_microbatch=suitable_tokens(model.config, recipe.model, shared=False))
     imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
-    made = (prepared, optimizer, backend, imitation, Update(), recipe.optimizer, recipe.run.seed, total)
+    made = (prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
     return Learner(*made), model
 
 

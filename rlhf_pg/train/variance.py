@@ -186,7 +186,7 @@ def group_gradients(
     longest, parameters = learner.objective.longest, learner.parameters
     rows = (batch.group == group).nonzero().squeeze(1)
     count = torch.tensor(samples * longest)
-    pieces = collate.micro_batches(batch, rows, learner.update.budget(rows.device.type), shares_prompts(learner.policy))
+    pieces = collate.micro_batches(batch, rows, learner.update.positions, shares_prompts(learner.policy))
     micros = [(piece, collate.select(batch, piece)) for piece in chain.from_iterable(pieces)]
     shared = learner.policy(micros[0][1]) if len(micros) == 1 else None
     for rung, credit in zip(rungs, given, strict=True):

@@ -71,10 +71,13 @@ class Zero:
 
         with torch.no_grad():
             for name, parameter in module.named_parameters():
+                if not parameter.requires_grad and name not in tensors:
+                    continue  # frozen: as model.path has it
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
                     parameter.copy_(tensors[name])
             for name, buffer in _buffers(module):
-                buffer.copy_(tensors[name])
+                if name in tensors:
+                    buffer.copy_(tensors[name])
         engine.optimizer.refresh_fp32_params()
 
 

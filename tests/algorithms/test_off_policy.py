@@ -32,7 +32,7 @@ def learner_of(cap, name="reinforce", options=None):
         torch.optim.SGD(policy.parameters(), lr=0.0),
         Backend(),
         Objective(algorithm, algorithm.options.model_validate(options or {}), KL(coefficient=0.0), LENGTH),
-        Update(importance_cap=None if cap is None else min(cap, 1e300)),
+        Update(tokens_per_microbatch=2048, importance_cap=None if cap is None else min(cap, 1e300)),
         Optimizer(),
         seed=0,
         total_updates=1,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlhf_pg.config import Lora
-from rlhf_pg.models.load import add_adapter
+from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.rollout.process import ProcessEngine, Started
 from rlhf_pg.types import Prompt

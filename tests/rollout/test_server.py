@@ -16,7 +16,7 @@ import torch
 
 from rlhf_pg.config import Lora
 from rlhf_pg.errors import RunError
-from rlhf_pg.models.load import add_adapter
+from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.rollout import link, wire
 from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.rollout.remote import RemoteEngine

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_pg.config import Lora
-from rlhf_pg.models.load import add_adapter
+from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.rollout import vllm_core
 from rlhf_pg.rollout.attention import embedding_weight
 from rlhf_pg.rollout.vllm import VllmEngine

@@ -17,6 +17,8 @@ from rlhf_pg.train.signals import frozen_copy, log_probs, terminal_reward
 from rlhf_pg.types import Signals
 from tests.random_models import random_batch, random_model
 
+UPDATE = Update(tokens_per_microbatch=2048)
+
 LENGTH = 6
 
 
@@ -41,7 +43,7 @@ def gradient(
     )
     batch = replace(batch, reward=batch.reward.double(), logp_rollout=batch.logp_rollout.double())
     signals = Signals(
-        terminal_reward(batch), log_probs(policy, batch, Update()) + 0.01, log_probs(reference, batch, Update())
+        terminal_reward(batch), log_probs(policy, batch, UPDATE) + 0.01, log_probs(reference, batch, UPDATE)
     )
     credit = algorithm.credit(batch, signals, options)
     if dropped is not None:
@@ -171,7 +173,7 @@ def test_on_policy_old_log_probs_are_the_current_ones():
     options = algorithm.options.model_validate({"denominator": "token"})
     objective = Objective(algorithm, options, KL(coefficient=0.0), LENGTH)
     learner = Learner(
-        policy, torch.optim.SGD(policy.parameters(), 0.0), Backend(), objective, Update(), Optimizer(), 0, 1
+        policy, torch.optim.SGD(policy.parameters(), 0.0), Backend(), objective, UPDATE, Optimizer(), 0, 1
     )
     signals = Signals(terminal_reward(batch).double())
     credit = algorithm.credit(batch, signals, options)

@@ -19,13 +19,15 @@ from rlhf_pg.types import Batch, Signals
 from tests.random_models import random_batch, random_model
 from tests.train import small_run
 
+UPDATE = Update(tokens_per_microbatch=2048)
+
 
 def learner(name: str = "grpo", kl: float = 0.0, update: Update | None = None, **record) -> Learner:
     algorithm = replace(resolve(name), **record)
     policy = Policy(random_model())
     objective = Objective(algorithm, algorithm.options(), KL(coefficient=kl), longest=6)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-    return Learner(policy, optimizer, Backend(), objective, update or Update(), Optimizer(), seed=0, total_updates=9)
+    return Learner(policy, optimizer, Backend(), objective, update or UPDATE, Optimizer(), seed=0, total_updates=9)
 
 
 def forwarded(under: Learner) -> list[int]:
@@ -57,7 +59,7 @@ def test_rows_without_advantage_are_not_forwarded_and_the_gradient_is_the_same(n
     for each in (under, whole):
         options = each.objective.algorithm.options.model_validate({"denominator": denominator})
         each.objective = replace(each.objective, options=options)
-    made = Signals(terminal_reward(half_equal), logp_old=log_probs(under.policy, half_equal, Update()) - 0.1)
+    made = Signals(terminal_reward(half_equal), logp_old=log_probs(under.policy, half_equal, UPDATE) - 0.1)
     rows, every = forwarded(under), forwarded(whole)
     found, metrics = accumulated(under, half_equal, made)
     expected, _ = accumulated(whole, half_equal, made)
@@ -80,7 +82,12 @@ def test_where_no_row_has_an_advantage_the_gradient_is_zeros_so_that_the_optimiz
 
 
 @pytest.mark.parametrize(
-    "changes", [{"kl": 0.1}, {"update": Update(max_kl=0.1, epochs=2)}, {"zero_without_advantage": False}]
+    "changes",
+    [
+        {"kl": 0.1},
+        {"update": Update(max_kl=0.1, epochs=2, tokens_per_microbatch=99)},
+        {"zero_without_advantage": False},
+    ],
 )
 def test_every_row_is_forwarded_where_something_else_is_learned_or_measured_on_it(changes, half_equal):
     under = learner(**changes)
@@ -99,15 +106,15 @@ def test_an_objective_of_ones_own_is_forwarded_whole_unless_it_says_otherwise():
 
 def test_the_engines_own_log_probs_stand_for_the_old_ones_without_a_pass():
     batch = random_batch(holes=True)
-    under = learner(update=Update(epochs=2))
-    batch = replace(batch, logp_rollout=torch.where(batch.mask, log_probs(under.policy, batch, Update()), torch.nan))
+    under = learner(update=Update(epochs=2, tokens_per_microbatch=99))
+    batch = replace(batch, logp_rollout=torch.where(batch.mask, log_probs(under.policy, batch, UPDATE), torch.nan))
     by_pass = signals(under, None, batch).logp_old
     under.rollout_is_old = True
     rows = forwarded(under)
     reused = signals(under, None, batch).logp_old
     assert rows == [] and reused is not None and by_pass is not None
     torch.testing.assert_close(reused, by_pass)
-    under.update = Update()
+    under.update = UPDATE
     assert signals(under, None, batch).logp_old is None  # one optimizer step: it is logp itself
 
 
@@ -122,6 +129,7 @@ def test_in_a_run_only_live_float32_weights_give_the_old_log_probs(tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_micro_batches_are_small_on_a_cpu_unless_the_recipe_says_so():
-    assert (Update().budget("cpu"), Update().budget("cuda")) == (2048, 16384)
-    assert Update(tokens_per_microbatch=77).budget("cpu") == Update(tokens_per_microbatch=77).budget("cuda") == 77
+def test_an_update_that_nobody_settled_is_refused_instead_of_guessed():
+    assert Update(tokens_per_microbatch=77).positions == 77
+    with pytest.raises(ValueError, match="not settled"):
+        _ = Update().positions

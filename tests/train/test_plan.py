@@ -8,8 +8,8 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg import config
-from rlhf_pg.functional.logprobs import CHUNK_LOGITS
-from rlhf_pg.train.plan import bytes_text, count_parameters, count_text, plan, settled, show
+from rlhf_pg.train.plan import bytes_text, count_text, plan, settled, show
+from rlhf_pg.train.plan_size import size_of, sizes_of
 
 TINY: dict[str, Any] = dict(
     vocab_size=50,
@@ -38,115 +38,55 @@ def recipe(**sections):
 def test_parameter_count_equals_a_really_built_qwen2(tied):
     shape = Qwen2Config(**TINY, tie_word_embeddings=tied)
     built = sum(p.numel() for p in Qwen2ForCausalLM(shape).parameters())
-    assert count_parameters(shape) == (built, built)
+    assert (size_of(shape).parameters, size_of(shape).trainable) == (built, built)
 
 
-def test_parameter_count_by_hand_for_llama():
+def test_size_by_hand_for_llama():
     shape = LlamaConfig(**TINY, tie_word_embeddings=False)
     attention = 32 * 32 + 2 * 32 * 16 + 32 * 32
     by_hand = 50 * 32 + 3 * (attention + 3 * 32 * 64 + 2 * 32) + 32 + 50 * 32
-    assert count_parameters(shape) == (by_hand, by_hand)
+    size = size_of(shape)
+    assert (size.parameters, size.trainable, size.largest) == (by_hand, by_hand, 32 * 64)
     assert sum(p.numel() for p in LlamaForCausalLM(shape).parameters()) == by_hand
+    assert (size.matrices, size.head) == (3 * (attention + 3 * 32 * 64), 50 * 32)
+    assert (size.layer, size.layers) == (attention + 3 * 32 * 64 + 2 * 32, 3)
+    assert (size.queries, size.keys_values) == (32, 32)
 
 
 def test_lora_trains_rank_times_in_plus_out_of_every_linear_layer():
     shape = Qwen2Config(**TINY)
     per_layer = 2 * (32 + 32) + 2 * (32 + 16) + 2 * (32 + 64) + (64 + 32)  # q o, k v, gate up, down
-    whole = count_parameters(shape)[0]
-    assert count_parameters(shape, config.Lora(rank=2)) == (whole + 3 * 2 * per_layer, 3 * 2 * per_layer)
+    whole, adapted = size_of(shape), size_of(shape, config.Lora(rank=2))
+    assert (adapted.parameters - whole.parameters, adapted.trainable) == (3 * 2 * per_layer, 3 * 2 * per_layer)
+    assert (adapted.adapters, adapted.adapter_width) == (3 * 2 * per_layer, 7 * 2)
+    assert adapted.matrices == whole.matrices
+
+
+def test_a_critic_of_its_own_has_no_use_for_a_head_and_one_on_the_policy_is_no_model():
+    ppo = {"algorithm": {"name": "ppo"}, "kl": {"coefficient": 0.1, "placement": "reward", "estimator": "k1"}}
+    shape = LlamaConfig(**TINY, tie_word_embeddings=False)
+    policy, critic = sizes_of(recipe(**ppo), shape)
+    assert critic and policy.parameters - critic.parameters == policy.trainable - critic.trainable == 50 * 32
+    assert sizes_of(recipe(**ppo, critic={"backbone": "policy"}), shape)[1] is None
+    assert sizes_of(recipe(), shape)[1] is None
 
 
 def test_rows_steps_and_tokens_multiply_out():
-    made = plan(recipe(update={"epochs": 2, "minibatches": 3}), Qwen2Config(**TINY), parameters=1)
+    made = plan(recipe(update={"epochs": 2, "minibatches": 3}), Qwen2Config(**TINY))
     assert (made.rows, made.updates, made.optimizer_steps) == (24, 6, 60)
     assert (made.total_samples, made.total_tokens) == (240, 2400)
 
 
-@pytest.mark.parametrize(
-    ("budget", "expected"),
-    [
-        (60, 6),  # one group is 20 + 4 * 10 = 60 positions
-        (119, 6),
-        (120, 3),
-        (360, 1),
-        (40, 12),  # half a group at a time: 20 + 2 * 10
-        (1, 24),  # one row is the least
-    ],
-)
-def test_micro_batches_follow_the_token_budget(budget, expected):
-    made = plan(recipe(update={"tokens_per_microbatch": budget}), Qwen2Config(**TINY), parameters=1)
-    assert made.micro_batches == expected
-
-
-def test_overlap_holds_the_weights_once_more():
-    alone = plan(recipe(), Qwen2Config(**TINY), parameters=1000)
-    both = plan(recipe(rollout={"overlap": True}), Qwen2Config(**TINY), parameters=1000)
-    assert sum(both.memory.values()) - sum(alone.memory.values()) == 1000 * 4
-
-
-def test_kv_cache_bytes_by_hand():
-    made = plan(recipe(), Qwen2Config(**TINY), parameters=1)
-    assert made.memory["rollout: KV cache"] == 5 * (20 + 10) * 3 * 2 * (2 * 8) * 4  # slots, tokens, layers, K+V, heads
-    halved = plan(recipe(model={"path": "tiny", "dtype": "bfloat16"}), Qwen2Config(**TINY), parameters=1)
-    assert halved.memory["rollout: KV cache"] == made.memory["rollout: KV cache"] // 2
-
-
-def test_kv_cache_counts_no_more_rows_than_there_are():
-    many = plan(recipe(rollout={"slots": 1000}), Qwen2Config(**TINY), parameters=1)
-    assert many.memory["rollout: KV cache"] == 24 * 30 * 3 * 2 * 16 * 4
-
-
-def test_weights_gradients_adam_and_reference_are_4_4_8_and_4_bytes_a_parameter():
-    made = plan(recipe(), Qwen2Config(**TINY), parameters=1000)
-    parts = [made.memory[name] for name in ("weights", "gradients", "Adam state", "reference copy")]
-    assert parts == [4000, 4000, 8000, 4000]
-
-
-def test_no_reference_copy_without_kl_or_with_lora():
-    shape = Qwen2Config(**TINY)
-    assert "reference copy" not in plan(recipe(kl={"coefficient": 0}), shape, parameters=1000).memory
-    assert "reference copy" not in plan(recipe(model={"lora": {"rank": 2}}), shape).memory
-
-
-def test_checkpointing_keeps_one_number_per_hidden_unit_and_layer():
-    switched = {"model": {"gradient_checkpointing": True}, "update": {"share_prompts": False}}
-    made = plan(recipe(**switched), Qwen2Config(**TINY), parameters=1)
-    one_layer = 7 * 32 + 2 * 16 + 4 * 64
-    assert made.memory["update: activations"] == 24 * (20 + 10) * (3 * 32 + one_layer) * 4  # prompts not shared
-
-
-def test_activations_are_those_of_the_largest_micro_batch():
-    per_token = 3 * (7 * 32 + 2 * 16 + 4 * 64) * 4
-    whole = plan(recipe(), Qwen2Config(**TINY), parameters=1)
-    assert whole.memory["update: activations"] == (6 * 20 + 24 * 10) * per_token  # everything fits
-    two_groups = plan(recipe(update={"tokens_per_microbatch": 130}), Qwen2Config(**TINY), parameters=1)
-    assert two_groups.memory["update: activations"] == 2 * (20 + 4 * 10) * per_token
-    half_a_group = plan(recipe(update={"tokens_per_microbatch": 45}), Qwen2Config(**TINY), parameters=1)
-    assert half_a_group.memory["update: activations"] == (20 + 2 * 10) * per_token
-
-
-def test_logits_of_completion_tokens_only_and_of_one_chunk_at_most():
-    made = plan(recipe(), Qwen2Config(**TINY), parameters=1)
-    assert made.memory["update: logits chunk"] == 24 * 10 * 50 * 3 * 4
-    large = plan(recipe(), Qwen2Config(**{**TINY, "vocab_size": 2**20}), parameters=1)
-    assert large.memory["update: logits chunk"] == CHUNK_LOGITS * 3 * 4
-
-
-def test_a_measured_longest_prompt_replaces_the_limit():
-    made = plan(recipe(), Qwen2Config(**TINY), parameters=1, longest_prompt=2)
-    assert made.memory["rollout: KV cache"] == 5 * (2 + 10) * 3 * 2 * 16 * 4
-
-
 def test_shown_plan_names_rows_steps_and_every_part_of_memory():
     out = io.StringIO()
-    made = plan(recipe(), Qwen2Config(**TINY), parameters=2_500_000)
+    made = plan(recipe(), Qwen2Config(**TINY))
     show(made, Console(file=out, width=100))
     text = out.getvalue()
     assert "6 prompts x 4 samples = 24" in text
     assert "10 rollout steps x 1 = 10" in text
-    assert "2.5 M, all trained" in text
-    assert "9.54 MiB" in text  # 2.5e6 * 4 / 2**20
-    assert all(name in text for name in made.memory)
+    assert f"{count_text(made.parameters)}, all trained" in text
+    assert all(part.name in text for part in made.memory.parts)
+    assert f"peak  {bytes_text(made.memory.peak)}" in " ".join(text.split("\n")[-2].split()).replace("peak ", "peak  ")
 
 
 @pytest.mark.parametrize(
@@ -164,12 +104,12 @@ def test_counts_in_human_units(number, text):
 
 
 def test_on_a_cpu_a_micro_batch_is_what_a_quarter_of_a_gigabyte_of_activations_holds():
-    per_token = 3 * (7 * 32 + 2 * 16 + 4 * 64) * 4  # bytes
+    per_token = 3 * (6 * 32 + 2 * 16 + 3 * 64) * 4  # bytes
     small = settled(recipe(), Qwen2Config(**TINY))
     assert small.update.tokens_per_microbatch == min(16384, 2**28 // per_token) == 16384
     wide, huge = Qwen2Config(**TINY), Qwen2Config(**TINY)
-    wide.intermediate_size, huge.intermediate_size = 5_000, 10**6
-    expected = 2**28 // (3 * (7 * 32 + 2 * 16 + 4 * 5_000) * 4)
+    wide.intermediate_size, huge.intermediate_size = 5_000, 10**5
+    expected = 2**28 // (3 * (6 * 32 + 2 * 16 + 3 * 5_000) * 4)
     assert 512 < expected < 16384
     assert settled(recipe(), wide).update.tokens_per_microbatch == expected
     assert settled(recipe(), huge).update.tokens_per_microbatch == 512

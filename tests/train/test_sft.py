@@ -1,11 +1,14 @@
 """A cold start imitates the solutions, and a finished one is neither repeated nor taken for another."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rlhf_pg import config
-from rlhf_pg.train.sft import sft
+from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.plan import suitable_tokens
+from rlhf_pg.train.sft import _learner, sft
 
 
 def recipe(folder, **run):
@@ -18,6 +21,12 @@ def recipe(folder, **run):
         "log": {"live": "off"},
     }
     return config.parse(raw, config.SftRecipe)
+
+
+def test_its_micro_batches_are_those_of_every_other_learner():
+    given = recipe(Path("unused"))
+    learner, model = _learner(given, Backend(), total=1)
+    assert learner.update.positions == suitable_tokens(model.config, given.model, shared=False)
 
 
 def test_the_loss_falls_and_a_finished_cold_start_is_left_alone_but_not_taken_for_another_seed(tmp_path):

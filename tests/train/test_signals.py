@@ -13,21 +13,23 @@ from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.signals import log_probs, signals, terminal_reward
 from tests.random_models import random_batch, random_model
 
+UPDATE = Update(tokens_per_microbatch=2048)
+
 
 def learner(kl):
     algorithm = resolve("reinforce")
     policy = Policy(random_model())
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     objective = Objective(algorithm, algorithm.options(), kl, longest=6)
-    return Learner(policy, optimizer, Backend(), objective, Update(), Optimizer(), seed=0, total_updates=1)
+    return Learner(policy, optimizer, Backend(), objective, UPDATE, Optimizer(), seed=0, total_updates=1)
 
 
 @pytest.mark.parametrize("holes", [False, True])
 def test_the_penalty_lowers_the_reward_of_a_token_that_became_likelier_than_under_the_reference(holes):
     batch, other = random_batch(holes=holes), Policy(random_model(seed=1))
     under = learner(KL(coefficient=0.3, placement="reward", estimator="k1"))
-    made = signals(under, lambda batch, poll: log_probs(other, batch, Update()), batch)
-    difference = log_probs(under.policy, batch, Update()) - log_probs(other, batch, Update())
+    made = signals(under, lambda batch, poll: log_probs(other, batch, UPDATE), batch)
+    difference = log_probs(under.policy, batch, UPDATE) - log_probs(other, batch, UPDATE)
     last = [max(t for t in range(batch.mask.shape[1]) if batch.mask[b, t]) for b in range(len(batch.group))]
     for b, t in torch.cartesian_prod(*(torch.arange(n) for n in batch.mask.shape)).tolist():
         expected = float(batch.reward[b]) * (t == last[b]) - 0.3 * float(difference[b, t]) * bool(batch.mask[b, t])

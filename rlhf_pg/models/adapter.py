@@ -1,0 +1,159 @@
+"""Low-rank adapters by PEFT (LoRA, Hu et al. 2021, arXiv:2106.09685): W = W0 + alpha / rank * B A.
+
+W0 stays as `model.path` has it, bit for bit. B starts at 0, so that the policy starts as W0, which is the reference
+too: the adapter switched off. What a run learns, saves and hands to an engine is A and B.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_pg.rollout import plain as checkpoint_names
+
+QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
+
+
+def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
+    """The model with a fresh LoRA adapter (PEFT) drawn from `seed`; only the adapter is trainable. `lora`: the recipe's
+    section. Raises ValueError for an adapter on an embedding that is also the head."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted: Any = get_peft_model(model, config)
+    if (
+        hasattr(adapted.get_input_embeddings(), "lora_embedding_A")
+        and model.config.get_text_config().tie_word_embeddings
+    ):
+        raise ValueError("model.lora.targets names the embedding, which is also this model's head: leave it out")
+    return adapted
+
+
+def has_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "disable_adapter")
+
+
+# ---- what a checkpoint holds
+
+
+def is_learned(module: nn.Module) -> Callable[[str], bool]:
+    """Says of each name of a module's state whether frozen weights do not give it: all, or what stands beside them."""
+    trained = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
+    return lambda name: all(trained.values()) or trained.get(name, False)
+
+
+def learned(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module that its frozen weights do not give."""
+    wanted = is_learned(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if wanted(name)}
+
+
+def load_learned(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Undo `learned`. Raises ValueError, before anything is changed, for other names or shapes than the module's."""
+    own = learned(module)
+    wrong = [
+        f"{name} {_shape(saved, name)} (here {_shape(own, name)})"
+        for name in sorted(own.keys() | saved.keys())
+        if _shape(own, name) != _shape(saved, name)
+    ]
+    if wrong:
+        raise ValueError(f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {wrong[0]}")
+    module.load_state_dict(dict(saved), strict=False)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(list(tensors[name].shape)) if name in tensors else "absent"
+
+
+# ---- export
+
+
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter alone, in PEFT's format, if the model has one. A killed writer leaves no folder that looks
+    whole."""
+    if not has_adapter(model):
+        return
+    unfinished = folder.with_name(f".tmp-{folder.name}")
+    model.save_pretrained(str(unfinished))
+    (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+
+
+def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """(the model without an adapter and without storage, its weights W0 + alpha / rank * B A by name, tied ones once).
+
+    The live model is left as it is. Quantized weights come out as they are computed with, dequantized.
+    """
+    base: Any = model.get_base_model()  # pyright: ignore[reportCallIssue]
+    fewer_bits = {name: module for name, module in base.named_modules() if _is_quantized(module)}
+    others = {name for name, _ in base.named_modules()} - fewer_bits.keys()
+    weights = dict(checkpoint_names.weights(model, modules=others))
+    for name, module in fewer_bits.items():
+        weights |= {f"{name}.{leaf}": tensor for leaf, tensor in _dequantized(module)}
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._attn_implementation = str(config._attn_implementation).removeprefix("tree_")  # models/tree_attention.py
+    with torch.device("meta"):
+        plain = type(base)(config)
+    plain.generation_config = base.generation_config
+    return plain, weights
+
+
+def _is_quantized(module: Any) -> bool:
+    """Whether a linear layer, or the one under an adapter, is in fewer bits."""
+    return type(getattr(getattr(module, "base_layer", module), "weight", None)).__name__ in QUANTIZED
+
+
+@torch.no_grad()
+def _dequantized(module: Any) -> Iterator[tuple[str, Tensor]]:
+    from peft.utils.integrations import dequantize_module_weight
+
+    layer = getattr(module, "base_layer", module)
+    weight = dequantize_module_weight(layer).detach()
+    for adapter in getattr(module, "active_adapters", ()):
+        weight = weight + module.get_delta_weight(adapter)
+    yield "weight", weight
+    if layer.bias is not None:
+        yield "bias", layer.bias.detach()
+
+
+# ---- quantized weights under an adapter (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)
+
+
+def quantization(bits: Literal["4bit", "8bit"], arithmetic: torch.dtype) -> Any:
+    """transformers' settings for weights in 4 bits (NF4, its constants quantized too) or 8.
+
+    Raises ValueError where there is no CUDA device or no bitsandbytes.
+    """
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"model.quantize: {bits} weights need a CUDA device, and there is none; leave it out")
+    if not is_bitsandbytes_available():
+        raise ValueError(f"model.quantize: {bits} weights need bitsandbytes: pip install 'rlhf_pg[quantize]'")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=arithmetic,
+    )

@@ -1,0 +1,116 @@
+"""What a device can do: the cards known by name, and this machine measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from rlhf_pg.recipe import messages
+from rlhf_pg.train.plan_layout import GIB
+
+SQUARE = 2048  # of the matrix product measured
+ROWS = 32  # of the decode-like product
+WEIGHTS = 256 * 2**20  # bytes it reads at a time, more than caches hold
+AT_LEAST_S = 0.5
+OF_A_CARD, OF_MEASURED = 0.25, 0.7  # share of FLOP/s that training reaches: of a data sheet's, of a measured product's
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of one process's device. None: not known, and nothing is said of time."""
+
+    name: str
+    memory: int  # bytes
+    flops: float | None = None  # a second, in the recipe's arithmetic
+    bandwidth: float | None = None  # bytes a second, of its memory
+    link: float = 32e9  # bytes a second to another device of the node
+    mfu: float = OF_MEASURED  # share of `flops` that training reaches
+    launch: float = 0.0  # seconds an operation costs, however small
+    is_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """A data sheet: dense rates, no sparsity."""
+
+    memory: float  # GB
+    bfloat16: float  # TFLOP/s
+    float32: float  # TFLOP/s outside tensor cores: torch's default for float32 products
+    bandwidth: float  # GB/s
+    link: float  # GB/s to another card of the node, one way
+
+
+CARDS = {
+    "A10": Card(24, 125, 31.2, 600, 32),
+    "A100": Card(80, 312, 19.5, 2039, 300),
+    "A100-40": Card(40, 312, 19.5, 1555, 300),
+    "B200": Card(180, 2250, 75, 7700, 900),
+    "H100": Card(80, 989, 67, 3350, 450),
+    "H200": Card(141, 989, 67, 4800, 450),
+    "L4": Card(24, 121, 30.3, 300, 32),
+    "L40S": Card(48, 362, 91.6, 864, 32),
+    "RTX3090": Card(24, 71, 35.6, 936, 32),
+    "RTX4090": Card(24, 165, 82.6, 1008, 32),
+}
+
+
+def named(name: str, dtype: str) -> Device:
+    """A card by name. Raises ValueError naming the nearest."""
+    key = name.upper().replace(" ", "").replace("_", "-")
+    if key not in CARDS:
+        raise ValueError(
+            f"--gpu {name}: not known; known are {', '.join(CARDS)}{messages.nearest(key, list(CARDS))}. For another "
+            "card give --gpu-memory, --tflops and --bandwidth"
+        )
+    card = CARDS[key]
+    rate = card.bfloat16 if dtype == "bfloat16" else card.float32
+    given = (key, int(card.memory * 1e9), rate * 1e12, card.bandwidth * 1e9, card.link * 1e9)
+    return Device(*given, mfu=OF_A_CARD, launch=5e-6, is_gpu=True)
+
+
+def here() -> Device:
+    """The first GPU of this machine, or the CPU with the memory that the whole machine has."""
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        return Device(found.name, found.total_memory, launch=5e-6, is_gpu=True)
+    return Device(f"this CPU, {torch.get_num_threads()} threads", _machine_memory())
+
+
+def measured(device: Device, dtype: str) -> Device:
+    """The device of this machine with rates of a large product, and of one with few rows, which reads weights."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = getattr(torch, dtype)
+    square = torch.randn(SQUARE, SQUARE, device=place).to(kind)
+    few = torch.randn(ROWS, SQUARE, device=place).to(kind)
+    count = max(1, WEIGHTS // (SQUARE * SQUARE * square.element_size()))
+    many = torch.randn(count, SQUARE, SQUARE, device=place).to(kind)
+    flops = 2 * SQUARE**3 / _seconds(lambda: square @ square)
+    bandwidth = many.numel() * many.element_size() / _seconds(lambda: [few @ weight for weight in many])
+    return replace(device, flops=flops, bandwidth=bandwidth, mfu=OF_MEASURED)
+
+
+def of_memory(gib: float) -> Device:
+    """A GPU of which only the memory is known."""
+    return Device(f"a GPU with {gib:g} GiB", int(gib * GIB), launch=5e-6, is_gpu=True)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Of one call, the fastest of those that fit into AT_LEAST_S."""
+    run()
+    fastest, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < AT_LEAST_S:
+        begun = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - begun)
+    return fastest
+
+
+def _machine_memory() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,208 @@
+"""`rlhf-pg plan`: from a configuration alone to memory, micro-batches and time in every layout."""
+
+import json
+
+import pytest
+from transformers import Qwen2Config
+
+from benchmarks import shapes
+from rlhf_pg import cli
+from rlhf_pg.train.plan_hardware import Device
+from rlhf_pg.train.plan_layout import ONE, Layout
+from rlhf_pg.train.plan_share import Share
+from rlhf_pg.train.plan_size import sizes_of
+from rlhf_pg.train.plan_time import step_time
+from rlhf_pg.train.plan_work import scoring_passes, work
+from tests.train.test_plan import TINY, recipe
+
+SEVEN_B = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
+SEVEN_B |= dict(num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False)
+PPO = {"algorithm": {"name": "ppo"}, "kl": {"coefficient": 0.1, "placement": "reward", "estimator": "k1"}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder with a configuration and nothing else."""
+    Qwen2Config(**SEVEN_B).save_pretrained(tmp_path / "model")  # pyright: ignore[reportArgumentType]
+    return tmp_path / "model"
+
+
+def planned(capsys, *arguments, recipe="recipes/gsm8k_grpo.yaml"):
+    assert cli.main(["plan", recipe, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *arguments, recipe="recipes/gsm8k_grpo.yaml"):
+    assert cli.main(["plan", recipe, *arguments]) == cli.USAGE
+    return " ".join(capsys.readouterr().err.split())
+
+
+def by_name(record, processes):
+    return {one["name"]: one for one in record["layouts"] if one["processes"] == processes}
+
+
+def test_seven_billion_parameters_need_sharding_or_an_adapter_and_nothing_is_loaded(folder, capsys):
+    smaller = ("rollout.slots=64", "update.tokens_per_microbatch=2048")
+    record = planned(capsys, f"model.path={folder}", *smaller, "--gpu", "H100", "--gpus", "8")
+    one, eight = by_name(record, 1), by_name(record, 8)
+    weights = 7_615_616_512 * 4
+    parts = {part["name"]: part["bytes"] for part in eight["ZeRO-3"]["parts"]}
+    assert parts["weights"] == parts["reference copy"] == parts["gradients"] == weights // 8
+    assert parts["Adam state"] == 2 * weights // 8
+    assert not one["one process"]["fits"] and not eight["DDP"]["fits"]
+    assert one["one process, LoRA"]["fits"] and eight["ZeRO-3, offloaded"]["fits"]
+    peaks = [eight[name]["peak"] for name in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO-3, offloaded")]
+    assert peaks == sorted(peaks, reverse=True)
+    assert 0 < eight["ZeRO-3"]["time"]["rollout"] < eight["ZeRO-3"]["time"]["step"]
+    times = eight["ZeRO-3"]["time"]
+    assert times["step"] == pytest.approx(times["rollout"] + times["update"] + times["communication"])
+    assert eight["ZeRO-3"]["tokens_per_s"] == pytest.approx(64 * 8 * 512 / times["step"])
+
+
+def test_tables_name_every_layout_its_peak_and_its_time(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["plan", "recipes/toy_ppo.yaml", "--gpu", "L4", "--gpus", "8,64"]) == 0
+    out = capsys.readouterr().out
+    for name in (
+        "one process",
+        "DDP",
+        "DDP, LoRA",
+        "ZeRO-1",
+        "ZeRO-2",
+        "ZeRO-3",
+        "ZeRO-2, offloaded",
+        "ZeRO-3, offloaded",
+    ):
+        assert f" {name} " in out
+    for text in ("critic: Adam state", "peak", "micro-batch", "tokens/s", "8 processes", "64 processes", "GB/s"):
+        assert text in out
+
+
+def test_without_rates_there_are_no_times_and_the_tables_say_how_to_get_them(capsys):
+    record = planned(capsys, "--gpu-memory", "24", recipe="recipes/toy_grpo.yaml")
+    assert all(one["time"] is None for one in record["layouts"])
+    assert cli.main(["plan", "recipes/toy_grpo.yaml", "--gpu-memory", "24"]) == 0
+    assert "Give --measure, --gpu, or --tflops and --bandwidth" in " ".join(capsys.readouterr().out.split())
+
+
+def test_rates_that_are_given_or_measured_scale_the_time(capsys):
+    given = ("--gpu-memory", "24", "--bandwidth", "100", "--gpus", "1")
+    slow = planned(capsys, *given, "--tflops", "1", recipe="recipes/toy_grpo.yaml")["layouts"][0]["time"]
+    fast = planned(capsys, *given, "--tflops", "10", recipe="recipes/toy_grpo.yaml")["layouts"][0]["time"]
+    assert slow["update"] == pytest.approx(10 * fast["update"])
+    measured = planned(capsys, "--measure", recipe="recipes/toy_grpo.yaml")
+    assert measured["device"]["flops"] > 1e8 and measured["device"]["bandwidth"] > 1e7
+    assert measured["layouts"][0]["time"]["step"] > 0
+
+
+def test_only_layouts_that_train_are_planned(capsys):
+    names = by_name(planned(capsys, "--gpu", "H100", "--gpus", "8", recipe="recipes/toy_trpo.yaml"), 8)
+    assert sorted(names) == ["DDP", "DDP, LoRA"]  # DeepSpeed keeps what a trust region step needs
+    overlapped = ("rollout.overlap=true", "--gpu", "H100")
+    assert {one["processes"] for one in planned(capsys, *overlapped, recipe="recipes/toy_grpo.yaml")["layouts"]} == {1}
+
+
+def test_a_recipe_on_an_adapter_is_planned_on_it_in_every_layout(capsys):
+    names = by_name(planned(capsys, "--gpu", "H100", "--gpus", "8", recipe="recipes/toy_grpo_lora.yaml"), 8)
+    assert "ZeRO-2, LoRA" in names and not {"ZeRO-2", "ZeRO-3", "ZeRO-3, LoRA"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpu", "H10"], "--gpu H10: not known; known are A10, A100"),
+        (["--gpu", "H10"], "did you mean 'H100'?"),
+        (["--gpus", "8,none"], "--gpus none: whole numbers from 1, as in --gpus 1,8,64"),
+        (["--gpu-memory", "-1"], "--gpu-memory -1: must be above 0"),
+        (["--mfu", "30"], "--mfu 30: is a share"),
+        (["--tflops", "100"], "--tflops and --bandwidth go together"),
+        (["--measure", "--gpu", "H100"], "--measure takes the rates of this machine"),
+    ],
+)
+def test_wrong_options_say_what_to_do(arguments, says, capsys):
+    assert says in refused(capsys, *arguments, recipe="recipes/toy_grpo.yaml")
+
+
+def test_a_folder_without_a_configuration_and_a_sliding_window_are_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert f"no config.json in {tmp_path / 'empty'}" in refused(capsys, f"model.path={tmp_path / 'empty'}")
+    windowed = Qwen2Config(**TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    windowed.save_pretrained(tmp_path / "windowed")
+    assert "do not attend to everything before them" in refused(capsys, f"model.path={tmp_path / 'windowed'}")
+    assert "no folder" in refused(capsys, f"model.path={tmp_path / 'absent'}")
+
+
+def test_help_takes_no_torch(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--help"])
+    assert "--gpu-memory GIB" in capsys.readouterr().out
+
+
+# ---- work and time, by hand and by the benchmarks' own count
+
+
+@pytest.mark.parametrize("name", ["1M", "31M P256", "31M P32"])
+def test_operations_of_an_update_are_those_the_benchmarks_count(name):
+    shape = shapes.SHAPES[name]
+    m = shape.model
+    model = Qwen2Config(
+        vocab_size=m.vocabulary,
+        hidden_size=m.hidden,
+        intermediate_size=m.intermediate,
+        num_hidden_layers=m.layers,
+        num_attention_heads=m.heads,
+        num_key_value_heads=m.kv_heads,
+        tie_word_embeddings=m.tied,
+    )
+    given = recipe(rollout=dict(prompts_per_step=shape.prompts, samples_per_prompt=8, max_new_tokens=shape.completion))
+    made = work(Share(given, shape.prompt, shape.prompts, 4096), *sizes_of(given, model))
+    assert made.update_flops == pytest.approx(shapes.update_flops(shape), rel=1e-12)
+
+
+def works(**changes):
+    given = recipe(**changes)
+    return work(Share(given, 20, 6, 10_000), *sizes_of(given, Qwen2Config(**TINY)))
+
+
+def test_decoding_reads_all_weights_a_step_and_each_rows_cache():
+    read = (3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 50 * 32) * 4
+    cache = 5 * (20 + 5) * 3 * 2 * 16 * 4  # slots, positions half-way, layers, keys and values, heads, bytes
+    assert works().decode_steps == 5 * 10  # 24 rows in 5 slots
+    assert works().rollout_bytes == 50 * (read + cache)
+
+
+def test_what_is_frozen_or_left_out_costs_less_and_what_is_done_again_costs_more():
+    plain = works(kl={"coefficient": 0}).update_flops
+    assert works().update_flops == pytest.approx(plain * 4 / 3)  # the reference: one forward on three
+    assert works(kl={"coefficient": 0}, model={"gradient_checkpointing": True}).update_flops > 1.2 * plain
+    assert works(kl={"coefficient": 0}, update={"epochs": 2}).update_flops == pytest.approx(2 * plain)
+    assert works(kl={"coefficient": 0}, model={"lora": {"rank": 1}}).update_flops < 0.8 * plain
+    assert works(kl={"coefficient": 0}, update={"share_prompts": False}).update_flops > 1.5 * plain
+    assert works(**PPO).update_flops > 1.7 * plain
+
+
+def test_passes_without_gradient_are_those_that_signals_makes():
+    def passes(**changes):
+        given = recipe(**changes)
+        return scoring_passes(Share(given, 20, 6, 100))
+
+    assert passes() == 1  # the reference
+    assert passes(kl={"coefficient": 0}) == 0
+    assert passes(update={"epochs": 2}) == 1  # the native engine's log-probs in float32 are the old ones
+    assert passes(update={"epochs": 2}, model={"dtype": "bfloat16"}) == 2
+    assert passes(**PPO, critic={"backbone": "policy"}) == 2
+
+
+def test_time_is_the_slower_of_reading_and_computing_and_what_is_sent():
+    given = recipe(kl={"coefficient": 0})
+    share, (size, _) = Share(given, 20, 6, 10_000), sizes_of(given, Qwen2Config(**TINY))
+    made = work(share, size)
+    device = Device("d", 1, flops=1e12, bandwidth=1e6, link=1e3, mfu=0.5)
+    alone, eight = (step_time(share, size, made, layout, device) for layout in (ONE, Layout("DDP", 8)))
+    assert alone and eight
+    assert alone.rollout == pytest.approx(made.rollout_bytes / 1e6)
+    assert alone.update == pytest.approx(made.update_flops / 0.5e12)
+    assert (alone.communication, eight.communication) == (0, pytest.approx(2 * 7 / 8 * 4 * size.trainable / 1e3))
+    computed = step_time(share, size, made, ONE, Device("d", 1, flops=1e6, bandwidth=1e30, mfu=0.5))
+    assert computed and computed.rollout == pytest.approx(made.rollout_flops / 0.5e6)
+    assert step_time(share, size, made, ONE, Device("d", 1)) is None
