@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rlhf_pg.train.plan import USABLE, Plan, bytes_text
@@ -46,7 +47,9 @@ def show(plan: Plan, device: Device, rows: Sequence[Row], console: Console) -> N
     )
     for processes in dict.fromkeys(row.layout.processes for row in rows):
         some = [row for row in rows if row.layout.processes == processes]
-        console.print(memory_table(some, f"{processes} process{'es' if processes > 1 else ''}: memory of each"))
+        console.print(
+            memory_table(some, f"{processes} process{'es' if processes > 1 else ''}: memory of each (KiB, MiB, GiB)")
+        )
     if device.flops is None:
         console.print("No times: the device's rates are not known. Give --measure, --gpu, or --tflops and --bandwidth")
     else:
@@ -60,26 +63,34 @@ def rates(device: Device) -> str:
 
 
 def memory_table(rows: Sequence[Row], title: str) -> Table:
-    """A row per layout, a column per kind of memory; what waits in the host's memory is apart."""
-    heads = [head for head in (*GROUPS, "other") if any(_sum(row, head) for row in rows)]
-    host = any(row.memory.host for row in rows)
+    """A column per layout, a row per kind of memory; what waits in the host's memory is apart. Fits 80 characters."""
     made = Table(
-        "layout", *heads, *(["on the host"] if host else []), "peak", "micro-batch", title=title, title_justify="left"
+        Column("", min_width=11),
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
-    for column in made.columns[1:]:
-        column.justify = "right"
     for row in rows:
-        cells = [bytes_text(_sum(row, head)) if _sum(row, head) else "" for head in heads]
-        cells += [bytes_text(row.memory.host) if row.memory.host else ""] * host
-        peak = Text(bytes_text(row.memory.peak), "" if row.fits else "red")
-        made.add_row(row.name, *cells, peak, _micro_batch(row))
+        made.add_column(row.name.replace(", ", "\n").replace("offloaded", "offload"), justify="right")
+    for head in (*GROUPS, "other"):
+        sums = [_sum(row, head) for row in rows]
+        if any(sums):
+            made.add_row(head, *(_short(size) if size else "" for size in sums))
+    if any(row.memory.host for row in rows):
+        made.add_row("on the host", *(_short(row.memory.host) if row.memory.host else "" for row in rows))
+    made.add_row("peak", *(Text(_short(row.memory.peak), "bold" if row.fits else "bold red") for row in rows))
+    made.add_row("micro-batch", *(_micro_batch(row) for row in rows))
     return made
 
 
 def time_table(rows: Sequence[Row]) -> Table:
     """A row per layout that fits."""
-    heads = ("GPUs", "layout", "rollout s", "update s", "communication s", "step s", "tokens/s")
-    made = Table(*heads, title="time of a rollout step, and sampled tokens per second", title_justify="left")
+    heads = ("GPUs", "layout", "rollout s", "update s", "traffic s", "step s", "tokens/s")
+    made = Table(
+        *heads, title="time of a rollout step, and sampled tokens per second", title_justify="left", box=SIMPLE_HEAD
+    )
     for column in (made.columns[0], *made.columns[2:]):
         column.justify = "right"
     for row in rows:
@@ -92,11 +103,16 @@ def time_table(rows: Sequence[Row]) -> Table:
     return made
 
 
+def _short(size: float) -> str:
+    """1.5 MiB as 1.5 M."""
+    return bytes_text(size).replace("iB", "")
+
+
 def _micro_batch(row: Row) -> Text:
-    """The largest that fits; red where the one planned with does not."""
+    """Tokens of the largest that fits ("all": of an optimizer step); red where the one planned with does not."""
     if not row.largest:
-        return Text("does not fit", "red")
-    return Text("whole step" if row.largest >= row.whole else f"<= {row.largest:,}", "" if row.fits else "red")
+        return Text("too big", "red")
+    return Text("all" if row.largest >= row.whole else f"<= {row.largest:,}", "" if row.fits else "red")
 
 
 def _sum(row: Row, head: str) -> int:
