@@ -329,24 +329,31 @@ def test_the_lean_decode_step_is_the_models_own(kind):
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3", "adapter"])
-def test_under_autocast_the_lean_decode_step_is_the_models_own_to_its_rounding(kind):
+def test_under_autocast_the_lean_decode_step_rounds_as_much_as_the_model_does(kind):
     model: Any
-    if kind == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=23, head_dim=12, max_position_embeddings=128))
-    else:
-        model = random_model("llama" if kind == "llama" else "qwen2")
-    if kind == "adapter":
-        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "qwen3":
+            model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, vocab_size=23, head_dim=12, max_position_embeddings=128))
+        else:
+            model = random_model("llama" if kind == "llama" else "qwen2")
+        if kind == "adapter":
+            model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     engine = NativeEngine(model, EOS, slots=9)
     assert engine.lean
     with torch.autocast("cpu", dtype=torch.bfloat16):
         groups = engine.generate(ragged_prompts(), SAMPLING)
-        for prompt, group in zip(ragged_prompts(), groups, strict=True):
-            for completion in group:
-                exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)
-                torch.testing.assert_close(completion.logp, exact.float(), atol=0.08, rtol=0)
-    exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)  # float32: it does round
-    assert not torch.allclose(completion.logp, exact, atol=1e-5, rtol=0)
+    errors, usual = [], []
+    for prompt, group in zip(ragged_prompts(), groups, strict=True):
+        for completion in group:
+            exact = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                rounded = full_forward_logp(model, prompt, completion.tokens, SAMPLING.temperature).float()
+            errors.append((completion.logp - exact).abs())
+            usual.append((rounded - exact).abs())
+    found, own = torch.cat(errors), torch.cat(usual)
+    assert 1e-4 < own.mean() < 0.05  # it does round
+    assert found.mean() < 1.3 * own.mean() and found.max() < 2 * own.max()
 
 
 def test_under_autocast_no_decode_step_casts_a_weight():
