@@ -16,10 +16,10 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from rlhf_pg.errors import RecipeError, RunError
 from rlhf_pg.recipe import checks, effects, messages, reading
-from rlhf_pg.recipe.learning import KL, Critic, Optimizer, Update
+from rlhf_pg.recipe.learning import KL, Critic, CriticOptimizer, Mismatch, Optimizer, Update
 from rlhf_pg.recipe.section import HomeText, Section
 
-__all__ = ["Recipe", "RecipeError", "RunError", "SftRecipe", "dump", "load", "parse"]
+__all__ = ["CriticOptimizer", "Mismatch", "Recipe", "RecipeError", "RunError", "SftRecipe", "dump", "load", "parse"]
 
 
 Home = Annotated[Path, AfterValidator(Path.expanduser)]  # ~ is the home directory

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_pg import functional as F
-from rlhf_pg.config import Optimizer, Update
+from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.models.tree import Prefix
-from rlhf_pg.recipe.learning import CriticOptimizer
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import mismatch
 from rlhf_pg.train.backend import Backend
