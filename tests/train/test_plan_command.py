@@ -132,7 +132,7 @@ def test_a_folder_without_a_configuration_and_a_sliding_window_are_refused(tmp_p
     assert "no folder" in refused(capsys, f"model.path={tmp_path / 'absent'}")
 
 
-def test_help_takes_no_torch(capsys):
+def test_help_names_the_options(capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "--help"])
     assert "--gpu-memory GIB" in capsys.readouterr().out
