@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_pg.rollout import plain as checkpoint_names
+from rlhf_pg.models import plain
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
@@ -100,10 +100,10 @@ def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
 
     The live model is left as it is. Quantized weights come out as they are computed with, dequantized.
     """
-    base: Any = model.get_base_model()  # pyright: ignore[reportCallIssue]
+    base = plain.without_adapter(model)
     fewer_bits = {name: module for name, module in base.named_modules() if _is_quantized(module)}
     others = {name for name, _ in base.named_modules()} - fewer_bits.keys()
-    weights = dict(checkpoint_names.weights(model, modules=others))
+    weights = dict(plain.weights(model, modules=others))
     for name, module in fewer_bits.items():
         weights |= {f"{name}.{leaf}": tensor for leaf, tensor in _dequantized(module)}
     config = copy.deepcopy(base.config)
@@ -111,9 +111,9 @@ def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
         del config.quantization_config
     config._attn_implementation = str(config._attn_implementation).removeprefix("tree_")  # models/tree_attention.py
     with torch.device("meta"):
-        plain = type(base)(config)
-    plain.generation_config = base.generation_config
-    return plain, weights
+        empty = type(base)(config)
+    empty.generation_config = base.generation_config
+    return empty, weights
 
 
 def _is_quantized(module: Any) -> bool:

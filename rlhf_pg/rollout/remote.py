@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_pg.errors import RunError
-from rlhf_pg.rollout import link, plain, proof, wire
+from rlhf_pg.rollout import link, proof, wire
 from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.weights import overwrite
@@ -31,7 +31,7 @@ from rlhf_pg.types import Completion, Prompt, Sampling
 ATTEMPTS = 3
 LOOK_S = 0.05  # between two looks for an answer
 PAUSE_S = 0.5  # between two looks for a server
-FLOATS = {torch.float32, torch.int64}  # what the wire takes as it is
+WIRED = set(wire.DTYPES.values())  # what the wire takes as it is
 
 
 class Fault(Exception):
@@ -60,11 +60,10 @@ class RemoteEngine:
         *,
         dtype: str = "float32",
         context: int | None = None,
-        whole: plain.Whole = plain.here,
         timeout_s: float = 300.0,
     ) -> None:
         self.model, self.eos_ids, self.server, self.version = model, frozenset(eos_ids), server, version
-        self.dtype, self.whole, self.timeout_s = dtype, whole, timeout_s
+        self.dtype, self.timeout_s = dtype, timeout_s
         self.context = min(context_of(model.config) or 2**31, context or 2**31)
         self.vocabulary = model.config.get_text_config().vocab_size
         self.seconds = 0.0  # that the last rollouts took to sample
@@ -153,11 +152,10 @@ class RemoteEngine:
         wire.send(connection, {"do": "push", "id": number, "version": self.version})
         named = self.model.state_dict(keep_vars=True)
         for name in sorted(self._changing):
-            with self.whole([named[name]]):
-                tensor = named[name].detach().cpu()
-                values = (tensor if tensor.dtype in FLOATS else tensor.float()).reshape(-1)
-                header = {"do": "tensor", "id": number, "name": name, "shape": list(tensor.shape)}
-                wire.send(connection, header, values=values)
+            tensor = named[name].detach().cpu()
+            values = (tensor if tensor.dtype in WIRED else tensor.float()).reshape(-1)
+            header = {"do": "tensor", "id": number, "name": name, "shape": list(tensor.shape)}
+            wire.send(connection, header, values=values)
         wire.send(connection, {"do": "end", "id": number})
         answer, _ = wire.receive(connection)
         _raise(answer)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_pg.rollout import plain, proof
+from rlhf_pg.models import plain
+from rlhf_pg.rollout import proof
 from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.vllm_core import Core, own_random
@@ -33,7 +34,6 @@ class VllmEngine:
     Options of a recipe (`rollout.options`): cache_gb, of keys and values, by default what `slots` rows need but at most
     4 GB; seeded: false draws all samples from one stream, faster on a GPU, and dependent on what is beside them;
     sleep: true gives the GPU's memory back between calls.
-    whole: gathers parameters that are spread over processes (`plain.Whole`).
     """
 
     samples_live_weights = False
@@ -48,7 +48,6 @@ class VllmEngine:
         dtype: str = "float32",
         context: int | None = None,
         trust_remote_code: bool = False,
-        whole: plain.Whole = plain.here,
         cache_gb: float | None = None,
         seeded: bool = True,
         sleep: bool = False,
@@ -60,11 +59,11 @@ class VllmEngine:
         if sleep and not torch.cuda.is_available():
             raise ValueError("rollout.options.sleep: vLLM can only give back the memory of a GPU; leave it out")
         self.model, self.eos_ids, self.version = model, tuple(eos_ids), version
-        self.dtype, self.seeded, self.sleep, self.whole = dtype, seeded, sleep, whole
+        self.dtype, self.seeded, self.sleep = dtype, seeded, sleep
         self.context = min(context_of(model.config) or 2**31, context or 2**31)
         self.vocabulary = model.config.get_text_config().vocab_size
         limit = CACHE_LIMIT if cache_gb is None else int(cache_gb * 2**30)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+        base = plain.without_adapter(model)
         self.core: Core | None = Core(
             base.config,
             dtype,
@@ -118,7 +117,7 @@ class VllmEngine:
         with self._awake() as core:
             wanted = None if modules is None else plain.with_packed(modules, self._packed)
             self._fault = f"the push of version {version} did not end"
-            core.write(plain.weights(self.model, self.whole, wanted))
+            core.write(plain.weights(self.model, wanted))
             self._fault = None
             self.version = version
             try:

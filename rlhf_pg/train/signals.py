@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rlhf_pg import functional as F
 from rlhf_pg.config import Update
 from rlhf_pg.data import collate
+from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import critic_step
 from rlhf_pg.train.gradient_step import parts
@@ -65,7 +66,7 @@ def reference(
 
     `kept`: that copy, if it has been made; `freeze`: the backend's.
     """
-    if hasattr(policy.model, "disable_adapter"):
+    if has_adapter(policy.model):
 
         def adapter_off(batch: Batch, poll: Callable[[], None] = _never) -> Tensor:
             with policy.model.disable_adapter(), autocast():  # pyright: ignore[reportCallIssue]
