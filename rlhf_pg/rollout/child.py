@@ -10,7 +10,6 @@ import pickle
 import sys
 import time
 import traceback
-from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,15 +21,7 @@ from rlhf_pg.models.tree_attention import base_of
 from rlhf_pg.rollout import wire
 from rlhf_pg.rollout.engine import Engine, build
 from rlhf_pg.rollout.weights import SharedWeights, fill, tensors_of
-from rlhf_pg.types import Completion, Prompt, Sampling
-
-
-class Cancelled(BaseException):
-    """What is being sampled is no longer wanted."""
-
-
-class Gone(BaseException):
-    """The trainer is: whatever an engine does with exceptions, it must not survive this one."""
+from rlhf_pg.types import Completion
 
 
 def main() -> None:
@@ -74,7 +65,7 @@ class Child:
         )
         self.live = tensors_of(model)
         self.streaming = False  # whether the trainer waits, and takes rows as they finish
-        self.finished: list[tuple[tuple[int, int], Completion]] = []  # not sent yet
+        self.finished: list[wire.Row] = []  # not sent yet
         eos_ids, slots = settings["eos_ids"], settings["slots"]
         self.engine: Engine = build(settings["engine"], model, eos_ids, slots, settings["options"], **settings["facts"])
 
@@ -89,12 +80,12 @@ class Child:
             started = time.monotonic()
             header, made = wire.pack(self._generate(request, tensors))
             answer |= {"completions": header, "seconds": time.monotonic() - started}
-        except Cancelled:
+        except wire.Cancelled:
             answer["cancelled"] = True
-        except Gone:
+        except wire.Gone:
             raise EOFError from None
         except Exception as error:
-            answer["error"] = [type(error).__name__, str(error), traceback.format_exc()]
+            answer |= wire.failure(error)
         wire.send(self.connection, answer, **made)
 
     def _generate(self, request: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[Completion]]:
@@ -104,11 +95,8 @@ class Child:
                 for name in request["changed"]:
                     self.live[name].copy_(self.shared.tensors[name])
         self.engine.load_weights((), request["version"])
-        pieces = tensors["prompts"].split(request["lengths"])
-        prompts = [Prompt(i, "", tuple(t.tolist())) for i, t in zip(request["ids"], pieces, strict=True)]
-        dtype = getattr(torch, request["autocast"]) if request["autocast"] else None
-        with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
-            return self.engine.generate(prompts, Sampling(**request["sampling"]), self._progress, self._finished)
+        with wire.arithmetic(request, self.device.type):
+            return self.engine.generate(*wire.requested(request, tensors), self._progress, self._finished)
 
     def _finished(self, prompt: int, place: int, completion: Completion) -> None:
         self.finished.append(((prompt, place), completion))
@@ -119,12 +107,11 @@ class Child:
             if self.connection.poll(0):
                 message, _ = wire.receive(self.connection)
                 if message["do"] == "cancel":
-                    raise Cancelled
+                    raise wire.Cancelled
                 self.streaming = True
             if self.streaming and self.finished:
-                places, rows = zip(*self.finished, strict=True)
-                header, tensors = wire.pack([rows])
-                wire.send(self.connection, {"places": places, "finished": header}, **tensors)
+                header, tensors = wire.pack_rows(self.finished)
+                wire.send(self.connection, header, **tensors)
                 self.finished = []
         except (EOFError, OSError):
-            raise Gone from None
+            raise wire.Gone from None

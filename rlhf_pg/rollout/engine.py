@@ -97,6 +97,14 @@ def build(
     return make(model, eos_ids, slots=slots, **{k: v for k, v in facts.items() if k in named}, **options)
 
 
+def check_made(slots: int, eos_ids: Sequence[int]) -> None:
+    """Raise ValueError for an engine that could never decode, or whose completions could never stop."""
+    if slots < 1:
+        raise ValueError(f"slots must be at least 1, not {slots}")
+    if not eos_ids:
+        raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
+
+
 def check_request(
     prompts: Sequence[Prompt], sampling: Sampling, context: int | None = None, vocabulary: int | None = None
 ) -> None:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 from rlhf_pg.rollout.admission import Admission, Queue
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
-from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
 from rlhf_pg.rollout.lean import LeanSteps, can_decode
 from rlhf_pg.rollout.sampling import choose, uniforms
 from rlhf_pg.rollout.weights import overwrite
@@ -40,10 +40,7 @@ class NativeEngine:
     samples_live_weights = True  # those of `model`, at any time: in float32, log-probs are the trainer's own
 
     def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
-        if slots < 1:
-            raise ValueError(f"slots must be at least 1, not {slots}")
-        if not eos_ids:
-            raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
+        check_made(slots, eos_ids)
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
         self.attention = Attention(model)
         self.lean = can_decode(model)

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -221,21 +221,10 @@ class ProcessEngine:
             self._receive()
         self._shared.write({**self._live, **(weights or {})}, self._changing)
         self._shared.progress.zero_()
-        kind = self._live[next(iter(self._live))].device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        header = {
-            "do": "generate",
-            "version": version,
-            "changed": sorted(self._changing),
-            "sampling": asdict(sampling),
-            "ids": [prompt.id for prompt in prompts],
-            "lengths": [len(prompt.tokens) for prompt in prompts],
-            "autocast": precision and str(precision).removeprefix("torch."),
-            "threads": threads,
-        }
-        tokens = torch.tensor([t for prompt in prompts for t in prompt.tokens], dtype=torch.int64)
+        header, tensors = wire.request(prompts, sampling, self._live[next(iter(self._live))].device.type)
+        header |= {"do": "generate", "version": version, "changed": sorted(self._changing), "threads": threads}
         with self._telling_its_end():
-            wire.send(self._connection, header, prompts=tokens)
+            wire.send(self._connection, header, **tensors)
         self._awaited = True
 
     def _answer(
@@ -255,9 +244,8 @@ class ProcessEngine:
             if not self._awaited:
                 return wire.completions(answer, tensors)
             if finished is not None:
-                (rows,) = wire.unpack(answer["finished"], tensors)
-                for (prompt, place), row in zip(answer["places"], rows, strict=True):
-                    finished(prompt, place, row)
+                for place, row in wire.unpack_rows(answer, tensors):
+                    finished(*place, row)
 
     def _arrived(self) -> bool:
         """Whether there is something to receive, if only that the second process has ended."""

@@ -12,17 +12,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_pg.errors import RunError
 from rlhf_pg.rollout import link, proof, wire
+from rlhf_pg.rollout.answer import Answer, Fault, Left
 from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.weights import overwrite
@@ -32,17 +30,6 @@ ATTEMPTS = 3
 LOOK_S = 0.05  # between two looks for an answer
 PAUSE_S = 0.5  # between two looks for a server
 WIRED = set(wire.DTYPES.values())  # what the wire takes as it is
-
-
-class Fault(Exception):
-    """The server did not do what it was asked, in a way that another attempt may mend."""
-
-
-class Left(BaseException):
-    """What `progress` or `finished` raised, `error`: not a fault of the server, whatever it is."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 class RemoteEngine:
@@ -81,7 +68,7 @@ class RemoteEngine:
     ) -> list[list[Completion]]:
         """See `Engine.generate`. RunError when the server cannot be had or does not do it."""
         check_request(prompts, sampling, self.context, self.vocabulary)
-        answer = _Answer(self, prompts, sampling, progress, finished)
+        answer = Answer(self, prompts, sampling, progress, finished)
         try:
             self._attempt(lambda: self._sample(answer))
         except Left as left:
@@ -158,34 +145,24 @@ class RemoteEngine:
             wire.send(connection, header, values=values)
         wire.send(connection, {"do": "end", "id": number})
         answer, _ = wire.receive(connection)
-        _raise(answer)
+        wire.raise_failure(answer, "the rollout server", Fault)
         if (answer["id"], answer["version"]) != (number, self.version):
             raise Fault(f"the push of version {self.version} was acknowledged as version {answer['version']}")
 
     def _prove(self) -> None:
         """Have a few tokens sampled and score them here."""
         asked = proof.prompts(self.vocabulary, self.context)
-        answer = _Answer(self, asked, proof.sampling(self.context))
+        answer = Answer(self, asked, proof.sampling(self.context))
         self._sample(answer)
         proof.check(proof.gap(self.model, asked, answer.groups(), self.dtype), self.dtype, self.version)
 
-    def _sample(self, answer: _Answer) -> None:
+    def _sample(self, answer: Answer) -> None:
         """Ask for what an answer lacks, and fill it."""
         connection, number = self._connection, self._next()
         assert connection is not None
-        kind = next(self.model.parameters()).device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        header = {
-            "do": "generate",
-            "id": number,
-            "version": self.version,
-            "sampling": asdict(answer.sampling),
-            "ids": [prompt.id for prompt in answer.prompts],
-            "lengths": [len(prompt.tokens) for prompt in answer.prompts],
-            "autocast": precision and str(precision).removeprefix("torch."),
-        }
-        tokens = torch.tensor([t for prompt in answer.prompts for t in prompt.tokens], dtype=torch.int64)
-        wire.send(connection, header, prompts=tokens)
+        device = next(self.model.parameters()).device.type
+        header, tensors = wire.request(answer.prompts, answer.sampling, device)
+        wire.send(connection, header | {"do": "generate", "id": number, "version": self.version}, **tensors)
         try:
             while not self._take(connection, number, answer):
                 pass
@@ -196,7 +173,7 @@ class RemoteEngine:
                 wire.send(connection, {"do": "cancel", "id": number})
             raise
 
-    def _take(self, connection: Connection, number: int, answer: _Answer) -> bool:
+    def _take(self, connection: Connection, number: int, answer: Answer) -> bool:
         """Wait for the next message and add what it brings; whether it was the last."""
         waited = time.monotonic()
         while not connection.poll(LOOK_S):
@@ -206,16 +183,15 @@ class RemoteEngine:
         message, tensors = wire.receive(connection)
         if message.get("id") != number:
             raise Fault(f"an answer to request {message.get('id')} came for request {number}")
-        _raise(message)
+        wire.raise_failure(message, "the rollout server", Fault)
         if message.get("stale") or message["version"] != self.version:
             self._known = None
             raise Fault(f"the server has weights of version {message['version']}, not {self.version}")
         if message.get("progress"):
             answer.seen = max(answer.seen, message["progress"][2])
         if "finished" in message:
-            (rows,) = wire.unpack(message["finished"], tensors)
-            for (prompt, place), row in zip(message["places"], rows, strict=True):
-                answer.add(prompt, place, row)
+            for place, row in wire.unpack_rows(message, tensors):
+                answer.add(*place, row)
         answer.look()
         if message.get("done"):
             self.seconds = message["seconds"]
@@ -225,82 +201,3 @@ class RemoteEngine:
     def _next(self) -> int:
         self._number += 1
         return self._number
-
-
-class _Answer:
-    """The completions of one request, over all attempts at it: a row that has come is kept, and comes once."""
-
-    def __init__(
-        self,
-        engine: RemoteEngine,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        progress: Progress | None = None,
-        finished: Finished | None = None,
-    ) -> None:
-        self.engine, self.prompts, self.sampling = engine, prompts, sampling
-        self.progress, self.finished = progress, finished
-        self.total, self.seen = len(prompts) * sampling.samples, 0
-        self.rows: dict[tuple[int, int], Completion] = {}
-
-    def add(self, prompt: int, place: int, row: Completion) -> None:
-        """Keep a row and hand it out, if it has not come before. Fault if it cannot be what was asked for."""
-        fault = self._fault(row)
-        if not (0 <= prompt < len(self.prompts) and 0 <= place < self.sampling.samples):
-            fault = "one of no such place"
-        if fault:
-            raise Fault(f"the server sent a wrong completion of prompt {prompt}: {fault}")
-        if (prompt, place) not in self.rows:
-            self.rows[prompt, place] = row
-            if self.finished is not None:
-                self._call(self.finished, prompt, place, row)
-
-    def look(self) -> None:
-        """Show how far it is; `progress` may raise, to leave at once."""
-        if self.progress is not None:
-            done = sum(len(row.tokens) for row in self.rows.values())
-            self.seen = max(self.seen, done)
-            whole = len(self.rows) == self.total
-            self._call(self.progress, len(self.rows), self.total, done if whole else self.seen)
-
-    def _call(self, function: Callable[..., None], *values: Any) -> None:
-        try:
-            function(*values)
-        except BaseException as error:
-            raise Left(error) from error
-
-    def whole(self) -> None:
-        if len(self.rows) < self.total:
-            raise Fault(f"the server ended with {len(self.rows)} of {self.total} completions")
-
-    def groups(self) -> list[list[Completion]]:
-        return [[self.rows[n, j] for j in range(self.sampling.samples)] for n in range(len(self.prompts))]
-
-    def _fault(self, row: Completion) -> str:
-        """What is impossible about a completion; "" if nothing."""
-        tokens, limit = row.tokens, self.sampling.max_new_tokens
-        if row.version != self.engine.version:
-            return f"of weights of version {row.version}, not {self.engine.version}"
-        if not 0 < len(tokens) <= limit or len(row.logp) != len(tokens):
-            return f"{len(tokens)} tokens and {len(row.logp)} log-probs, at most {limit} were asked for"
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.engine.vocabulary:
-            return "a token outside the vocabulary"
-        if not bool((row.logp.isfinite() & (row.logp < 1e-3)).all()):
-            return "a log-prob that is none"
-        stops = [place for place, token in enumerate(tokens.tolist()) if token in self.engine.eos_ids]
-        if stops != ([len(tokens) - 1] if row.finish == "stop" else []):
-            return f"it says {row.finish!r}, with end-of-sequence tokens at {stops}"
-        if row.finish != "stop" and len(tokens) != limit:
-            return f"it was cut at {len(tokens)} of {limit} tokens"
-        return ""
-
-
-def _raise(answer: dict[str, Any]) -> None:
-    """Raise what a server answered that is an error: a refused request as it was, a broken engine as a Fault."""
-    if "error" not in answer:
-        return
-    kind, text, trace = answer["error"]
-    known = wire.RAISED.get(kind)
-    error = known(text) if known else Fault(f"its engine failed: {kind}: {text}")
-    error.add_note(f"in the rollout server:\n{trace}")
-    raise error

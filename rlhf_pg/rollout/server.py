@@ -13,18 +13,16 @@ from __future__ import annotations
 import secrets
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_pg.rollout import link, wire
 from rlhf_pg.rollout.engine import Engine
-from rlhf_pg.types import Completion, Prompt, Sampling
+from rlhf_pg.types import Completion
 
 HANDSHAKE_S = 10.0
 SEND_S = 60.0  # that a trainer may leave what was sent to it unread
@@ -58,20 +56,12 @@ class Server:
                 connection.close()
 
 
-class Cancelled(BaseException):
-    """What is being sampled is no longer wanted."""
-
-
-class Gone(BaseException):
-    """The trainer is: whatever an engine does with exceptions, it must not survive this one."""
-
-
 class _Visit:
     """One connection."""
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server, self.engine, self.connection = server, server.engine, connection
-        self.rows: list[tuple[tuple[int, int], Completion]] = []  # finished, not sent yet
+        self.rows: list[wire.Row] = []  # finished, not sent yet
         self.beat = 0.0  # when something was last sent
 
     def serve(self) -> None:
@@ -94,12 +84,12 @@ class _Visit:
         broken: Exception | None = None
         try:
             answer = act()
-        except Cancelled:
+        except wire.Cancelled:
             answer = {"cancelled": True}
-        except Gone:
+        except wire.Gone:
             raise EOFError from None
         except Exception as error:
-            answer = {"error": [type(error).__name__, str(error), traceback.format_exc()]}
+            answer = wire.failure(error)
             broken = None if isinstance(error, REFUSED) else error
         wire.send(self.connection, {"id": message["id"], "version": self.engine.version, **answer})
         if broken is not None:
@@ -115,9 +105,9 @@ class _Visit:
             try:
                 message, tensors = wire.receive(self.connection)
             except (EOFError, OSError):
-                raise Gone from None
+                raise wire.Gone from None
             if message.get("id") != number or message["do"] not in ("tensor", "end"):
-                raise Gone
+                raise wire.Gone
             if message["do"] == "end":
                 return
             yield message["name"], tensors["values"].view(message["shape"])
@@ -125,12 +115,9 @@ class _Visit:
     def _generate(self, message: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         if message["version"] != self.engine.version:
             return {"stale": True}
-        pieces = tensors["prompts"].split(message["lengths"])
-        prompts = [Prompt(i, "", tuple(t.tolist())) for i, t in zip(message["ids"], pieces, strict=True)]
         self.number, self.rows, started = message["id"], [], time.monotonic()
-        dtype = message["autocast"]
-        with torch.autocast(self.server.device, getattr(torch, dtype or "bfloat16"), enabled=dtype is not None):
-            self.engine.generate(prompts, Sampling(**message["sampling"]), self._progress, self._finished)
+        with wire.arithmetic(message, self.server.device):
+            self.engine.generate(*wire.requested(message, tensors), self._progress, self._finished)
         self._send_rows()
         return {"done": True, "seconds": time.monotonic() - started}
 
@@ -142,9 +129,9 @@ class _Visit:
         try:
             message = wire.receive(self.connection)[0] if self.connection.poll(0) else {}
         except (EOFError, OSError):
-            raise Gone from None
+            raise wire.Gone from None
         if message.get("do") == "cancel":
-            raise Cancelled
+            raise wire.Cancelled
         if self.rows or time.monotonic() - self.beat > BEAT_S:
             self._send_rows([done, total, tokens])
 
@@ -152,11 +139,10 @@ class _Visit:
         header: dict[str, Any] = {"id": self.number, "version": self.engine.version, "progress": progress}
         made: dict[str, Tensor] = {}
         if self.rows:
-            places, rows = zip(*self.rows, strict=True)
-            packed, made = wire.pack([rows])
-            header |= {"places": places, "finished": packed}
+            packed, made = wire.pack_rows(self.rows)
+            header |= packed
         try:
             wire.send(self.connection, header, **made)
         except (EOFError, OSError):
-            raise Gone from None
+            raise wire.Gone from None
         self.rows, self.beat = [], time.monotonic()

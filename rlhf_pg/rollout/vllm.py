@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rlhf_pg.models import plain
 from rlhf_pg.rollout import proof
 from rlhf_pg.rollout.attention import context_of
-from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
 from rlhf_pg.rollout.vllm_core import Core, own_random
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
@@ -52,10 +52,7 @@ class VllmEngine:
         seeded: bool = True,
         sleep: bool = False,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots must be at least 1, not {slots}")
-        if not eos_ids:
-            raise ValueError("eos_ids is empty: no completion could ever stop; give the tokenizer's EOS id")
+        check_made(slots, eos_ids)
         if sleep and not torch.cuda.is_available():
             raise ValueError("rollout.options.sleep: vLLM can only give back the memory of a GPU; leave it out")
         self.model, self.eos_ids, self.version = model, tuple(eos_ids), version
