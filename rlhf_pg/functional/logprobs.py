@@ -147,18 +147,21 @@ class _Whole(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(hidden, weight, bias, tokens, z, total, entropy)
         ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
         return logp, entropy
 
     @staticmethod
     def backward(ctx, grad_logp, grad_entropy):
         hidden, weight, bias, tokens, power, total, entropy = ctx.saved_tensors
+        unused = grad_entropy is None  # known without a look at a device's numbers
+        grad_logp, grad_entropy = (torch.zeros_like(entropy) if g is None else g for g in (grad_logp, grad_entropy))
         if torch.is_grad_enabled():  # to be differentiated again
             made = from_logits(_head(hidden, weight, bias, None), tokens, ctx.temperature)
             inputs = [x for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(made, inputs, (grad_logp, grad_entropy), create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
         of_p, per_log = -grad_logp, None
-        if grad_entropy.any():
+        if not unused and grad_entropy.any():
             of_p, per_log = of_p - grad_entropy * (entropy - total.log()), grad_entropy / total
         slope = power * (of_p / total)[:, None]  # [M, V]
         if per_log is not None:

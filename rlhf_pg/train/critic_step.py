@@ -70,12 +70,12 @@ def _accumulate(
 ) -> float:
     """Add the gradient of the value loss of `rows` to the critic's .grad, one denominator; returns the loss."""
     count = learner.backend.sum(F.normalize.count(batch.mask[rows], "token"), "denominators of the critic")
-    total = 0.0
+    total = count.new_zeros(())
     for micro, part in parts(critic.module, batch, rows, update):
         poll()
         kept, target = pick(signals, micro, part), returns[micro, : part.tokens.shape[1]]
         loss = F.objectives.value_loss(critic.module(part), target, kept.value, critic.options.clip)
         reduced = F.normalize.total(loss, part.mask, "token", count)
         learner.backend.backward(reduced, critic.module)
-        total += float(reduced.detach())
-    return learner.backend.ranks.total({"loss": total}, "the critic's loss")["loss"]
+        total = total + reduced.detach()
+    return learner.backend.ranks.total({"loss": float(total)}, "the critic's loss")["loss"]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_pg.algorithms.base import Algorithm
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
-from rlhf_pg.config import DataSource, Optimizer, Recipe
+from rlhf_pg.config import Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
@@ -29,6 +27,8 @@ from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.plan import Plan, settled
 from rlhf_pg.train.plan import plan as make_plan
+from rlhf_pg.train.problems import longest_request, note, prompts_of
+from rlhf_pg.train.refusals import refuse_in_several, refuse_with_deepspeed
 from rlhf_pg.train.signals import Reference, frozen_copy, reference
 from rlhf_pg.train.state import weights_digest
 from rlhf_pg.types import Prompt, Sampling
@@ -97,19 +97,22 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
     recipe = settled(recipe, config, longest)
 
     backend = backend or join(recipe, trackers=learn)
+    refuse_in_several(recipe, backend)
+    if learn:
+        refuse_with_deepspeed(recipe, backend)
     model = policy_model(recipe, recipe.model.path, backend)
     with_reference = learn and recipe.kl.coefficient > 0
     sampled, kept, identity = model, None, None
     if backend.sharded:  # whatever needs whole weights takes them now
         sampled = copy.deepcopy(model)
-        kept = frozen_copy(Policy(model, recipe.rollout.temperature, recipe.update.share_prompts))
-        identity = identity_of(kept.model) if with_reference else None
+        if with_reference:
+            kept = frozen_copy(Policy(model, recipe.rollout.temperature, recipe.update.share_prompts))
+            identity = identity_of(kept.model)
     learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
     frozen, frozen_policy = None, None
     if with_reference:
         frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, kept, backend.freeze)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    _refuse_in_several(recipe, backend)
     engine = make_engine(recipe, sampled, stops, longest_request(recipe, made), learn=learn)
     learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"
     return Session(
@@ -125,7 +128,7 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
         train_prompts=train,
         eval_prompts=made["eval"].prompts if "eval" in made else [],
         sampler=sampler,
-        notes=[_note(name, prompts) for name, prompts in made.items()],
+        notes=[note(name, prompts) for name, prompts in made.items()],
         plan=make_plan(recipe, config, longest_prompt=longest),
         reference_identity=identity,
     )
@@ -140,70 +143,6 @@ def join(recipe: Recipe, *, trackers: bool = True) -> Backend:
 def identity_of(model: PreTrainedModel) -> str:
     """A digest of a model's weights, an adapter's left out."""
     return weights_digest((n, p) for n, p in model.named_parameters() if "lora_" not in n)
-
-
-def _refuse_with_deepspeed(recipe: Recipe, algorithm: Algorithm, backend: Backend) -> None:
-    """Raise ValueError for what needs whole gradients, or other steps than DeepSpeed takes."""
-    if not backend.deepspeed:
-        return
-    if algorithm.update == "trust_region":
-        raise ValueError(
-            f"{algorithm.name} makes its own step from whole gradients and weights, which DeepSpeed keeps in its own "
-            "flat, sharded buffers; start it on one process or with DDP"
-        )
-    if recipe.update.max_kl is not None:
-        raise ValueError(
-            "update.max_kl leaves gradients behind that DeepSpeed would step with: leave it out, or use DDP"
-        )
-    if algorithm.needs_critic and recipe.critic.backbone == "policy":
-        raise ValueError(
-            "critic.backbone=policy gives one model two optimizers, and DeepSpeed knows one: use copy, or DDP"
-        )
-    if recipe.model.quantize:
-        raise ValueError("model.quantize keeps weights that DeepSpeed cannot shard: leave it out, or use DDP")
-    if recipe.model.lora and backend.sharded:
-        raise ValueError("model.lora with ZeRO-3 cannot be merged for the export: use ZeRO-1, ZeRO-2 or DDP")
-
-
-def _refuse_in_several(recipe: Recipe, backend: Backend) -> None:
-    """Raise ValueError for rollouts that one training process can have, and several cannot."""
-    rollout = recipe.rollout
-    if backend.ranks.size == 1:
-        return
-    if rollout.overlap:
-        raise ValueError("rollout.overlap samples beside one process that trains: leave it out, or start one process")
-    if rollout.server is not None:
-        raise ValueError("rollout.server: a server serves one process that trains; leave it out, or start one process")
-    if rollout.engine == "vllm":
-        raise ValueError(
-            "rollout.engine=vllm: vLLM's process group stands in the way of several training processes'; use native, "
-            "or start one process"
-        )
-
-
-def prompts_of(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int
-) -> dict[Literal["train", "eval"], prompt_data.Prompts]:
-    """The prompts of data.train and, if there is one, data.eval."""
-    sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
-    return {
-        name: read_prompts(
-            source,
-            name,
-            tokenizer,
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
-            context=context,
-            max_new_tokens=(name == "eval" and recipe.eval.max_new_tokens) or recipe.rollout.max_new_tokens,
-        )
-        for name, source in sources.items()
-        if source
-    }
-
-
-def longest_request(recipe: Recipe, made: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
-    """Tokens of the longest prompt with the longest completion, over data.train and data.eval."""
-    new = {"train": recipe.rollout.max_new_tokens, "eval": recipe.eval.max_new_tokens or recipe.rollout.max_new_tokens}
-    return max(len(prompt.tokens) + new[name] for name, source in made.items() for prompt in source.prompts)
 
 
 def make_engine(
@@ -245,8 +184,6 @@ def _learner(
     algorithm = resolve_algorithm(recipe.algorithm.name)
     options = algorithm.options(**recipe.algorithm.options)
     algorithm = algorithm.settled(options)
-    if learn:
-        _refuse_with_deepspeed(recipe, algorithm, backend)
     critic, head = None, None
     if learn and algorithm.needs_critic:
         critic, head = _critic(recipe, model, tokenizer, backend)
@@ -303,42 +240,4 @@ def adamw(parameters: list[torch.nn.Parameter], settings: Optimizer) -> torch.op
     """The optimizer of one `optimizer` section."""
     return torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
-
-
-def _note(name: str, made: prompt_data.Prompts) -> str:
-    dropped = f", {made.dropped} left out as too long" if made.dropped else ""
-    return f"data.{name}: {len(made.prompts)} prompts, template {made.template}{dropped}"
-
-
-def read_prompts(
-    source: DataSource,
-    name: Literal["train", "eval"],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_prompt_tokens: int,
-    context: int,
-    max_new_tokens: int,
-) -> prompt_data.Prompts:
-    """The prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option."""
-    rows = prompt_data.load_rows(
-        task=source.task,
-        path=source.path,
-        dataset=source.dataset,
-        subset=source.subset,
-        split=source.split or {"train": "train", "eval": "heldout"}[name],
-        limit=source.limit,
-        options=source.options,
-    )
-    return prompt_data.to_prompts(
-        rows,
-        tokenizer,
-        split_name=name,
-        prompt_column=source.prompt,
-        answer_column=source.answer,
-        template=source.template or "auto",
-        max_prompt_tokens=max_prompt_tokens,
-        context_length=context,
-        max_new_tokens=max_new_tokens,
-        task=source.task,
     )

@@ -20,9 +20,10 @@ from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.plan import suitable_tokens
+from rlhf_pg.train.problems import read_prompts
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.run_dir import RunDir
-from rlhf_pg.train.setup import adamw, read_prompts
+from rlhf_pg.train.setup import adamw
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 

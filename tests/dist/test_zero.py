@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_pg import config
-from rlhf_pg.algorithms.base import resolve
+
 from rlhf_pg.train import setup
 from rlhf_pg.train.backend import Backend
+from rlhf_pg.train.refusals import refuse_with_deepspeed
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
 from tests.train import small_run
@@ -88,8 +89,6 @@ def test_a_launch_for_deepspeed_that_would_run_without_is_refused(monkeypatch):
 )
 def test_what_deepspeed_cannot_do_is_refused_before_a_model_is_sharded(tmp_path, changes, stage, said):
     recipe = config.parse(plays.recipe(tmp_path, "", changes), config.Recipe)
-    algorithm = resolve(recipe.algorithm.name)
-    settled = algorithm.settled(algorithm.options(**recipe.algorithm.options))
     there = SimpleNamespace(deepspeed=True, sharded=stage == 3)
     with pytest.raises(ValueError, match=said):
-        setup._refuse_with_deepspeed(recipe, settled, there)  # pyright: ignore[reportArgumentType]
+        refuse_with_deepspeed(recipe, there)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,74 @@
+"""The prompts of a recipe's data sections, as a run or a server reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_pg.config import DataSource, Recipe
+from rlhf_pg.data import prompts as prompt_data
+
+
+def prompts_of(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int
+) -> dict[Literal["train", "eval"], prompt_data.Prompts]:
+    """The prompts of data.train and, if there is one, data.eval."""
+    sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
+    return {
+        name: read_prompts(
+            source,
+            name,
+            tokenizer,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            context=context,
+            max_new_tokens=(name == "eval" and recipe.eval.max_new_tokens) or recipe.rollout.max_new_tokens,
+        )
+        for name, source in sources.items()
+        if source
+    }
+
+
+def longest_request(recipe: Recipe, made: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
+    """Tokens of the longest prompt with the longest completion, over data.train and data.eval."""
+    new = {"train": recipe.rollout.max_new_tokens, "eval": recipe.eval.max_new_tokens or recipe.rollout.max_new_tokens}
+    return max(len(prompt.tokens) + new[name] for name, source in made.items() for prompt in source.prompts)
+
+
+def read_prompts(
+    source: DataSource,
+    name: Literal["train", "eval"],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_tokens: int,
+    context: int,
+    max_new_tokens: int,
+) -> prompt_data.Prompts:
+    """The prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option."""
+    rows = prompt_data.load_rows(
+        task=source.task,
+        path=source.path,
+        dataset=source.dataset,
+        subset=source.subset,
+        split=source.split or {"train": "train", "eval": "heldout"}[name],
+        limit=source.limit,
+        options=source.options,
+    )
+    return prompt_data.to_prompts(
+        rows,
+        tokenizer,
+        split_name=name,
+        prompt_column=source.prompt,
+        answer_column=source.answer,
+        template=source.template or "auto",
+        max_prompt_tokens=max_prompt_tokens,
+        context_length=context,
+        max_new_tokens=max_new_tokens,
+        task=source.task,
+    )
+
+
+def note(name: str, made: prompt_data.Prompts) -> str:
+    dropped = f", {made.dropped} left out as too long" if made.dropped else ""
+    return f"data.{name}: {len(made.prompts)} prompts, template {made.template}{dropped}"
