@@ -21,7 +21,6 @@ from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.data.prompts import eos_ids
 from rlhf_pg.debug import gold, sharing
-from rlhf_pg.debug.inspect import visible
 from rlhf_pg.debug.probe import (
     SAMPLES,
     Closeness,
@@ -33,6 +32,7 @@ from rlhf_pg.debug.probe import (
     trainer_log_probs,
     untouched,
 )
+from rlhf_pg.display.text import visible
 from rlhf_pg.errors import RunError
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build

@@ -15,6 +15,7 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.debug import checks, sharing
+from rlhf_pg.display.live import LiveView, Phase
 from rlhf_pg.errors import RunError
 from rlhf_pg.rollout import collect
 from rlhf_pg.train import ahead, checkpoint, critic_step, gradient_step, trust_region_step
@@ -23,7 +24,6 @@ from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.export import export, headline
 from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.live import LiveView, Phase
 from rlhf_pg.train.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.opening import open_folder, resumed
 from rlhf_pg.train.plan import show

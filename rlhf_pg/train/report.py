@@ -10,10 +10,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rlhf_pg.debug.inspect import visible
+from rlhf_pg.display.figures import compact, counted, eval_names, number
+from rlhf_pg.display.text import visible
 from rlhf_pg.train import report_compare, report_cost, report_curves, report_held_out, report_overlays, report_samples
 from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_figures import compact, counted, eval_names, number
 from rlhf_pg.train.report_groups import Group, groups, names
 from rlhf_pg.train.report_held_out import Bars, evals, interval, percent
 from rlhf_pg.train.report_notices import CHECKED, Notice, late, merged, notices, outcome_totals, values

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_pg.train.report_figures import compact
+from rlhf_pg.display.figures import compact
 
 BOX = 1000
 

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from rlhf_pg.debug.inspect import visible
+from rlhf_pg.display.figures import clock, compact, cut, eval_names, number
+from rlhf_pg.display.text import visible
 from rlhf_pg.train import report_facts as facts
 from rlhf_pg.train.report_charts import smooth
-from rlhf_pg.train.report_figures import clock, compact, cut, eval_names, number
 from rlhf_pg.train.report_groups import NOT_RECIPE, Group, flat
 from rlhf_pg.train.report_held_out import eval_points, final
 from rlhf_pg.train.report_notices import late, values

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf_pg.debug.inspect import visible
+from rlhf_pg.display.figures import STATISTICS, counted, eval_names, number, tokens_per_second
+from rlhf_pg.display.text import visible
 from rlhf_pg.train import report_facts as facts
 from rlhf_pg.train.report_charts import Chart, Series, chart, smooth, stacked
-from rlhf_pg.train.report_figures import STATISTICS, counted, eval_names, number, tokens_per_second
 from rlhf_pg.train.report_groups import COLORS
 from rlhf_pg.train.report_held_out import bounds, eval_points
 from rlhf_pg.train.report_run import Point, Run, dig, section, series

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 
-from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import number
+from rlhf_pg.display.figures import number
+from rlhf_pg.display.text import visible
 from rlhf_pg.train.report_run import Point, Run, cumulative, dig, series
 
 CRITICS = {"copy": "own copy", "policy": "shared"}

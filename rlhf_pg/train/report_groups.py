@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_pg.debug.inspect import visible
+from rlhf_pg.display.text import visible
 from rlhf_pg.train.report_run import Run, dig
 
 COLORS = 8

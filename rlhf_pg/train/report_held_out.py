@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import BOUNDS, eval_names, number
+from rlhf_pg.display.figures import BOUNDS, eval_names, number
+from rlhf_pg.display.text import visible
 from rlhf_pg.train.report_groups import Group
 from rlhf_pg.train.report_groups import names as names_of
 from rlhf_pg.train.report_run import Point, Run, section, series

@@ -8,8 +8,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import counted, number
+from rlhf_pg.display.figures import counted, number
+from rlhf_pg.display.text import visible
 from rlhf_pg.train.report_run import EXPECTED, Run, section, series
 
 CHECKED = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_pg.train.report_figures import number
+from rlhf_pg.display.figures import number
 
 EXPECTED = {
     "metrics.jsonl": "no curves",

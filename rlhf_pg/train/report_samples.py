@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import cut, number, shown
+from rlhf_pg.display.figures import cut, number, shown
+from rlhf_pg.display.text import visible
 from rlhf_pg.train.report_run import Run, rows
 
 LATE_FILES, EARLY_FILES = 5, 2

@@ -21,11 +21,11 @@ from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
+from rlhf_pg.display.live import LiveView
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import loop, variance_page
 from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import Session, build, join
 from rlhf_pg.train.stop import StopRequest

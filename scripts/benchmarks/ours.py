@@ -13,8 +13,8 @@ import torch
 from benchmarks.port import Answer, Port
 from benchmarks.shapes import Shape, shape_of
 from rlhf_pg import config
+from rlhf_pg.display.live import LiveView
 from rlhf_pg.train import loop
-from rlhf_pg.train.live import LiveView
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session, build

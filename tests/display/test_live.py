@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rlhf_pg.train.live import BARS, Curve, LiveView
+from rlhf_pg.display.live import BARS, Curve, LiveView
 
 METRICS: dict[str, Any] = {
     "step": 1,
@@ -192,7 +192,7 @@ def test_a_log_that_can_no_longer_be_written_does_not_stop_the_run(capsys):
 
 def test_the_time_left_is_the_steps_left_at_the_mean_pace(monkeypatch):
     clock = iter([0.0, 10.0, 12.0, 16.0])  # made; step 1 starts, ends, step 2 ends: 3 s a step
-    monkeypatch.setattr("rlhf_pg.train.live.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rlhf_pg.display.live.time.monotonic", lambda: next(clock))
     view = LiveView(10, "off")
     for step in (1, 2):
         view.start_step(step)

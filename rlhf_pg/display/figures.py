@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_pg.debug.inspect import visible
+from rlhf_pg.display.text import visible
 
 BOUNDS = ("_low", "_high")  # of an interval
 STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: everything else is a reward function

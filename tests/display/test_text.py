@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from rlhf_pg.debug.inspect import token_table, visible
+from rlhf_pg.display.text import token_table, visible
 
 
 class Letters:

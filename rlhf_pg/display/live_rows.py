@@ -10,8 +10,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.report_figures import STATISTICS, compact, cut, eval_text, number, shown, tokens_per_second
+from rlhf_pg.display.figures import STATISTICS, compact, cut, eval_text, number, shown, tokens_per_second
+from rlhf_pg.display.text import visible
 
 EXPLAINED = "value/explained_variance"
 

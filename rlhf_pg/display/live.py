@@ -18,9 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_pg.debug.inspect import visible
-from rlhf_pg.train.live_rows import EXPLAINED, distances, metric_rows, sample_rows
-from rlhf_pg.train.report_figures import clock, compact, eval_text, number, shown, tokens_per_second
+from rlhf_pg.display.figures import clock, compact, eval_text, number, shown, tokens_per_second
+from rlhf_pg.display.live_rows import EXPLAINED, distances, metric_rows, sample_rows
+from rlhf_pg.display.text import visible
 
 Phase = Literal["rollout", "reward", "update", "eval", "checkpoint"]
 BARS = "▁▂▃▄▅▆▇█"
