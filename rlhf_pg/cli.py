@@ -240,7 +240,7 @@ def _variance(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from rlhf_pg.train import report
+    from rlhf_pg.report import write_report as report
 
     print(report.write(arguments.run_dirs, arguments.out))
     return 0

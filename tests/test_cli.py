@@ -69,7 +69,7 @@ def test_eval_without_held_out_data_is_refused(capsys):
 
 
 def test_report_prints_where_it_wrote(monkeypatch, capsys):
-    stand_in(monkeypatch, "rlhf_pg.train.report", write=lambda dirs, out: Path(f"{len(dirs)}-{out}"))
+    stand_in(monkeypatch, "rlhf_pg.report.write_report", write=lambda dirs, out: Path(f"{len(dirs)}-{out}"))
     assert cli.main(["report", "a", "b", "--out", "c.html"]) == 0
     assert capsys.readouterr().out == "2-c.html\n"
 

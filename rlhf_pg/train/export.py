@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.load import save_model
-from rlhf_pg.train import report
+from rlhf_pg.report import write_report
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session
@@ -38,7 +38,7 @@ def export(
         folder.write_json("summary.json", summary)
         if after:
             message(f"after: {headline(after)}")
-        message(f"report: {report.write([folder.path])}")
+        message(f"report: {write_report.write([folder.path])}")
 
 
 def headline(measured: dict[str, float]) -> str:

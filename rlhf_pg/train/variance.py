@@ -22,8 +22,9 @@ from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.report import variance
 from rlhf_pg.train import credit as credits
-from rlhf_pg.train import loop, variance_page
+from rlhf_pg.train import loop
 from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.resume import Progress
@@ -81,7 +82,7 @@ def run(recipe: Recipe, after: int, groups: int, out: Path) -> int:
         result = measure(session, after, groups)
     finally:
         session.close()
-    variance_page.write(result, out)
+    variance.write(result, out)
     return 0
 
 

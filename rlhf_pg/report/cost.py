@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from rlhf_pg.train import report_facts as facts
-from rlhf_pg.train.report_groups import Group
-from rlhf_pg.train.report_held_out import Bar, Bars
-from rlhf_pg.train.report_run import Run
+from rlhf_pg.report import facts
+from rlhf_pg.report.groups import Group
+from rlhf_pg.report.held_out import Bar, Bars
+from rlhf_pg.report.run_data import Run
 
 NOTE = "Memory: the most the process held, on the device if there is one. Seconds: the median, all phases of a step."
 

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from rlhf_pg.train import report
-from rlhf_pg.train.report_axes import spread
-from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_groups import groups
-from rlhf_pg.train.report_held_out import compared
-from rlhf_pg.train.report_notices import Notice, merged
-from rlhf_pg.train.report_overlays import overlays
-from rlhf_pg.train.report_run import Run, read
-from tests.train.report_pages import Page, make, recipe, row, table
+from rlhf_pg.report import write_report
+from rlhf_pg.report.axes import spread
+from rlhf_pg.report.charts import Chart
+from rlhf_pg.report.groups import groups
+from rlhf_pg.report.held_out import compared
+from rlhf_pg.report.notices import Notice, merged
+from rlhf_pg.report.overlays import overlays
+from rlhf_pg.report.run_data import Run, read
+from tests.report.report_pages import Page, make, recipe, row, table
 
 
 def runs(*dirs: Path) -> list[Run]:
@@ -30,7 +30,7 @@ def test_two_runs_are_compared_at_equal_samples_and_at_equal_seconds(tmp_path):
     rows[4]["eval/pass@1"] = 0.4
     rows[20]["eval/pass@1"] = 0.9
     many = make(tmp_path / "many", rows, config="a: {b: 2}")
-    page = Page(report.write([few, many]))
+    page = Page(write_report.write([few, many]))
     assert [list(cells.values()) for cells in table(page, "At equal samples: 300").values()] == [
         ["30", "1:00", "0.250", "–"],
         ["10", "0:20", "0.500", "40.0% (step 5)"],
@@ -47,7 +47,7 @@ def test_runs_stand_in_the_order_they_were_given_with_one_colour_each_everywhere
     names = ["zeta", "a_name_of_twenty_five_signs", "beta"]
     more: dict[str, Any] = {"entropy": 1.0, "memory/peak_mb": 5, "eval/pass@1": 0.5}
     dirs = [make(tmp_path / name, [row(1, i, **more), row(2, i, **more)]) for i, name in enumerate(names)]
-    page = Page(report.write(dirs))
+    page = Page(write_report.write(dirs))
     assert list(table(page, "Final figures")) == names == list(table(page, "Cost"))
     ends = re.findall(r'<span class="end line c(\d)" [^>]*title="([^"]*)"', page.html)
     swatches = re.findall(r'swatch c(\d)"></i>([^<]*)<', page.html)
@@ -79,7 +79,7 @@ def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
     summary = {"wall_s": 65}
     dirs.append(make(tmp_path / "default", rows([5], 1), config=recipe("ppo", critic={"epochs": 2})))
     dirs.append(make(tmp_path / "without", rows([10, 10], 1, 1), config=recipe("grpo"), summary=summary))
-    cost = table(Page(report.write(dirs)), "Cost")
+    cost = table(Page(write_report.write(dirs)), "Cost")
     assert [cells["critic"] for cells in cost.values()] == ["own copy", "shared", "models/tiny", "own copy", "none"]
     assert cost["own"] == {
         "algorithm": "ppo",
@@ -96,7 +96,7 @@ def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
 def test_memory_and_seconds_are_bars_relative_to_the_longest(tmp_path):
     a = make(tmp_path / "a", [row(1, **{"memory/peak_mb": 300})])
     b = make(tmp_path / "b", [row(1, **{"memory/peak_mb": 1200, "time/step_s": 8.0})])
-    html = Page(report.write([a, b])).html
+    html = Page(write_report.write([a, b])).html
     memory, seconds = re.findall(r"<b>(?:peak memory|seconds per step)</b>(.*?)\n</div>\n", html, re.S)
     assert re.findall(r"width:([\d.]+)%", memory) == ["25.00", "100.00"] and "1,200 MB" in memory
     assert re.findall(r"width:([\d.]+)%", seconds) == ["25.00", "100.00"] and "2.00 s" in seconds
@@ -113,7 +113,7 @@ def test_kl_moved_adds_up_what_each_step_moved_and_names_the_runs_that_cannot_kn
         make(tmp_path / "on_policy", logged([0.0, 0.0, 0.0])),
         make(tmp_path / "old_log", logged([None, None, None])),
     ]
-    page = Page(report.write(dirs))
+    page = Page(write_report.write(dirs))
     moved = {name: cells["KL moved"] for name, cells in table(page, "Final figures").items()}
     assert moved == {"trpo": "0.03", "ppo": "0.75", "on_policy": "–", "old_log": "–"}
     chart = drawn(*dirs)["KL moved"]
@@ -125,7 +125,7 @@ def test_kl_moved_adds_up_what_each_step_moved_and_names_the_runs_that_cannot_kn
 def test_a_run_without_a_reference_is_named_and_not_drawn_at_zero(tmp_path):
     a = make(tmp_path / "a", [row(i, **{"kl/ref": 0.1 * i}) for i in range(1, 11)])
     b = make(tmp_path / "b", [row(i) for i in range(1, 11)], config=recipe("ppo", kl={"coefficient": 0.0}))
-    page = Page(report.write([a, b]))
+    page = Page(write_report.write([a, b]))
     reference = drawn(a, b)["KL to the reference"]
     assert [label for _, _, label, _ in reference.ends] == ["a"] == [label for _, label, _ in reference.legend]
     assert "Not drawn: b (no KL term in the recipe" in reference.foot
@@ -135,7 +135,7 @@ def test_a_run_without_a_reference_is_named_and_not_drawn_at_zero(tmp_path):
 
 def test_a_chart_that_no_recipe_could_fill_is_neither_drawn_nor_missed(tmp_path):
     config = recipe("grpo", kl={"coefficient": 0.0})
-    page = Page(report.write([make(tmp_path / n, [row(1), row(2)], config=config) for n in "ab"]))
+    page = Page(write_report.write([make(tmp_path / n, [row(1), row(2)], config=config) for n in "ab"]))
     absent = re.search(r"Not recorded in these runs: ([^<]*)", page.html)
     assert (
         absent
@@ -158,7 +158,7 @@ def test_final_pass_at_k_comes_with_its_interval_what_it_was_before_and_when(tmp
         "done", "90.0%", 90.0, 85.0, 94.0, 20.0,
     )  # fmt: skip
     assert (second.label, second.text, second.low, second.before) == ("going (step 2)", "50.0%", None, None)
-    page = Page(report.write([done, going, never]))
+    page = Page(write_report.write([done, going, never]))
     assert '<s style="left:20.00%"' in page.html and '<u style="left:85.00%;width:9.00%"' in page.html
     figures = table(page, "Final figures")
     assert [cells["pass@1"] for cells in figures.values()] == ["20.0 → 90.0%", "50.0% (step 2)", "–"]
@@ -184,12 +184,12 @@ def test_runs_with_nothing_unusual_are_named_in_one_line(tmp_path):
     steady = [row(i, i / 40, **{"eval/pass@1": 0.5}) for i in range(1, 41)]
     quiet = [make(tmp_path / name, steady, summary={}) for name in ("a", "b")]
     torn = make(tmp_path / "torn", steady, tail="{", summary={})
-    page = Page(report.write([*quiet, torn]))
+    page = Page(write_report.write([*quiet, torn]))
     assert "Nothing unusual in a, b." in page.text
     assert re.search(r"<h3>torn</h3>\s*<ul class=\"notices\">\s*<li class=\"note\">The last line", page.html)
     torn_too = make(tmp_path / "torn_too", steady, tail="{", summary={})
-    assert "<h3>every run</h3>" in Page(report.write([torn, torn_too])).html
-    both = Page(report.write([*quiet]))
+    assert "<h3>every run</h3>" in Page(write_report.write([torn, torn_too])).html
+    both = Page(write_report.write([*quiet]))
     assert "Nothing unusual in a, b." in both.text and both.html.count("Nothing unusual") == 1
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from rlhf_pg.display.figures import BOUNDS, eval_names, number
 from rlhf_pg.display.text import visible
-from rlhf_pg.train.report_groups import Group
-from rlhf_pg.train.report_groups import names as names_of
-from rlhf_pg.train.report_run import Point, Run, section, series
+from rlhf_pg.report.groups import Group
+from rlhf_pg.report.groups import names as names_of
+from rlhf_pg.report.run_data import Point, Run, section, series
 
 
 @dataclass(frozen=True)

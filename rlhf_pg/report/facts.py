@@ -7,7 +7,7 @@ import statistics
 
 from rlhf_pg.display.figures import number
 from rlhf_pg.display.text import visible
-from rlhf_pg.train.report_run import Point, Run, cumulative, dig, series
+from rlhf_pg.report.run_data import Point, Run, cumulative, dig, series
 
 CRITICS = {"copy": "own copy", "policy": "shared"}
 

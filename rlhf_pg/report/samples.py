@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_pg.display.figures import cut, number, shown
 from rlhf_pg.display.text import visible
-from rlhf_pg.train.report_run import Run, rows
+from rlhf_pg.report.run_data import Run, rows
 
 LATE_FILES, EARLY_FILES = 5, 2
 PER_GROUP = 3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_pg.display.text import visible
-from rlhf_pg.train.report_run import Run, dig
+from rlhf_pg.report.run_data import Run, dig
 
 COLORS = 8
 SEED = re.compile(r"[-_. ]*((?<![a-zA-Z])(seed|s)[-_. ]*)?\d+$")  # at the end of a run's name

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from rlhf_pg.display.figures import clock, compact, cut, eval_names, number
 from rlhf_pg.display.text import visible
-from rlhf_pg.train import report_facts as facts
-from rlhf_pg.train.report_charts import smooth
-from rlhf_pg.train.report_groups import NOT_RECIPE, Group, flat
-from rlhf_pg.train.report_held_out import eval_points, final
-from rlhf_pg.train.report_notices import late, values
-from rlhf_pg.train.report_run import Run, samples_seen, seconds_spent, section, series
+from rlhf_pg.report import facts
+from rlhf_pg.report.charts import smooth
+from rlhf_pg.report.groups import NOT_RECIPE, Group, flat
+from rlhf_pg.report.held_out import eval_points, final
+from rlhf_pg.report.notices import late, values
+from rlhf_pg.report.run_data import Run, samples_seen, seconds_spent, section, series
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from rlhf_pg.train import report
-from rlhf_pg.train.report_notices import notices
-from rlhf_pg.train.report_run import read, samples_seen, seconds_spent
-from tests.train.report_pages import Page, make, row
+from rlhf_pg.report import write_report
+from rlhf_pg.report.notices import notices
+from rlhf_pg.report.run_data import read, samples_seen, seconds_spent
+from tests.report.report_pages import Page, make, row
 
 HOSTILE = [
     "</pre></style><script>alert(1)</script>",
@@ -47,7 +47,7 @@ def hostile(tmp_path):
 @pytest.mark.parametrize("several", [False, True])
 def test_markup_from_a_run_is_inert_in_the_report(hostile, tmp_path, several):
     dirs = [hostile, make(tmp_path / "other", [row(1)])] if several else [hostile]
-    page = Page(report.write(dirs, tmp_path / "r.html"))
+    page = Page(write_report.write(dirs, tmp_path / "r.html"))
     assert not {"script", "img", "a", "iframe", "link", "object", "embed", "base", "form"} & {
         tag for tag, _ in page.tags
     }
@@ -61,7 +61,7 @@ def test_markup_from_a_run_is_inert_in_the_report(hostile, tmp_path, several):
 
 
 def test_styles_take_numbers_only(hostile):
-    page = Page(report.write([hostile]))
+    page = Page(write_report.write([hostile]))
     styles = {attributes["style"] for _, attributes in page.tags if "style" in attributes}
     assert styles and all(
         re.fullmatch(r"((top|left|width|--s|margin|max-height):(-?[\d.]+%?|none);?)+", s or "") for s in styles
@@ -69,7 +69,7 @@ def test_styles_take_numbers_only(hostile):
 
 
 def test_the_page_needs_no_network_and_forbids_it(tmp_path):
-    page = Page(report.write([make(tmp_path / "run", [row(i) for i in range(1, 30)])]))
+    page = Page(write_report.write([make(tmp_path / "run", [row(i) for i in range(1, 30)])]))
     assert not re.search(r"(https?:)?//\w", page.html) and "url(" not in page.html and "@import" not in page.html
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
@@ -79,7 +79,7 @@ def test_before_and_after_come_with_their_intervals(tmp_path):
     before = {"pass@1": 0.37, "pass@1_low": 0.33, "pass@1_high": 0.41, "pass@8": 0.7, "greedy": 0.6}
     after = {"pass@1": 0.9, "pass@1_low": 0.87, "pass@1_high": 0.925, "pass@8": 0.99, "greedy": 0.96}
     summary = {"before": before, "after": after, "wall_s": 301.4, "steps": 2, "samples": 12800, "algorithm": "grpo"}
-    page = Page(report.write([make(tmp_path / "run", [row(1), row(2)], summary=summary)]))
+    page = Page(write_report.write([make(tmp_path / "run", [row(1), row(2)], summary=summary)]))
     words = re.sub(r"\s+", " ", page.text)
     assert "held-out pass@1 90.0% 87.0 – 92.5 from 37.0% (before) 33.0 – 41.0" in words
     assert "held-out greedy 96.0% from 60.0% (before)" in words
@@ -92,7 +92,7 @@ def test_a_torn_last_line_is_skipped_and_said(tmp_path):
     run = read(run_dir)
     assert [r["step"] for r in run.steps] == [1, 2] and run.torn and run.unreadable == {"metrics.jsonl": 1}
     assert any("last line of metrics.jsonl is incomplete" in text for text in texts(run_dir))
-    assert "2 steps" in Page(report.write([run_dir])).text
+    assert "2 steps" in Page(write_report.write([run_dir])).text
 
 
 def test_damaged_lines_inside_are_counted_apart_from_a_torn_end(tmp_path):
@@ -111,7 +111,7 @@ def test_missing_files_are_named(tmp_path):
     (run_dir / "config.yaml").unlink()
     assert "summary.json is missing: the run has not finished, or was stopped." in texts(run_dir)
     assert "config.yaml is missing: no configuration." in texts(run_dir)
-    report.write([run_dir])
+    write_report.write([run_dir])
 
 
 @pytest.mark.parametrize("content", ["", "\n", "{", "null\n", "[]"])
@@ -119,16 +119,16 @@ def test_a_run_without_a_whole_step_still_has_a_page(tmp_path, content):
     (tmp_path / "run").mkdir()
     for name in ("metrics.jsonl", "summary.json", "config.yaml"):
         (tmp_path / "run" / name).write_text(content)
-    assert "no step yet" in Page(report.write([tmp_path / "run"])).text
+    assert "no step yet" in Page(write_report.write([tmp_path / "run"])).text
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no run directory given"):
-        report.write([])
+        write_report.write([])
     with pytest.raises(ValueError, match=r"no run directory .*nothing"):
-        report.write([tmp_path / "nothing"])
+        write_report.write([tmp_path / "nothing"])
     with pytest.raises(ValueError, match=r"holds no run: expected one of metrics\.jsonl"):
-        report.write([tmp_path])
+        write_report.write([tmp_path])
 
 
 def test_noteworthy_things_are_said_in_words(tmp_path):
@@ -178,7 +178,7 @@ def test_best_worst_and_excluded_samples_are_shown_under_their_heading(tmp_path)
     def found(step):
         return [{"completion": f"c{step} {r}", "reward": r, "prompt_id": str(r)} for r in (0.25, 1.0, None, 0.0)]
 
-    page = Page(report.write([make(tmp_path / "run", [row(1)], samples={s: found(s) for s in range(1, 9)})]))
+    page = Page(write_report.write([make(tmp_path / "run", [row(1)], samples={s: found(s) for s in range(1, 9)})]))
     headings = ["Best of the last steps", "Worst of the last steps", "Left out of training", "From the first steps"]
     best, worst, left_out, early = re.split("|".join(headings), page.text)[1:]
     assert re.findall(r"c\d \S+", best) == ["c8 1.0", "c7 1.0", "c6 1.0"]
@@ -189,7 +189,7 @@ def test_best_worst_and_excluded_samples_are_shown_under_their_heading(tmp_path)
 
 def test_among_equal_rewards_different_prompts_come_first_and_none_is_shown_twice(tmp_path):
     found = [{"completion": f"c{i} p{p}", "reward": 1.0, "prompt_id": p} for i, p in enumerate("aaabc")]
-    page = Page(report.write([make(tmp_path / "run", [row(1)], samples={1: found})]))
+    page = Page(write_report.write([make(tmp_path / "run", [row(1)], samples={1: found})]))
     assert re.findall(r"c\d p.", page.text) == ["c0 pa", "c3 pb", "c4 pc", "c1 pa", "c2 pa"]
 
 
@@ -200,7 +200,7 @@ def test_tokens_are_shaded_by_one_minus_their_probability(tmp_path):
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     (run_dir / "model").mkdir()
     tokenizer.save(str(run_dir / "model" / "tokenizer.json"))
-    page = Page(report.write([run_dir]))
+    page = Page(write_report.write([run_dir]))
     shades = re.findall(r'<s style="--s:([\d.]+)" title="p ([\d.]+), [^"]*">([^<]*)</s>', page.html)
     assert shades == [("0.75", "0.250", "a"), ("0.00", "1.000", "b"), ("1.00", "0.000", ""), ("1.00", "0.000", " é")]
 
@@ -210,7 +210,7 @@ def test_a_damaged_tokenizer_leaves_the_plain_text_and_is_said(tmp_path):
     run_dir = make(tmp_path / "run", [row(1)], samples=samples)
     (run_dir / "model").mkdir()
     (run_dir / "model" / "tokenizer.json").write_text("{")
-    page = Page(report.write([run_dir]))
+    page = Page(write_report.write([run_dir]))
     assert "<pre>plain</pre>" in page.html and "model/tokenizer.json could not be read" in page.text
 
 
@@ -229,12 +229,12 @@ def test_samples_are_those_logged_or_those_planned(tmp_path):
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
-    page = Page(report.write([make(tmp_path / "a" / "run", [row(1)]), make(tmp_path / "b" / "run", [row(1)])]))
+    page = Page(write_report.write([make(tmp_path / "a" / "run", [row(1)]), make(tmp_path / "b" / "run", [row(1)])]))
     assert "a/run" in page.text and "b/run" in page.text
 
 
 def test_only_charts_with_data_are_drawn_and_the_others_named(tmp_path):
-    page = Page(report.write([make(tmp_path / "run", [row(1), row(2)])]))
+    page = Page(write_report.write([make(tmp_path / "run", [row(1), row(2)])]))
     assert "Reward" in page.titles() and "Entropy" not in page.titles()
     assert re.search(r"Not recorded in this run: .*Entropy", page.text)
 
@@ -252,5 +252,5 @@ def test_ten_thousand_steps_make_a_small_page_quickly(tmp_path):
     rows = [row(i, 0.5 + 0.4 * math.sin(i), **{k: 1 + math.cos(i * 7) for k in keys}) for i in range(1, 10_001)]
     run_dir = make(tmp_path / "run", rows)
     began = time.process_time()
-    out = report.write([run_dir])
+    out = write_report.write([run_dir])
     assert time.process_time() - began < 10 and out.stat().st_size < 1_500_000

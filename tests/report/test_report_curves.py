@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from rlhf_pg.train import report
-from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_curves import curves
-from rlhf_pg.train.report_notices import notices
-from rlhf_pg.train.report_run import read
-from tests.train.report_pages import Page, make, recipe, row
+from rlhf_pg.report import write_report
+from rlhf_pg.report.charts import Chart
+from rlhf_pg.report.curves import curves
+from rlhf_pg.report.notices import notices
+from rlhf_pg.report.run_data import read
+from tests.report.report_pages import Page, make, recipe, row
 
 CRITIC = {"Explained variance", "Critic loss", "Critic gradient norm"}
 REGION = {"Trust region", "Improvement", "Line search", "Residual", "Passes"}
@@ -92,7 +92,7 @@ def test_memory_and_the_adapted_coefficient_are_drawn(tmp_path):
 
 
 def test_the_page_shows_the_limit_as_a_broken_line(tmp_path):
-    page = Page(report.write([make(tmp_path / "run", [row(i, **STEP) for i in (1, 2)])]))
+    page = Page(write_report.write([make(tmp_path / "run", [row(i, **STEP) for i in (1, 2)])]))
     assert re.search(r'<path class="limit c5" d="M0\.0 [\d.]+L1000\.0 ', page.html)
     assert ".limit { stroke:var(--c); stroke-width:1.5; stroke-dasharray" in page.html
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from rlhf_pg.train import report, report_compare
-from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_groups import groups, names
-from rlhf_pg.train.report_held_out import compared
-from rlhf_pg.train.report_overlays import mean_line, overlays
-from rlhf_pg.train.report_run import Run, read
-from tests.train.report_pages import Page, make, recipe, row, table
+from rlhf_pg.report import compare, write_report
+from rlhf_pg.report.charts import Chart
+from rlhf_pg.report.groups import groups, names
+from rlhf_pg.report.held_out import compared
+from rlhf_pg.report.overlays import mean_line, overlays
+from rlhf_pg.report.run_data import Run, read
+from tests.report.report_pages import Page, make, recipe, row, table
 
 
 def runs(*dirs: Path) -> list[Run]:
@@ -36,7 +36,7 @@ def seeds(tmp_path: Path) -> list[Path]:
 
 
 def test_the_seeds_of_a_recipe_are_one_row_with_mean_lowest_and_highest(tmp_path):
-    page = Page(report.write(seeds(tmp_path)))
+    page = Page(write_report.write(seeds(tmp_path)))
     assert (
         "5 runs of 2 recipes compared" in page.text and "ppo (3 seeds)" in page.text and "grpo (2 seeds)" in page.text
     )
@@ -126,7 +126,5 @@ def test_held_out_figures_of_seeds_measured_at_different_steps_are_not_averaged(
     late = make(tmp_path / "a_s1", [row(i, **({"eval/pass@1": 0.6} if i == 3 else {})) for i in range(1, 5)],
                 config=recipe("ppo", 1))  # fmt: skip
     other = make(tmp_path / "b", [row(i) for i in range(1, 5)], config=recipe("grpo"))
-    (equal,) = [
-        t for t in report_compare.tables(groups(runs(early, late, other)))[1] if t.title.startswith("At equal sam")
-    ]
+    (equal,) = [t for t in compare.tables(groups(runs(early, late, other)))[1] if t.title.startswith("At equal sam")]
     assert equal.rows[0][-1] == "20.0 to 60.0% (steps 2 to 3)"

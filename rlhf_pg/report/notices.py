@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rlhf_pg.display.figures import counted, number
 from rlhf_pg.display.text import visible
-from rlhf_pg.train.report_run import EXPECTED, Run, section, series
+from rlhf_pg.report.run_data import EXPECTED, Run, section, series
 
 CHECKED = (
     "non-finite metrics, excluded samples, reward errors and timeouts, truncation, KL spikes, engine mismatch, "

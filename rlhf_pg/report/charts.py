@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhf_pg.train.report_axes import BOX, Scale, fitted, number_text, spread, ticks, usual_top
+from rlhf_pg.report.axes import BOX, Scale, fitted, number_text, spread, ticks, usual_top
 
 Point = tuple[float, float | None]
 COLUMNS = 300  # a longer series is drawn by the lowest and highest value of so many columns

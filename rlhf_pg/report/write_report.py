@@ -12,12 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlhf_pg.display.figures import compact, counted, eval_names, number
 from rlhf_pg.display.text import visible
-from rlhf_pg.train import report_compare, report_cost, report_curves, report_held_out, report_overlays, report_samples
-from rlhf_pg.train.report_charts import Chart
-from rlhf_pg.train.report_groups import Group, groups, names
-from rlhf_pg.train.report_held_out import Bars, evals, interval, percent
-from rlhf_pg.train.report_notices import CHECKED, Notice, late, merged, notices, outcome_totals, values
-from rlhf_pg.train.report_run import Run, dig, read, samples_seen, seconds_spent
+from rlhf_pg.report import compare, cost, curves, held_out, overlays
+from rlhf_pg.report import samples as report_samples
+from rlhf_pg.report.charts import Chart
+from rlhf_pg.report.groups import Group, groups, names
+from rlhf_pg.report.held_out import Bars, evals, interval, percent
+from rlhf_pg.report.notices import CHECKED, Notice, late, merged, notices, outcome_totals, values
+from rlhf_pg.report.run_data import Run, dig, read, samples_seen, seconds_spent
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Page:
     absent: list[str] = field(default_factory=list)  # titles of charts without data
     outcomes: list[tuple[str, str, str]] = field(default_factory=list)  # name, count, share
     samples: list[tuple[str, list[report_samples.Shown]]] = field(default_factory=list)
-    tables: list[report_compare.Table] = field(default_factory=list)
-    later: list[report_compare.Table] = field(default_factory=list)
+    tables: list[compare.Table] = field(default_factory=list)
+    later: list[compare.Table] = field(default_factory=list)
     quiet: str = ""  # runs of a comparison that have no notice
     configs: list[tuple[str, str]] = field(default_factory=list)  # run name, text of config.yaml
     checked: str = CHECKED
@@ -62,9 +63,9 @@ def write(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     runs = [read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     page = single(runs[0]) if len(runs) == 1 else comparison(runs)
     environment = Environment(
-        loader=PackageLoader("rlhf_pg.train", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("rlhf_pg.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    html = environment.get_template("report_page.html").render(page=page)
+    html = environment.get_template("page.html").render(page=page)
     target = Path(out) if out is not None else paths[0] / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -76,7 +77,7 @@ def write(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 def single(run: Run) -> Page:
     """The page of one run."""
     samples = report_samples.choose(run)  # before the notices: unreadable rows are found here
-    charts, absent = report_curves.curves(run)
+    charts, absent = curves.curves(run)
     totals = outcome_totals(run)
     everything = sum(totals.values())
     return Page(
@@ -84,7 +85,7 @@ def single(run: Run) -> Page:
         subtitle=_subtitle(run),
         notices=[("", notices(run))],
         cards=cards(run),
-        bars=report_held_out.bars(run),
+        bars=held_out.bars(run),
         charts=charts,
         absent=absent,
         outcomes=[(visible(name), f"{n:,.0f}", f"{n / everything:.1%}") for name, n in totals.items() if n],
@@ -96,8 +97,8 @@ def single(run: Run) -> Page:
 def comparison(runs: list[Run]) -> Page:
     """The page of several runs."""
     together = groups(runs)
-    charts, absent = report_overlays.overlays(together)
-    first, later = report_compare.tables(together)
+    charts, absent = overlays.overlays(together)
+    first, later = compare.tables(together)
     told = {run.name: notices(run) for run in runs}
     means = "Bold: mean of the seeds, as far as all of them went; thin: each seed." if len(together) < len(runs) else ""
     recipes = f" of {counted(len(together), 'recipe')}" if len(together) < len(runs) else ""
@@ -106,7 +107,7 @@ def comparison(runs: list[Run]) -> Page:
         subtitle=[_seeds(group) for group in together],
         notices=_shared(together, told),
         quiet=names(together, [run for run in runs if not told[run.name]]),
-        bars=[box for box in (report_held_out.compared(together), report_cost.compared(together)) if box],
+        bars=[box for box in (held_out.compared(together), cost.compared(together)) if box],
         charts=charts,
         absent=absent,
         tables=first,

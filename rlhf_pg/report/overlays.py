@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Callable
 from typing import Literal
 
-from rlhf_pg.train.report_charts import Chart, Series, chart, smooth
-from rlhf_pg.train.report_facts import has_critic, kl_moved
-from rlhf_pg.train.report_groups import Group, names
-from rlhf_pg.train.report_held_out import eval_points
-from rlhf_pg.train.report_run import Point, Run, dig, samples_seen, seconds_spent, series
+from rlhf_pg.report.charts import Chart, Series, chart, smooth
+from rlhf_pg.report.facts import has_critic, kl_moved
+from rlhf_pg.report.groups import Group, names
+from rlhf_pg.report.held_out import eval_points
+from rlhf_pg.report.run_data import Point, Run, dig, samples_seen, seconds_spent, series
 
 MOVED = (
     "A path added up, not the distance from the start. A trust region measures it after its step; other updates as the "

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from rlhf_pg.display.figures import STATISTICS, counted, eval_names, number, tokens_per_second
 from rlhf_pg.display.text import visible
-from rlhf_pg.train import report_facts as facts
-from rlhf_pg.train.report_charts import Chart, Series, chart, smooth, stacked
-from rlhf_pg.train.report_groups import COLORS
-from rlhf_pg.train.report_held_out import bounds, eval_points
-from rlhf_pg.train.report_run import Point, Run, dig, section, series
+from rlhf_pg.report import facts
+from rlhf_pg.report.charts import Chart, Series, chart, smooth, stacked
+from rlhf_pg.report.groups import COLORS
+from rlhf_pg.report.held_out import bounds, eval_points
+from rlhf_pg.report.run_data import Point, Run, dig, section, series
 
 OUTCOMES = {"scored": 1, "unparseable": 3, "truncated": 4, "timeout": 5, "error": 2, "excluded": 6}
 PHASES = {"rollout": 1, "reward": 3, "update": 2, "eval": 4}
