@@ -216,12 +216,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from rlhf_pg import config
-    from rlhf_pg.train.plan_arguments import checked
+    from rlhf_pg.estimate.arguments import checked
 
     given = _given(arguments)
     wanted = checked(**{name: value for name, value in given.items() if name not in ("recipe", "overrides")})
     recipe = config.load(arguments.recipe, arguments.overrides)
-    from rlhf_pg.train import plan_command
+    from rlhf_pg.estimate import command as plan_command
 
     return plan_command.run(recipe, wanted)
 

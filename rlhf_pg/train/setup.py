@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
 from rlhf_pg.config import Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.estimate.estimate import Plan, settled
+from rlhf_pg.estimate.estimate import plan as make_plan
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
@@ -25,8 +27,6 @@ from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
-from rlhf_pg.train.plan import Plan, settled
-from rlhf_pg.train.plan import plan as make_plan
 from rlhf_pg.train.problems import longest_request, note, prompts_of
 from rlhf_pg.train.refusals import refuse_in_several, refuse_with_deepspeed
 from rlhf_pg.train.signals import Reference, frozen_copy, reference

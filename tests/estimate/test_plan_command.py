@@ -7,13 +7,13 @@ from transformers import Qwen2Config
 
 from benchmarks import shapes
 from rlhf_pg import cli
-from rlhf_pg.train.plan_hardware import Device
-from rlhf_pg.train.plan_layout import ONE, Layout
-from rlhf_pg.train.plan_share import Share
-from rlhf_pg.train.plan_size import sizes_of
-from rlhf_pg.train.plan_time import step_time
-from rlhf_pg.train.plan_work import scoring_passes, work
-from tests.train.test_plan import TINY, recipe
+from rlhf_pg.estimate.hardware import Device
+from rlhf_pg.estimate.layout import ONE, Layout
+from rlhf_pg.estimate.model_size import sizes_of
+from rlhf_pg.estimate.share import Share
+from rlhf_pg.estimate.step_time import step_time
+from rlhf_pg.estimate.work import scoring_passes, work
+from tests.estimate.test_plan import TINY, recipe
 
 SEVEN_B = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
 SEVEN_B |= dict(num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False)

@@ -15,9 +15,9 @@ from rich.text import Text
 from transformers import PretrainedConfig
 
 from rlhf_pg.config import Model, Recipe
-from rlhf_pg.train.plan_memory import PHASES, Memory, kept_per_position, largest_tokens, memory
-from rlhf_pg.train.plan_share import Share
-from rlhf_pg.train.plan_size import size_of, sizes_of
+from rlhf_pg.estimate.memory import PHASES, Memory, kept_per_position, largest_tokens, memory
+from rlhf_pg.estimate.model_size import size_of, sizes_of
+from rlhf_pg.estimate.share import Share
 
 MOST_TOKENS = 16_384  # of a micro-batch where the recipe names none
 LEAST_TOKENS = 512

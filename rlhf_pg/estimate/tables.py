@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rlhf_pg.train.plan import USABLE, Plan, bytes_text
-from rlhf_pg.train.plan import show as show_plan
-from rlhf_pg.train.plan_hardware import Device
+from rlhf_pg.estimate.estimate import USABLE, Plan, bytes_text
+from rlhf_pg.estimate.estimate import show as show_plan
+from rlhf_pg.estimate.hardware import Device
 
 if TYPE_CHECKING:
-    from rlhf_pg.train.plan_command import Row
+    from rlhf_pg.estimate.command import Row
 
 GROUPS = {  # heading of a column -> beginnings of its parts' names
     "weights": ("weights", "gathered", "bfloat16 copies", "rollout: weights", "second process", "engine"),

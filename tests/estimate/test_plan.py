@@ -8,8 +8,8 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg import config
-from rlhf_pg.train.plan import bytes_text, count_text, plan, settled, show
-from rlhf_pg.train.plan_size import size_of, sizes_of
+from rlhf_pg.estimate.estimate import bytes_text, count_text, plan, settled, show
+from rlhf_pg.estimate.model_size import size_of, sizes_of
 
 TINY: dict[str, Any] = dict(
     vocab_size=50,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_pg.train.plan_hardware import Device
-from rlhf_pg.train.plan_layout import Layout
-from rlhf_pg.train.plan_memory import FLOAT32
-from rlhf_pg.train.plan_share import Share
-from rlhf_pg.train.plan_size import Size
-from rlhf_pg.train.plan_work import Work
+from rlhf_pg.estimate.hardware import Device
+from rlhf_pg.estimate.layout import Layout
+from rlhf_pg.estimate.memory import FLOAT32
+from rlhf_pg.estimate.model_size import Size
+from rlhf_pg.estimate.share import Share
+from rlhf_pg.estimate.work import Work
 
 NODE = 8  # GPUs that share the fast link
 BETWEEN_NODES = 50e9  # bytes a second and GPU: a 400 Gb/s network card each

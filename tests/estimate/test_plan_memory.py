@@ -12,14 +12,14 @@ import pytest
 from transformers import Qwen2Config
 
 from rlhf_pg import config
+from rlhf_pg.estimate.layout import ONE, Layout
+from rlhf_pg.estimate.memory import Memory, Part, kept_per_position, largest_tokens, memory
+from rlhf_pg.estimate.model_size import sizes_of
+from rlhf_pg.estimate.share import Share
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train.plan_layout import ONE, Layout
-from rlhf_pg.train.plan_memory import Memory, Part, kept_per_position, largest_tokens, memory
-from rlhf_pg.train.plan_share import Share
-from rlhf_pg.train.plan_size import sizes_of
-from tests.train.test_plan import TINY, recipe
+from tests.estimate.test_plan import TINY, recipe
 
 ROOT = Path(__file__).parents[2]
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}

@@ -13,19 +13,19 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 from rlhf_pg.config import Lora, Recipe
+from rlhf_pg.estimate import hardware, tables
+from rlhf_pg.estimate.arguments import LAYOUTS_OF, Wanted
+from rlhf_pg.estimate.estimate import MOST_TOKENS, USABLE, with_tokens
+from rlhf_pg.estimate.estimate import plan as plan_of
+from rlhf_pg.estimate.hardware import Device
+from rlhf_pg.estimate.layout import Layout, layouts
+from rlhf_pg.estimate.memory import Memory, largest_tokens, memory
+from rlhf_pg.estimate.model_size import Size, sizes_of
+from rlhf_pg.estimate.share import Share
+from rlhf_pg.estimate.step_time import StepTime, step_time
+from rlhf_pg.estimate.work import Work, work
 from rlhf_pg.models.load import load_config
 from rlhf_pg.recipe.effects import algorithm_of
-from rlhf_pg.train import plan_hardware, plan_page
-from rlhf_pg.train.plan import MOST_TOKENS, USABLE, with_tokens
-from rlhf_pg.train.plan import plan as plan_of
-from rlhf_pg.train.plan_arguments import LAYOUTS_OF, Wanted
-from rlhf_pg.train.plan_hardware import Device
-from rlhf_pg.train.plan_layout import Layout, layouts
-from rlhf_pg.train.plan_memory import Memory, largest_tokens, memory
-from rlhf_pg.train.plan_share import Share
-from rlhf_pg.train.plan_size import Size, sizes_of
-from rlhf_pg.train.plan_time import StepTime, step_time
-from rlhf_pg.train.plan_work import Work, work
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(recipe: Recipe, wanted: Wanted) -> int:
     if wanted.json:
         print(json.dumps(record, indent=1))
     else:
-        plan_page.show(whole, device, rows, Console())
+        tables.show(whole, device, rows, Console())
     return 0
 
 
@@ -88,17 +88,17 @@ def model_config(recipe: Recipe) -> PretrainedConfig:
 def device_of(recipe: Recipe, wanted: Wanted) -> Device:
     """The device that is planned for: named, given by its numbers, or what is there."""
     if wanted.gpu:
-        device = plan_hardware.named(wanted.gpu, recipe.model.dtype)
+        device = hardware.named(wanted.gpu, recipe.model.dtype)
     elif wanted.gpu_memory and not wanted.measure:
-        device = plan_hardware.of_memory(wanted.gpu_memory)
+        device = hardware.of_memory(wanted.gpu_memory)
     else:
-        device = plan_hardware.here()
+        device = hardware.here()
     if wanted.gpu_memory:
         device = replace(device, memory=int(wanted.gpu_memory * 2**30))
     if wanted.measure:
-        device = plan_hardware.measured(device, recipe.model.dtype)
+        device = hardware.measured(device, recipe.model.dtype)
     if wanted.tflops:
-        device = replace(device, flops=wanted.tflops * 1e12, mfu=plan_hardware.OF_A_CARD)
+        device = replace(device, flops=wanted.tflops * 1e12, mfu=hardware.OF_A_CARD)
     if wanted.bandwidth:
         device = replace(device, bandwidth=wanted.bandwidth * 1e9)
     return replace(device, mfu=wanted.mfu) if wanted.mfu else device
@@ -178,7 +178,7 @@ def _record(row: Row) -> dict[str, Any]:
             "bytes": p.size,
             "phases": sorted(p.alive),
             "host": p.host,
-            "group": plan_page.group_of(p.name),
+            "group": tables.group_of(p.name),
         }
         for p in row.memory.parts
     ]
