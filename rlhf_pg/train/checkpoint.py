@@ -25,9 +25,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.errors import RunError
 from rlhf_pg.train.durable import TEMPORARY, disk_error, fsync_directory, remove_leftovers, write_new
-from rlhf_pg.train.ranks import Ranks
 from rlhf_pg.train.tensor_file import aliases_of, write_tensors
 
 FORMAT = 1

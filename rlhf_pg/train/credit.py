@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pg import functional as F
-from rlhf_pg.train.backend import Backend
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 

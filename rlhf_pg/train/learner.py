@@ -10,7 +10,7 @@ from torch import nn
 
 from rlhf_pg.algorithms.base import Algorithm
 from rlhf_pg.config import KL, Critic, Optimizer, Update
-from rlhf_pg.train.backend import Backend
+from rlhf_pg.distributed.backend import Backend
 
 
 @dataclass(frozen=True)

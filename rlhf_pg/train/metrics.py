@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_pg.train.ranks import Ranks
+from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.types import Rollout
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rlhf_pg.config import Recipe
 from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
 from rlhf_pg.models.load import context_length, load_config, load_tokenizer
 from rlhf_pg.rollout import link
 from rlhf_pg.rollout.server import Server
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.problems import longest_request, prompts_of
 from rlhf_pg.train.setup import make_engine, policy_model
 

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_pg.algorithms.base import resolve as resolve_algorithm
 from rlhf_pg.config import Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.distributed.backend import Backend
+from rlhf_pg.distributed.launch_checks import refuse_in_several, refuse_with_deepspeed
 from rlhf_pg.estimate.estimate import Plan, settled
 from rlhf_pg.estimate.estimate import plan as make_plan
 from rlhf_pg.models.adapter import add_adapter
@@ -25,10 +27,8 @@ from rlhf_pg.rollout.engine import build as build_engine
 from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.weights import overwrite
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.problems import longest_request, note, prompts_of
-from rlhf_pg.train.refusals import refuse_in_several, refuse_with_deepspeed
 from rlhf_pg.train.signals import Reference, frozen_copy, reference
 from rlhf_pg.train.state import weights_digest
 from rlhf_pg.types import Prompt, Sampling

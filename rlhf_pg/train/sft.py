@@ -14,11 +14,11 @@ from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.estimate import suitable_tokens
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.problems import read_prompts
 from rlhf_pg.train.resume import refuse_another_run

@@ -22,6 +22,7 @@ from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.report import variance
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import loop
@@ -29,7 +30,6 @@ from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import Session, build, join
-from rlhf_pg.train.stop import StopRequest
 from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, same, summaries
 from rlhf_pg.types import Batch, Credit, Signals
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Optimizer, Update
-from rlhf_pg.train.backend import Backend
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.train.gradient_step import token_losses
 from rlhf_pg.train.learner import Learner, Objective
 from tests.toy_world import LENGTH, build

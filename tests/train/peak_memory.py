@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.estimate.memory import PHASES
 from rlhf_pg.train import loop, setup
 from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.stop import StopRequest
 from rlhf_pg.train.variance import _Nowhere
 from tests.train import small_run
 

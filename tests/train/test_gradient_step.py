@@ -9,9 +9,9 @@ from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Optimizer, Update
 from rlhf_pg.data import collate
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.signals import frozen_copy, log_probs, terminal_reward
 from rlhf_pg.types import Signals

@@ -9,10 +9,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.train import gradient_step, learner, loop, setup
-from rlhf_pg.train.stop import Stopped, StopRequest
 from tests.train import small_run
 
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}

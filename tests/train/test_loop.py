@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from rlhf_pg import config
+from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.train import loop
-from rlhf_pg.train.stop import Stopped, StopRequest
 from tests.train import small_run
 
 EPOCHS = {"epochs": 2, "minibatches": 2, "tokens_per_microbatch": 60}
@@ -159,7 +159,7 @@ def test_a_lora_run_resumes_bitwise_and_exports_merged_weights_that_moved(tmp_pa
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_pg.train.backend.get_available_trackers", list)
+    monkeypatch.setattr("rlhf_pg.distributed.backend.get_available_trackers", list)
     with pytest.raises(ValueError, match=r"log\.trackers: tensorboard is not installed"):
         small_run.run(tmp_path, log={"trackers": ["tensorboard"]})
 

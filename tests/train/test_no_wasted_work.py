@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 
 from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.signals import log_probs, signals, terminal_reward
 from rlhf_pg.types import Batch, Signals

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_pg import config
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.estimate import suitable_tokens
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.sft import _learner, sft
 
 

@@ -7,8 +7,8 @@ import torch
 
 from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train.backend import Backend
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.signals import log_probs, signals, terminal_reward
 from tests.random_models import random_batch, random_model

@@ -12,12 +12,12 @@ from rlhf_pg import cli
 from rlhf_pg.config import KL
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.report import variance as variance_page
 from rlhf_pg.train import gradient_step, loop, variance, variance_arguments
 from rlhf_pg.train.learner import Objective
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import build
-from rlhf_pg.train.stop import StopRequest
 from tests.train import small_run
 
 REINFORCE = {"algorithm": {"name": "reinforce"}}

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from rlhf_pg.train.stop import Stopped, StopRequest
+from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 
 
 def send(number: int) -> None:

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlhf_pg.distributed.interrupt import Stopped
+from rlhf_pg.distributed.watch import Watch
 from rlhf_pg.errors import RunError
-from rlhf_pg.train.stop import Stopped
-from rlhf_pg.train.watch import Watch
 
 BUCKET = 2**25  # elements of one all-reduce: 128 MiB of float32
 GRACE_S = 5.0  # how long a rank that failed waits for the others to fail in the same place
