@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.data import collate
 from rlhf_pg.rollout.native import evaluation_mode
-from rlhf_pg.train import state as run_state
+from rlhf_pg.storage import state as run_state
 from rlhf_pg.train.setup import Session
 from rlhf_pg.train.signals import log_probs
 from rlhf_pg.types import Batch, Completion, Prompt, Rollout, Sampling, Score

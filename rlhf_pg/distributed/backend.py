@@ -24,7 +24,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rlhf_pg.distributed import zero
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.models.adapter import is_learned, learned, load_learned
-from rlhf_pg.train import state as run_state
+from rlhf_pg.storage import state as run_state
 
 MARGIN_S = 120.0  # the process group's own timeout comes after the deadline, whose message is the better one
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_pg.train.durable import write_atomic
+from rlhf_pg.storage.atomic_io import write_atomic
 
 BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": "dimgray"}
 BLUE, ORANGE = "#2a6fbb", "#d9822b"

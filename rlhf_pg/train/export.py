@@ -7,8 +7,8 @@ from collections.abc import Callable
 from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.load import save_model
 from rlhf_pg.report import write_report
+from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session
 
 

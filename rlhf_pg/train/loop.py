@@ -22,7 +22,9 @@ from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.estimate import show
 from rlhf_pg.rollout import collect
-from rlhf_pg.train import ahead, checkpoint, critic_step, gradient_step, trust_region_step
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.storage.run_dir import RunDir
+from rlhf_pg.train import ahead, critic_step, gradient_step, trust_region_step
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.export import export, headline
@@ -30,7 +32,6 @@ from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.opening import open_folder, resumed
 from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, snapshot
-from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session, build, join
 from rlhf_pg.train.signals import signals
 from rlhf_pg.types import Credit, Prompt, Rollout, Sampling

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rlhf_pg.config import Recipe
 from rlhf_pg.distributed.ranks import Ranks
-from rlhf_pg.train import checkpoint
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train.resume import Progress, restore
-from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import Session
 
 

@@ -13,8 +13,8 @@ from rlhf_pg.config import Recipe, SftRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.recipe.effects import is_training
+from rlhf_pg.storage import state as run_state
 from rlhf_pg.train import ahead
-from rlhf_pg.train import state as run_state
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.setup import Session, identity_of
 from rlhf_pg.types import Batch, Signals

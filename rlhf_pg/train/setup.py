@@ -27,10 +27,10 @@ from rlhf_pg.rollout.engine import build as build_engine
 from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.weights import overwrite
+from rlhf_pg.storage.state import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.problems import longest_request, note, prompts_of
 from rlhf_pg.train.signals import Reference, frozen_copy, reference
-from rlhf_pg.train.state import weights_digest
 from rlhf_pg.types import Prompt, Sampling
 
 

@@ -18,11 +18,11 @@ from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.estimate import suitable_tokens
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
 from rlhf_pg.models.policy import Policy
+from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import gradient_step
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.problems import read_prompts
 from rlhf_pg.train.resume import refuse_another_run
-from rlhf_pg.train.run_dir import RunDir
 from rlhf_pg.train.setup import adamw
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 

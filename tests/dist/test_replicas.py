@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from rlhf_pg.train import checkpoint
+from rlhf_pg.storage import checkpoint
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
 from tests.train import small_run

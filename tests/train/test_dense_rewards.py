@@ -11,7 +11,8 @@ import torch
 
 from rlhf_pg.cli import main
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train import checkpoint, loop
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.train import loop
 from rlhf_pg.train.resume import restore
 from rlhf_pg.train.setup import build
 from rlhf_pg.train.signals import terminal_reward

@@ -11,7 +11,8 @@ from rlhf_pg.distributed.interrupt import Stopped
 from rlhf_pg.models.load import load_model, load_tokenizer
 from rlhf_pg.rollout import child
 from rlhf_pg.rollout.process import ProcessEngine
-from rlhf_pg.train import checkpoint, gradient_step, loop
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.train import gradient_step, loop
 from tests.thread_engine import launch_thread
 from tests.train import small_run
 from tests.train.test_loop import EPOCHS, launch, metrics, reproducible, stop_at, wait_for_step

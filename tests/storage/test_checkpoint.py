@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from rlhf_pg.train import checkpoint
+from rlhf_pg.storage import checkpoint
 
 
 def content(value: int) -> dict:

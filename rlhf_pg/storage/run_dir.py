@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_pg.train import checkpoint
-from rlhf_pg.train.durable import append, fsync_directory, remove_leftovers, write_atomic
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.storage.atomic_io import append, fsync_directory, remove_leftovers, write_atomic
 
 log = logging.getLogger(__name__)
 

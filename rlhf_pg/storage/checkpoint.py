@@ -27,8 +27,8 @@ from torch import Tensor
 
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.errors import RunError
-from rlhf_pg.train.durable import TEMPORARY, disk_error, fsync_directory, remove_leftovers, write_new
-from rlhf_pg.train.tensor_file import aliases_of, write_tensors
+from rlhf_pg.storage.atomic_io import TEMPORARY, disk_error, fsync_directory, remove_leftovers, write_new
+from rlhf_pg.storage.tensor_file import aliases_of, write_tensors
 
 FORMAT = 1
 REPLACED = ".replaced"  # suffix of a checkpoint while a new one of the same step takes its place

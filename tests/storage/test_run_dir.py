@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_pg.train import checkpoint
-from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.storage.run_dir import RunDir
 
 
 def strict(line: str) -> dict:

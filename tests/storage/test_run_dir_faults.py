@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.storage.run_dir import RunDir
 
 # ---- two runs in one folder
 
@@ -74,7 +74,7 @@ import errno, json, subprocess, sys
 from pathlib import Path
 import torch
 from rlhf_pg.train import checkpoint
-from rlhf_pg.train.run_dir import RunDir
+from rlhf_pg.storage.run_dir import RunDir
 
 def refused(work):
     try:

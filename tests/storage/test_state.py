@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_pg.train import checkpoint
-from rlhf_pg.train.state import (
+from rlhf_pg.storage import checkpoint
+from rlhf_pg.storage.state import (
     flatten_optimizer,
     random_state,
     restore_optimizer,

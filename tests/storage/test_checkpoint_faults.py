@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_pg.train import checkpoint
+from rlhf_pg.storage import checkpoint
 
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
