@@ -199,7 +199,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from rlhf_pg import config
 
     recipe = config.load(arguments.recipe, arguments.overrides)
-    from rlhf_pg.debug import checks
+    from rlhf_pg.preflight import checks
 
     return checks.run(recipe)
 

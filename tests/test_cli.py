@@ -45,7 +45,7 @@ def raising(error: BaseException):
     [
         ("rlhf_pg.train.loop", "train", ["train", "recipe.yaml", "run.seed=3"], config.Recipe),
         ("rlhf_pg.train.sft", "sft", ["sft", "sft.yaml", "run.seed=3"], config.SftRecipe),
-        ("rlhf_pg.debug.checks", "run", ["check", "recipe.yaml", "run.seed=3"], config.Recipe),
+        ("rlhf_pg.preflight.checks", "run", ["check", "recipe.yaml", "run.seed=3"], config.Recipe),
     ],
 )
 def test_command_hands_the_loaded_recipe_over_and_returns_its_code(monkeypatch, module, function, arguments, schema):

@@ -14,17 +14,17 @@ from rlhf_pg import config
 from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate, sharding
-from rlhf_pg.debug import checks, sharing
 from rlhf_pg.display.live import LiveView, Phase
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.estimate import show
+from rlhf_pg.preflight import checks
 from rlhf_pg.rollout import collect
 from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import ahead, critic_step, gradient_step, trust_region_step
+from rlhf_pg.train import ahead, critic_step, gradient_step, packing_check, trust_region_step
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.export import export, headline
@@ -233,7 +233,7 @@ def roll_out(run: Run) -> Pending:
             batch = sharding.shard(rollouts, kept, ranks.rank, ranks.size)
             batch = collate.to(batch, session.learner.backend.device)
             if not run.verified:
-                sharing.verify(session, batch, run.view.message)
+                packing_check.verify(session, batch, run.view.message)
                 run.verified = True
             made = signals(session.learner, session.reference, batch, run.poll)
         everyone = [one for group in judged for one in group]

@@ -20,8 +20,10 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate
 from rlhf_pg.data.prompts import eos_ids
-from rlhf_pg.debug import gold, sharing
-from rlhf_pg.debug.probe import (
+from rlhf_pg.display.text import visible
+from rlhf_pg.errors import RunError
+from rlhf_pg.preflight import gold
+from rlhf_pg.preflight.probe import (
     SAMPLES,
     Closeness,
     Probe,
@@ -32,8 +34,7 @@ from rlhf_pg.debug.probe import (
     trainer_log_probs,
     untouched,
 )
-from rlhf_pg.display.text import visible
-from rlhf_pg.errors import RunError
+from rlhf_pg.train import packing_check
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build
 from rlhf_pg.types import Completion
@@ -96,7 +97,7 @@ def findings(session: Session, message: Callable[[str], None] = lambda text: Non
 def _probe(session: Session, message: Callable[[str], None]) -> Probe:
     """A probe scored by the policy as it will be trained."""
     made = sample(session)
-    sharing.verify(session, made.batch, message)
+    packing_check.verify(session, made.batch, message)
     return replace(made, trained=trainer_log_probs(session, made.batch))
 
 
@@ -196,7 +197,7 @@ def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
     few = collate.select(batch, first)
     trained = probe().trained[first, : few.tokens.shape[1]]
     with session.learner.backend.autocast():
-        by_rows = sharing.plain_log_probs(session, few)
+        by_rows = packing_check.plain_log_probs(session, few)
         own = own_log_probs(session.model, few, temperature)
     shared = shares_prompts(session.learner.policy)
     gaps = {

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
-from tests.debug.sessions import small_session
+from tests.preflight.sessions import small_session
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from rlhf_pg.data import collate
-from rlhf_pg.debug import checks
 from rlhf_pg.models.tokenizer import character_tokenizer
+from rlhf_pg.preflight import checks
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
-from tests.debug.sessions import EOS
+from tests.preflight.sessions import EOS
 
 # ---- gold answers
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rlhf_pg import config
-from rlhf_pg.debug import checks
+from rlhf_pg.preflight import checks
 from rlhf_pg.train.setup import Session, build
 
 EOS = 1  # of the embedded tokenizer

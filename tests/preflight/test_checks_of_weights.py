@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_pg.debug import probe
+from rlhf_pg.preflight import probe
 from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.types import Prompt
-from tests.debug.sessions import EOS, Wrapped, everything, finding, refused
+from tests.preflight.sessions import EOS, Wrapped, everything, finding, refused
 
 
 def test_an_engine_with_a_stale_copy_of_the_model_is_refused(session):

@@ -1,7 +1,7 @@
 """`rlhf-pg check` prints what it saw, exits 0 or 1, and leaves the run directory alone."""
 
-from rlhf_pg.debug import checks
-from tests.debug.sessions import small_recipe
+from rlhf_pg.preflight import checks
+from tests.preflight.sessions import small_recipe
 
 
 def test_the_command_passes_a_sound_recipe_and_makes_no_run_directory(tmp_path, capsys):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from rlhf_pg.debug import checks
 from rlhf_pg.errors import RunError
 from rlhf_pg.models.load import load_model
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.models.tokenizer import character_tokenizer
+from rlhf_pg.preflight import checks
 from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.train.signals import reference
-from tests.debug.sessions import EOS, Wrapped, everything, finding, refused, small_session
+from tests.preflight.sessions import EOS, Wrapped, everything, finding, refused, small_session
 from tests.random_models import random_model
 
 # ---- a sound session

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.data import collate
-from rlhf_pg.debug.probe import Closeness
+from rlhf_pg.preflight.probe import Closeness
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session
 from rlhf_pg.train.signals import log_probs
