@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rlhf_pg.rewards.latex import matching
+from rlhf_pg.grading.latex import matching
 
 TAIL = 20_000  # characters of a completion that are looked at
 MAX_ANSWER = 1_000  # characters of an answer

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rlhf_pg.rewards import evaluate, expression, symbolic
-from rlhf_pg.rewards.expression import TooBig, Unreadable
-from rlhf_pg.rewards.latex import clean, squeeze
-from rlhf_pg.rewards.read import MAX_LENGTH, Value, read, ungroup
+from rlhf_pg.grading import expression, numeric, symbolic
+from rlhf_pg.grading.expression import TooBig, Unreadable
+from rlhf_pg.grading.latex import clean, squeeze
+from rlhf_pg.grading.parse_answer import MAX_LENGTH, Value, read, ungroup
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -148,18 +148,18 @@ def _same_formula(gold: Value, answer: Value) -> bool:
         return False
     if percent and (gold.unit if percent < 0 else answer.unit):
         return False
-    if evaluate.same(gold.node, answer.node):
+    if numeric.same(gold.node, answer.node):
         return not (percent < 0 and _below_one(gold))
     if percent:
         whole = gold if percent > 0 else answer
         hundredth = ("div", whole.node, ("num", Fraction(100), "100"))
-        return evaluate.same(hundredth, (answer if percent > 0 else gold).node)
+        return numeric.same(hundredth, (answer if percent > 0 else gold).node)
     return _rounded(gold, answer)
 
 
 def _below_one(value: Value) -> bool:
     try:
-        return abs(evaluate.value(value.text)) < 1
+        return abs(numeric.value(value.text)) < 1
     except (Unreadable, TooBig, ArithmeticError, TypeError):
         return False
 
@@ -171,13 +171,13 @@ def _rounded(gold: Value, answer: Value) -> bool:
         return False
     if expression.symbols(gold.node):
         return False
-    exact = evaluate.evaluate(gold.node, {})
+    exact = numeric.evaluate(gold.node, {})
     if isinstance(exact, Fraction) and re.fullmatch(r"[25]*", _factors(exact.denominator)):
         return False
     half = Fraction(1, 2 * 10 ** len(decimal.partition(".")[2]))
     stated = Fraction(decimal)
     cut = stated + (half if stated > 0 else -half)  # middle of the numbers that are cut to this
-    return evaluate.within(exact, stated, half) or evaluate.within(exact, cut, half)
+    return numeric.within(exact, stated, half) or numeric.within(exact, cut, half)
 
 
 def _factors(number: int) -> str:
@@ -205,7 +205,7 @@ def _same_relation(gold: Value, answer: Value) -> bool:
     if any(v.kind != "formula" or v.unit for v in sides):
         return False
     a, b = (("add", v.items[0].node, ("neg", v.items[1].node)) for v in (gold, answer))
-    factor = evaluate.proportional(a, b)
+    factor = numeric.proportional(a, b)
     if factor is None:
         return False
     if gold.open[0] in ("=", r"\neq"):

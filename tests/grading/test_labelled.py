@@ -46,11 +46,14 @@ def test_every_gold_of_math_500_equals_itself_and_no_mutation_of_it():
     path = DATA / "math" / "math500_test.jsonl"
     if not path.is_file():
         pytest.skip(f"no MATH-500 at {path}; set RLHF_PG_DATA")
-    from rlhf_pg.rewards import math
+    from rlhf_pg.grading import equality
 
     golds = list(dict.fromkeys(json.loads(line)["answer"] for line in path.read_text().splitlines()))
     assert all(
-        math.equal(g, g.replace("\\frac", "\\dfrac").replace("(", "\\left(").replace(")", "\\right)")) for g in golds
+        equality.equal(g, g.replace("\\frac", "\\dfrac").replace("(", "\\left(").replace(")", "\\right)"))
+        for g in golds
     )
-    accepted = [g for g in golds if math.equal(g, f"{g}+1") or math.equal(g, f"{g}, 17") or math.equal(g, f"7{g}")]
+    accepted = [
+        g for g in golds if equality.equal(g, f"{g}+1") or equality.equal(g, f"{g}, 17") or equality.equal(g, f"7{g}")
+    ]
     assert accepted == []

@@ -11,7 +11,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from rlhf_pg.rewards.expression import Node, TooBig, Unreadable, parse, symbols
+from rlhf_pg.grading.expression import Node, TooBig, Unreadable, parse, symbols
 
 MAX_BITS = 40_000
 DIGITS, AGREE = 60, 40  # decimal digits computed, and compared

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from reward_fns.math_answer import math_answer
-from rlhf_pg.rewards import extract, math
+from rlhf_pg.grading import equality, extract
 
 EQUAL = [
     ("2/3", "0.66666667"), ("2/3", "0.66666666"), ("24", "4!"), ("7", r"7\text{ red apples}"),
@@ -48,12 +48,12 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "answer"), EQUAL)
 def test_equal_answers_are_accepted(gold, answer):
-    assert math.equal(gold, answer)
+    assert equality.equal(gold, answer)
 
 
 @pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
 def test_near_misses_are_rejected(gold, answer):
-    assert not math.equal(gold, answer)
+    assert not equality.equal(gold, answer)
 
 
 def reward(completion: str, answer: str = "42", finish: str = "stop", **more: str) -> tuple[float, str]:

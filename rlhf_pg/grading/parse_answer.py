@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from rlhf_pg.rewards import expression
-from rlhf_pg.rewards.expression import Unreadable
-from rlhf_pg.rewards.latex import matching, split
-from rlhf_pg.rewards.units import split_unit
+from rlhf_pg.grading import expression
+from rlhf_pg.grading.expression import Unreadable
+from rlhf_pg.grading.latex import matching, split
+from rlhf_pg.grading.units import split_unit
 
 Kind = Literal["formula", "words", "tuple", "set", "list", "union", "matrix", "relation", "ratio", "based"]
 RELATIONS = r"\\leq|\\geq|\\neq|\\approx|\\in(?![a-zA-Z])|\\equiv|<|>|="
