@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlhf_pg.models.tree import Prefix
+    from rlhf_pg.models.packing import Prefix
 
 Finish = Literal["stop", "length"]
 Outcome = Literal["scored", "unparseable", "truncated", "error", "timeout", "excluded"]

@@ -8,7 +8,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rlhf_pg.rollout import child, wire
+from rlhf_pg.rollout import child, protocol
 from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.rollout.weights import structure_of
 
@@ -31,6 +31,6 @@ def launch_thread(engine: ProcessEngine, settings: dict[str, Any]):
     mine, theirs = socket.socketpair()
     connection = Connection(mine.detach())
     process = ThreadAsProcess(Connection(theirs.detach()))
-    wire.send(connection, settings | {"device": "cpu", "file": engine._shared.file})
+    protocol.send(connection, settings | {"device": "cpu", "file": engine._shared.file})
     connection.send_bytes(pickle.dumps(structure_of(engine.model)))
     return process, connection

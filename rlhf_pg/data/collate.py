@@ -66,7 +66,7 @@ def micro_batches(batch: Batch, rows: Tensor, tokens: int, shared: bool = True) 
 
     Each is a list of one tensor of rows; or, for a prompt with too many rows for one forward, of several that share
     that prompt, which is forwarded before them. Positions: with prompts `shared`, those of the packed tree
-    (`models/tree.py`), else rows * (longest prompt + longest completion). Rows of a prompt stay together when they
+    (`models/packing.py`), else rows * (longest prompt + longest completion). Rows of a prompt stay together when they
     fit; similar lengths go together. How rows are split cannot change the gradient, only its cost.
     """
     yield from _trees(batch, rows, tokens) if shared else _rectangles(batch, rows, tokens)

@@ -14,7 +14,7 @@ from rlhf_pg.models import fused
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
 from rlhf_pg.recipe.effects import algorithm_of
-from rlhf_pg.rollout import lean
+from rlhf_pg.rollout import llama_decode
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         if lora:
             model = add_adapter(model, lora)
-    copied, cast = lean.copied(model) if lean.can_decode(model) else (0, 0)
+    copied, cast = llama_decode.copied(model) if llama_decode.can_decode(model) else (0, 0)
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     layers = _layers(model.get_decoder())
     low_rank = [p.numel() for n, p in model.named_parameters() if "lora_" in n]

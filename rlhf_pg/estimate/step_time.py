@@ -19,7 +19,7 @@ from rlhf_pg.estimate.work import Work
 NODE = 8  # GPUs that share the fast link
 BETWEEN_NODES = 50e9  # bytes a second and GPU: a 400 Gb/s network card each
 HOST = 25e9  # bytes a second between a GPU and its host's memory, and of the optimizer that works there
-LAUNCHES = 20  # operations of a decode step's layer (rollout/lean.py)
+LAUNCHES = 20  # operations of a decode step's layer (rollout/llama_decode.py)
 ADAM_TRAFFIC = 7 * FLOAT32  # bytes a parameter that AdamW reads and writes
 
 

@@ -99,7 +99,7 @@ def forward_pass(share: Share, size: Size) -> Pass:
 
 
 def scoring_passes(share: Share) -> int:
-    """Forwards without gradient of the policy or its reference: see `train/signals.py`."""
+    """Forwards without gradient of the policy or its reference: see `train/precompute.py`."""
     recipe, algorithm = share.recipe, algorithm_of(share.recipe)
     in_reward = recipe.kl.coefficient > 0 and recipe.kl.placement == "reward"
     needs_old = in_reward or (bool(algorithm and algorithm.needs_old) and not recipe.update.on_policy)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_pg.models import plain
+from rlhf_pg.models import named_weights
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
@@ -100,16 +100,16 @@ def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
 
     The live model is left as it is. Quantized weights come out as they are computed with, dequantized.
     """
-    base = plain.without_adapter(model)
+    base = named_weights.without_adapter(model)
     fewer_bits = {name: module for name, module in base.named_modules() if _is_quantized(module)}
     others = {name for name, _ in base.named_modules()} - fewer_bits.keys()
-    weights = dict(plain.weights(model, modules=others))
+    weights = dict(named_weights.weights(model, modules=others))
     for name, module in fewer_bits.items():
         weights |= {f"{name}.{leaf}": tensor for leaf, tensor in _dequantized(module)}
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config._attn_implementation = str(config._attn_implementation).removeprefix("tree_")  # models/tree_attention.py
+    config._attn_implementation = str(config._attn_implementation).removeprefix("tree_")  # models/packed_attention.py
     with torch.device("meta"):
         empty = type(base)(config)
     empty.generation_config = base.generation_config

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_pg.models.fused import lighten
-from rlhf_pg.models.hidden import prompt_before_rows, spread, states_before
-from rlhf_pg.models.tree import Prefix
-from rlhf_pg.models.tree_attention import can_attend, teach
+from rlhf_pg.models.hidden_states import prompt_before_rows, spread, states_before
+from rlhf_pg.models.packed_attention import can_attend, teach
+from rlhf_pg.models.packing import Prefix
 from rlhf_pg.types import Batch
 
 

@@ -1,6 +1,6 @@
 """The one wrapped policy: a batch of completions in, the log-prob and entropy of every sampled token out.
 
-How prompts are shared, packed or chunked is decided in models/hidden.py, so that DDP, ZeRO and LoRA see a single
+How prompts are shared, packed or chunked is decided in models/hidden_states.py, so that DDP, ZeRO and LoRA see a single
 forward and the algorithms see only [B, C] tensors.
 """
 
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from rlhf_pg.functional.logprobs import distribution_kl, token_logprobs
 from rlhf_pg.models.critic import ValueHead
 from rlhf_pg.models.fused import lighten
-from rlhf_pg.models.hidden import prompt_before_rows, spread, states_before
-from rlhf_pg.models.tree import Prefix
-from rlhf_pg.models.tree_attention import can_attend, teach
+from rlhf_pg.models.hidden_states import prompt_before_rows, spread, states_before
+from rlhf_pg.models.packed_attention import can_attend, teach
+from rlhf_pg.models.packing import Prefix
 from rlhf_pg.types import Batch
 
 

@@ -40,7 +40,7 @@ class Attention:
             )
         if rope in ("dynamic", "longrope"):
             raise ValueError(f"{name} has {rope} rotary positions, which make a row depend on the rows beside it")
-        self.kind = str(config._attn_implementation).removeprefix("tree_")  # models/tree_attention.py
+        self.kind = str(config._attn_implementation).removeprefix("tree_")  # models/packed_attention.py
         if self.kind not in ("sdpa", "eager", "flash_attention_2"):
             raise ValueError(f"the native engine needs sdpa, eager or flash_attention_2 attention, not {self.kind!r}")
         weight = embedding_weight(model)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_pg.models.tree_attention import base_of
-from rlhf_pg.rollout import wire
+from rlhf_pg.models.packed_attention import base_of
+from rlhf_pg.rollout import protocol
 from rlhf_pg.rollout.engine import Engine, build
 from rlhf_pg.rollout.weights import SharedWeights, fill, tensors_of
 from rlhf_pg.types import Completion
@@ -42,7 +42,7 @@ def serve(connection: Connection) -> None:
     try:
         child = Child(connection)
         while True:
-            child.answer(*wire.receive(connection))
+            child.answer(*protocol.receive(connection))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the trainer is gone
 
@@ -52,7 +52,7 @@ class Child:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        settings, _ = wire.receive(connection)
+        settings, _ = protocol.receive(connection)
         model: PreTrainedModel = pickle.loads(connection.recv_bytes())  # from the process that started this one
         config = model.config.get_text_config()
         config._attn_implementation = base_of(config)  # attention over trees is the update's, and registered only there
@@ -65,7 +65,7 @@ class Child:
         )
         self.live = tensors_of(model)
         self.streaming = False  # whether the trainer waits, and takes rows as they finish
-        self.finished: list[wire.Row] = []  # not sent yet
+        self.finished: list[protocol.Row] = []  # not sent yet
         eos_ids, slots = settings["eos_ids"], settings["slots"]
         self.engine: Engine = build(settings["engine"], model, eos_ids, slots, settings["options"], **settings["facts"])
 
@@ -78,15 +78,15 @@ class Child:
         self.streaming, self.finished = False, []
         try:
             started = time.monotonic()
-            header, made = wire.pack(self._generate(request, tensors))
+            header, made = protocol.pack(self._generate(request, tensors))
             answer |= {"completions": header, "seconds": time.monotonic() - started}
-        except wire.Cancelled:
+        except protocol.Cancelled:
             answer["cancelled"] = True
-        except wire.Gone:
+        except protocol.Gone:
             raise EOFError from None
         except Exception as error:
-            answer |= wire.failure(error)
-        wire.send(self.connection, answer, **made)
+            answer |= protocol.failure(error)
+        protocol.send(self.connection, answer, **made)
 
     def _generate(self, request: dict[str, Any], tensors: dict[str, Tensor]) -> list[list[Completion]]:
         torch.set_num_threads(request["threads"])
@@ -95,8 +95,8 @@ class Child:
                 for name in request["changed"]:
                     self.live[name].copy_(self.shared.tensors[name])
         self.engine.load_weights((), request["version"])
-        with wire.arithmetic(request, self.device.type):
-            return self.engine.generate(*wire.requested(request, tensors), self._progress, self._finished)
+        with protocol.arithmetic(request, self.device.type):
+            return self.engine.generate(*protocol.requested(request, tensors), self._progress, self._finished)
 
     def _finished(self, prompt: int, place: int, completion: Completion) -> None:
         self.finished.append(((prompt, place), completion))
@@ -105,13 +105,13 @@ class Child:
         self.shared.progress[0], self.shared.progress[1], self.shared.progress[2] = done, total, tokens
         try:
             if self.connection.poll(0):
-                message, _ = wire.receive(self.connection)
+                message, _ = protocol.receive(self.connection)
                 if message["do"] == "cancel":
-                    raise wire.Cancelled
+                    raise protocol.Cancelled
                 self.streaming = True
             if self.streaming and self.finished:
-                header, tensors = wire.pack_rows(self.finished)
-                wire.send(self.connection, header, **tensors)
+                header, tensors = protocol.pack_rows(self.finished)
+                protocol.send(self.connection, header, **tensors)
                 self.finished = []
         except (EOFError, OSError):
-            raise wire.Gone from None
+            raise protocol.Gone from None

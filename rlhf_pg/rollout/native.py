@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from rlhf_pg.rollout.admission import Admission, Queue
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
 from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
-from rlhf_pg.rollout.lean import LeanSteps, can_decode
+from rlhf_pg.rollout.llama_decode import LeanSteps, can_decode
 from rlhf_pg.rollout.sampling import choose, uniforms
+from rlhf_pg.rollout.scheduler import Admission, Queue
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_pg.rollout import wire
+from rlhf_pg.rollout import protocol
 from rlhf_pg.rollout.attention import embedding_weight
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
 from rlhf_pg.rollout.weights import SharedWeights, overwrite, structure_of, tensors_of
@@ -102,7 +102,7 @@ class ProcessEngine:
                 start_new_session=True,  # Ctrl-C is for this process to act on
             )
         connection = Connection(mine.detach())
-        wire.send(connection, settings | {"device": str(device), "file": self._shared.file})
+        protocol.send(connection, settings | {"device": str(device), "file": self._shared.file})
         connection.send_bytes(structure)
         return process, connection
 
@@ -116,7 +116,7 @@ class ProcessEngine:
         """See `Engine.generate`. RuntimeError, with its last words, when the second process has ended."""
         check_request(prompts, sampling)
         total = len(prompts) * sampling.samples
-        hand_out = None if finished is None else wire.Once(finished)
+        hand_out = None if finished is None else protocol.Once(finished)
         ahead = self.started if self.started and self.started.is_for(prompts, sampling) else None
         if ahead:
             self.settle(progress, hand_out)
@@ -173,7 +173,7 @@ class ProcessEngine:
                 while self._connection.poll(0):
                     answer, tensors = self._receive()
                     if not self._awaited:
-                        self.started.groups, self.started.seconds = wire.completions(answer, tensors)
+                        self.started.groups, self.started.seconds = protocol.completions(answer, tensors)
                         break
         return self.started
 
@@ -221,10 +221,10 @@ class ProcessEngine:
             self._receive()
         self._shared.write({**self._live, **(weights or {})}, self._changing)
         self._shared.progress.zero_()
-        header, tensors = wire.request(prompts, sampling, self._live[next(iter(self._live))].device.type)
+        header, tensors = protocol.request(prompts, sampling, self._live[next(iter(self._live))].device.type)
         header |= {"do": "generate", "version": version, "changed": sorted(self._changing), "threads": threads}
         with self._telling_its_end():
-            wire.send(self._connection, header, **tensors)
+            protocol.send(self._connection, header, **tensors)
         self._awaited = True
 
     def _answer(
@@ -242,9 +242,9 @@ class ProcessEngine:
                     progress(done, total, tokens)
             answer, tensors = self._receive()
             if not self._awaited:
-                return wire.completions(answer, tensors)
+                return protocol.completions(answer, tensors)
             if finished is not None:
-                for place, row in wire.unpack_rows(answer, tensors):
+                for place, row in protocol.unpack_rows(answer, tensors):
                     finished(*place, row)
 
     def _arrived(self) -> bool:
@@ -255,7 +255,7 @@ class ProcessEngine:
     def _receive(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The next message: some finished rows of the last request, or its answer, which is then no longer awaited."""
         with self._telling_its_end():
-            message, tensors = wire.receive(self._connection)
+            message, tensors = protocol.receive(self._connection)
         self._awaited = "finished" in message
         return message, tensors
 
@@ -266,7 +266,7 @@ class ProcessEngine:
 
     def _tell(self, what: str) -> None:
         with suppress(OSError):  # it has ended: whoever waits for it is told
-            wire.send(self._connection, {"do": what})
+            protocol.send(self._connection, {"do": what})
 
     @contextmanager
     def _telling_its_end(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_pg.errors import RunError
-from rlhf_pg.rollout import link, proof, wire
+from rlhf_pg.rollout import link, protocol, weight_check
 from rlhf_pg.rollout.answer import Answer, Fault, Left
 from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Finished, Progress, check_request
@@ -29,7 +29,7 @@ from rlhf_pg.types import Completion, Prompt, Sampling
 ATTEMPTS = 3
 LOOK_S = 0.05  # between two looks for an answer
 PAUSE_S = 0.5  # between two looks for a server
-WIRED = set(wire.DTYPES.values())  # what the wire takes as it is
+WIRED = set(protocol.DTYPES.values())  # what the wire takes as it is
 
 
 class RemoteEngine:
@@ -111,8 +111,8 @@ class RemoteEngine:
         """A connection to a server with this version of the weights."""
         if self._connection is None:
             self._connection = self._connect()
-            wire.send(self._connection, {"do": "hello"})
-            state = wire.receive(self._connection)[0]["hello"]
+            protocol.send(self._connection, {"do": "hello"})
+            state = protocol.receive(self._connection)[0]["hello"]
             if state["vocabulary"] != self.vocabulary:
                 raise RunError(f"the rollout server has a model of {state['vocabulary']} tokens, not {self.vocabulary}")
             if self._known != (state["id"], state["version"]):
@@ -136,33 +136,33 @@ class RemoteEngine:
 
     def _push(self, connection: Connection) -> None:
         number = self._next()
-        wire.send(connection, {"do": "push", "id": number, "version": self.version})
+        protocol.send(connection, {"do": "push", "id": number, "version": self.version})
         named = self.model.state_dict(keep_vars=True)
         for name in sorted(self._changing):
             tensor = named[name].detach().cpu()
             values = (tensor if tensor.dtype in WIRED else tensor.float()).reshape(-1)
             header = {"do": "tensor", "id": number, "name": name, "shape": list(tensor.shape)}
-            wire.send(connection, header, values=values)
-        wire.send(connection, {"do": "end", "id": number})
-        answer, _ = wire.receive(connection)
-        wire.raise_failure(answer, "the rollout server", Fault)
+            protocol.send(connection, header, values=values)
+        protocol.send(connection, {"do": "end", "id": number})
+        answer, _ = protocol.receive(connection)
+        protocol.raise_failure(answer, "the rollout server", Fault)
         if (answer["id"], answer["version"]) != (number, self.version):
             raise Fault(f"the push of version {self.version} was acknowledged as version {answer['version']}")
 
     def _prove(self) -> None:
         """Have a few tokens sampled and score them here."""
-        asked = proof.prompts(self.vocabulary, self.context)
-        answer = Answer(self, asked, proof.sampling(self.context))
+        asked = weight_check.prompts(self.vocabulary, self.context)
+        answer = Answer(self, asked, weight_check.sampling(self.context))
         self._sample(answer)
-        proof.check(proof.gap(self.model, asked, answer.groups(), self.dtype), self.dtype, self.version)
+        weight_check.check(weight_check.gap(self.model, asked, answer.groups(), self.dtype), self.dtype, self.version)
 
     def _sample(self, answer: Answer) -> None:
         """Ask for what an answer lacks, and fill it."""
         connection, number = self._connection, self._next()
         assert connection is not None
         device = next(self.model.parameters()).device.type
-        header, tensors = wire.request(answer.prompts, answer.sampling, device)
-        wire.send(connection, header | {"do": "generate", "id": number, "version": self.version}, **tensors)
+        header, tensors = protocol.request(answer.prompts, answer.sampling, device)
+        protocol.send(connection, header | {"do": "generate", "id": number, "version": self.version}, **tensors)
         try:
             while not self._take(connection, number, answer):
                 pass
@@ -170,7 +170,7 @@ class RemoteEngine:
             raise
         except BaseException:
             with suppress(OSError):
-                wire.send(connection, {"do": "cancel", "id": number})
+                protocol.send(connection, {"do": "cancel", "id": number})
             raise
 
     def _take(self, connection: Connection, number: int, answer: Answer) -> bool:
@@ -180,17 +180,17 @@ class RemoteEngine:
             answer.look()
             if time.monotonic() - waited > self.timeout_s:
                 raise Fault(f"nothing came for {self.timeout_s:g} s")
-        message, tensors = wire.receive(connection)
+        message, tensors = protocol.receive(connection)
         if message.get("id") != number:
             raise Fault(f"an answer to request {message.get('id')} came for request {number}")
-        wire.raise_failure(message, "the rollout server", Fault)
+        protocol.raise_failure(message, "the rollout server", Fault)
         if message.get("stale") or message["version"] != self.version:
             self._known = None
             raise Fault(f"the server has weights of version {message['version']}, not {self.version}")
         if message.get("progress"):
             answer.seen = max(answer.seen, message["progress"][2])
         if "finished" in message:
-            for place, row in wire.unpack_rows(message, tensors):
+            for place, row in protocol.unpack_rows(message, tensors):
                 answer.add(*place, row)
         answer.look()
         if message.get("done"):

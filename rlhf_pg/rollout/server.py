@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_pg.rollout import link, wire
+from rlhf_pg.rollout import link, protocol
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.types import Completion
 
@@ -61,18 +61,18 @@ class _Visit:
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server, self.engine, self.connection = server, server.engine, connection
-        self.rows: list[wire.Row] = []  # finished, not sent yet
+        self.rows: list[protocol.Row] = []  # finished, not sent yet
         self.beat = 0.0  # when something was last sent
 
     def serve(self) -> None:
         link.set_deadline(self.connection, None)  # between requests a trainer may think for long
         while True:
-            message, tensors = wire.receive(self.connection)
+            message, tensors = protocol.receive(self.connection)
             link.set_deadline(self.connection, SEND_S)
             match message["do"]:
                 case "hello":
                     state = {"id": self.server.id, "version": self.engine.version, "vocabulary": self.server.vocabulary}
-                    wire.send(self.connection, {"hello": state})
+                    protocol.send(self.connection, {"hello": state})
                 case "push":
                     self._answered(message, lambda m=message: self._push(m))
                 case "generate":
@@ -84,14 +84,14 @@ class _Visit:
         broken: Exception | None = None
         try:
             answer = act()
-        except wire.Cancelled:
+        except protocol.Cancelled:
             answer = {"cancelled": True}
-        except wire.Gone:
+        except protocol.Gone:
             raise EOFError from None
         except Exception as error:
-            answer = wire.failure(error)
+            answer = protocol.failure(error)
             broken = None if isinstance(error, REFUSED) else error
-        wire.send(self.connection, {"id": message["id"], "version": self.engine.version, **answer})
+        protocol.send(self.connection, {"id": message["id"], "version": self.engine.version, **answer})
         if broken is not None:
             raise broken
 
@@ -103,11 +103,11 @@ class _Visit:
     def _tensors(self, number: int) -> Iterator[tuple[str, Tensor]]:
         while True:
             try:
-                message, tensors = wire.receive(self.connection)
+                message, tensors = protocol.receive(self.connection)
             except (EOFError, OSError):
-                raise wire.Gone from None
+                raise protocol.Gone from None
             if message.get("id") != number or message["do"] not in ("tensor", "end"):
-                raise wire.Gone
+                raise protocol.Gone
             if message["do"] == "end":
                 return
             yield message["name"], tensors["values"].view(message["shape"])
@@ -116,8 +116,8 @@ class _Visit:
         if message["version"] != self.engine.version:
             return {"stale": True}
         self.number, self.rows, started = message["id"], [], time.monotonic()
-        with wire.arithmetic(message, self.server.device):
-            self.engine.generate(*wire.requested(message, tensors), self._progress, self._finished)
+        with protocol.arithmetic(message, self.server.device):
+            self.engine.generate(*protocol.requested(message, tensors), self._progress, self._finished)
         self._send_rows()
         return {"done": True, "seconds": time.monotonic() - started}
 
@@ -127,11 +127,11 @@ class _Visit:
     def _progress(self, done: int, total: int, tokens: int) -> None:
         """Between two steps: send what there is, and look whether it is still wanted."""
         try:
-            message = wire.receive(self.connection)[0] if self.connection.poll(0) else {}
+            message = protocol.receive(self.connection)[0] if self.connection.poll(0) else {}
         except (EOFError, OSError):
-            raise wire.Gone from None
+            raise protocol.Gone from None
         if message.get("do") == "cancel":
-            raise wire.Cancelled
+            raise protocol.Cancelled
         if self.rows or time.monotonic() - self.beat > BEAT_S:
             self._send_rows([done, total, tokens])
 
@@ -139,10 +139,10 @@ class _Visit:
         header: dict[str, Any] = {"id": self.number, "version": self.engine.version, "progress": progress}
         made: dict[str, Tensor] = {}
         if self.rows:
-            packed, made = wire.pack_rows(self.rows)
+            packed, made = protocol.pack_rows(self.rows)
             header |= packed
         try:
-            wire.send(self.connection, header, **made)
+            protocol.send(self.connection, header, **made)
         except (EOFError, OSError):
-            raise wire.Gone from None
+            raise protocol.Gone from None
         self.rows, self.beat = [], time.monotonic()

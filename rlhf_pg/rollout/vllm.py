@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_pg.models import plain
-from rlhf_pg.rollout import proof
+from rlhf_pg.models import named_weights
+from rlhf_pg.rollout import weight_check
 from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
 from rlhf_pg.rollout.vllm_core import Core, own_random
@@ -60,7 +60,7 @@ class VllmEngine:
         self.context = min(context_of(model.config) or 2**31, context or 2**31)
         self.vocabulary = model.config.get_text_config().vocab_size
         limit = CACHE_LIMIT if cache_gb is None else int(cache_gb * 2**30)
-        base = plain.without_adapter(model)
+        base = named_weights.without_adapter(model)
         self.core: Core | None = Core(
             base.config,
             dtype,
@@ -101,7 +101,7 @@ class VllmEngine:
         """
         names = overwrite(self.model, tensors)
         names += [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        self._push({plain.module_of(name) for name in names}, version)
+        self._push({named_weights.module_of(name) for name in names}, version)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -112,15 +112,15 @@ class VllmEngine:
     def _push(self, modules: set[str] | None, version: int) -> None:
         """Write these modules' weights, all if None, as `version`."""
         with self._awake() as core:
-            wanted = None if modules is None else plain.with_packed(modules, self._packed)
+            wanted = None if modules is None else named_weights.with_packed(modules, self._packed)
             self._fault = f"the push of version {version} did not end"
-            core.write(plain.weights(self.model, wanted))
+            core.write(named_weights.weights(self.model, wanted))
             self._fault = None
             self.version = version
             try:
-                asked = proof.prompts(self.vocabulary, self.context)
-                made = _Request(core, self, asked, proof.sampling(self.context)).completions()
-                proof.check(proof.gap(self.model, asked, made, self.dtype), self.dtype, version)
+                asked = weight_check.prompts(self.vocabulary, self.context)
+                made = _Request(core, self, asked, weight_check.sampling(self.context)).completions()
+                weight_check.check(weight_check.gap(self.model, asked, made, self.dtype), self.dtype, version)
             except BaseException as error:
                 self._fault = str(error) or type(error).__name__
                 raise

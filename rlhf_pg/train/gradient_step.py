@@ -18,7 +18,7 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.models.tree import Prefix
+from rlhf_pg.models.packing import Prefix
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import mismatch
 from rlhf_pg.train.learner import CriticLearner, Learner

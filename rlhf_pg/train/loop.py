@@ -24,16 +24,16 @@ from rlhf_pg.preflight import checks
 from rlhf_pg.rollout import collect
 from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import ahead, critic_step, gradient_step, packing_check, trust_region_step
+from rlhf_pg.train import critic_step, gradient_step, packing_check, prefetch, trust_region_step
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
 from rlhf_pg.train.export import export, headline
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
 from rlhf_pg.train.opening import open_folder, resumed
+from rlhf_pg.train.precompute import signals
 from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, snapshot
 from rlhf_pg.train.setup import Session, build, join
-from rlhf_pg.train.signals import signals
 from rlhf_pg.types import Credit, Prompt, Rollout, Sampling
 
 UPDATES = {"gradient": gradient_step.update, "trust_region": trust_region_step.update}
@@ -160,7 +160,7 @@ def _run(run: Run) -> None:
             with run.ranks.apart("the step's record"):
                 record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
-            ahead.settle(run.session, run.poll)
+            prefetch.settle(run.session, run.poll)
             save(run)
     finish(run)
 
@@ -225,7 +225,7 @@ def roll_out(run: Run) -> Pending:
     """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
     session, ranks = run.session, run.ranks
     sampling = session.sampling(run.progress.step + 1)
-    with ahead.drawn(session) as prompts:
+    with prefetch.drawn(session) as prompts:
         rollouts = _sample(run, ranks.share(prompts), sampling)
         judged = judged_groups(ranks, rollouts, sampling.samples)
         with run.phase("update"):
@@ -253,7 +253,7 @@ def _sample(run: Run, prompts: list[Prompt], sampling: Sampling) -> list[Rollout
             progress=run.poll,
             poll=run.poll,
             part=run.phase,
-            sampled=lambda: run.times.update(ahead.start(session, sampling)),
+            sampled=lambda: run.times.update(prefetch.start(session, sampling)),
         )
         run.samples = sample_rows(sampling.step, rollouts, run.recipe.log.samples)
         run.folder.write_rollouts(sampling.step, run.samples)

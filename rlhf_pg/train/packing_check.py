@@ -10,8 +10,8 @@ from torch import Tensor
 from rlhf_pg.data import collate
 from rlhf_pg.preflight.probe import Closeness
 from rlhf_pg.train.gradient_step import shares_prompts
+from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
-from rlhf_pg.train.signals import log_probs
 from rlhf_pg.types import Batch
 
 PROMPTS, SAMPLES = 2, 2  # of the batch that are compared

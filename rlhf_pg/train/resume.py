@@ -14,7 +14,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.recipe.effects import is_training
 from rlhf_pg.storage import state as run_state
-from rlhf_pg.train import ahead
+from rlhf_pg.train import prefetch
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.setup import Session, identity_of
 from rlhf_pg.types import Batch, Signals
@@ -84,7 +84,7 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
         own["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
         state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
-    of_next, of_next_state = ahead.snapshot(session)
+    of_next, of_next_state = prefetch.snapshot(session)
     return Snapshot(tensors, state, (own | of_next, own_state | of_next_state))
 
 
@@ -125,7 +125,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         batch = collate.to(saved, backend.device)
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
-    ahead.restore(session, tensors, state, session.sampling(progress.step + 1))
+    prefetch.restore(session, tensors, state, session.sampling(progress.step + 1))
     run_state.restore_random_state(tensors["random"], state["random"])
     return progress
 

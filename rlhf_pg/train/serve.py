@@ -9,7 +9,7 @@ from rlhf_pg.errors import RecipeError
 from rlhf_pg.models.load import context_length, load_config, load_tokenizer
 from rlhf_pg.rollout import link
 from rlhf_pg.rollout.server import Server
-from rlhf_pg.train.problems import longest_request, prompts_of
+from rlhf_pg.train.prompts import longest_request, prompts_of
 from rlhf_pg.train.setup import make_engine, policy_model
 
 LOOPBACK = "127.0.0.1"

@@ -29,8 +29,8 @@ from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.state import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
-from rlhf_pg.train.problems import longest_request, note, prompts_of
-from rlhf_pg.train.signals import Reference, frozen_copy, reference
+from rlhf_pg.train.precompute import Reference, frozen_copy, reference
+from rlhf_pg.train.prompts import longest_request, note, prompts_of
 from rlhf_pg.types import Prompt, Sampling
 
 

@@ -21,7 +21,7 @@ from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import gradient_step
 from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.problems import read_prompts
+from rlhf_pg.train.prompts import read_prompts
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.setup import adamw
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss

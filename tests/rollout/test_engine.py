@@ -24,7 +24,7 @@ def test_engines_are_found_by_shipped_name_and_by_dotted_path():
         ("natve", "did you mean 'native'"),
         ("no_such_module:Engine", "no_such_module"),
         ("rlhf_pg.rollout.native:NoEngine", "NoEngine"),
-        ("rlhf_pg.rollout.admission:PREFILL_TOKENS", "is a int"),
+        ("rlhf_pg.rollout.scheduler:PREFILL_TOKENS", "is a int"),
     ],
 )
 def test_a_wrong_engine_name_says_what_is_wrong(name, message):

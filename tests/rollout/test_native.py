@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rlhf_pg.rollout.cache import SlotCache
-from rlhf_pg.rollout.lean import LeanSteps
+from rlhf_pg.rollout.llama_decode import LeanSteps
 from rlhf_pg.rollout.native import NativeEngine, _Run
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model

@@ -17,7 +17,7 @@ import torch
 from rlhf_pg.config import Lora
 from rlhf_pg.errors import RunError
 from rlhf_pg.models.adapter import add_adapter
-from rlhf_pg.rollout import link, wire
+from rlhf_pg.rollout import link, protocol
 from rlhf_pg.rollout.native import NativeEngine
 from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.server import Server
@@ -118,8 +118,8 @@ def test_a_trainer_refuses_a_server_that_does_not_know_the_token():
 
 def test_only_an_adapter_travels_and_it_arrives(file, monkeypatch):
     sent = []
-    original = wire.send
-    monkeypatch.setattr(wire, "send", lambda c, h, **t: (sent.append(h.get("name")), original(c, h, **t))[1])
+    original = protocol.send
+    monkeypatch.setattr(protocol, "send", lambda c, h, **t: (sent.append(h.get("name")), original(c, h, **t))[1])
     ThreadedServer(add_adapter(random_model(), Lora(rank=2), seed=1), file)
     model = add_adapter(random_model(), Lora(rank=2), seed=1)
     engine, prompts = RemoteEngine(model, EOS, file, timeout_s=20), ragged_prompts()

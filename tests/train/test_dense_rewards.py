@@ -13,9 +13,9 @@ from rlhf_pg.cli import main
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.storage import checkpoint
 from rlhf_pg.train import loop
+from rlhf_pg.train.precompute import terminal_reward
 from rlhf_pg.train.resume import restore
 from rlhf_pg.train.setup import build
-from rlhf_pg.train.signals import terminal_reward
 from tests.random_models import random_batch
 from tests.train import small_run
 

@@ -13,7 +13,7 @@ from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
 from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.signals import frozen_copy, log_probs, terminal_reward
+from rlhf_pg.train.precompute import frozen_copy, log_probs, terminal_reward
 from rlhf_pg.types import Signals
 from tests.random_models import random_batch, random_model
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlhf_pg.models.tree import Prefix, Tree, plant
+from rlhf_pg.models.packing import Prefix, Tree, plant
 from rlhf_pg.types import Batch
 
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.config import Update
 from rlhf_pg.data import collate
-from rlhf_pg.models import tree_attention
+from rlhf_pg.models import packed_attention
 from rlhf_pg.models.critic import Critic
+from rlhf_pg.models.packing import plant
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.models.tree import plant
 from rlhf_pg.train.gradient_step import parts
 from rlhf_pg.types import Batch
 from tests.random_models import random_batch, random_model
@@ -130,9 +130,9 @@ def test_padded_rows_under_a_mask_and_blocks_by_the_fused_kernel_agree(name, mon
 
     def padded(query, key, value, prefix_key, prefix_value, tree, scale):
         prefix = None if prefix_key is None else (prefix_key, prefix_value)
-        return tree_attention._padded(query, key, value, tree, prefix, scale, 0.0)
+        return packed_attention._padded(query, key, value, tree, prefix, scale, 0.0)
 
-    monkeypatch.setattr(tree_attention._Blocks, "apply", padded)
+    monkeypatch.setattr(packed_attention._Blocks, "apply", padded)
     for tokens in (9, 20, 10_000):
         assert_close_to(gradients(Policy(model), batch, tokens), expected, 1e-12)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from rlhf_pg.config import KL, Optimizer, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.signals import log_probs, signals, terminal_reward
+from rlhf_pg.train.precompute import log_probs, signals, terminal_reward
 from tests.random_models import random_batch, random_model
 
 UPDATE = Update(tokens_per_microbatch=2048)

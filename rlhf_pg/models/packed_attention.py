@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlhf_pg.models.tree import Span, Tree
+from rlhf_pg.models.packing import Span, Tree
 
 NAME = "tree_"  # before the name of the attention that everything but a tree goes through
 BASES = ("sdpa", "eager")

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_pg.rollout import wire
+from rlhf_pg.rollout import protocol
 from rlhf_pg.rollout.process import ProcessEngine, Started
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Prompt, Sampling
@@ -74,7 +74,7 @@ def snapshot(session: Session) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
         "version": started.version,
     }
     if started.groups is not None:
-        header, tensors = wire.pack(started.groups)
+        header, tensors = protocol.pack(started.groups)
         return {"ahead": tensors}, {"ahead": state | {"completions": header, "seconds": started.seconds}}
     old = started.version != session.learner.updates
     return {"ahead_weights": engine.sampling_from()} if old else {}, {"ahead": state}
@@ -94,7 +94,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     by_id = {prompt.id: prompt for prompt in session.train_prompts}
     prompts = [by_id[name] for name in saved["prompts"]]
     if "completions" in saved:
-        groups = wire.unpack(saved["completions"], tensors["ahead"])
+        groups = protocol.unpack(saved["completions"], tensors["ahead"])
         session.engine.put_back(Started(prompts, was, saved["version"], groups, saved["seconds"]))
         return
     with session.learner.backend.autocast():

@@ -32,7 +32,7 @@ def can_decode(model: PreTrainedModel) -> bool:
     """Whether the model is one of the family as transformers has it, attending by `sdpa`."""
     decoder = model.get_decoder()
     known = type(decoder).__name__ in FAMILY and type(decoder).__module__.startswith("transformers.models.")
-    attention = str(decoder.config._attn_implementation).removeprefix("tree_")  # models/tree_attention.py
+    attention = str(decoder.config._attn_implementation).removeprefix("tree_")  # models/packed_attention.py
     return known and attention == "sdpa"
 
 

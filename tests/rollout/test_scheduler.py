@@ -1,6 +1,6 @@
 """Prompts enter longest first, when enough slots are free, in prefills of bounded size."""
 
-from rlhf_pg.rollout.admission import PREFILL_TOKENS, Admission, Queue
+from rlhf_pg.rollout.scheduler import PREFILL_TOKENS, Admission, Queue
 from rlhf_pg.types import Prompt
 
 
