@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from rlhf_pg import config
-from rlhf_pg.recipe import messages
+from rlhf_pg.config import messages
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 

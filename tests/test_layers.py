@@ -72,12 +72,12 @@ def allowed(found: Import, part: str) -> bool:
             return standard or found.of("pydantic", "rlhf_pg.types", "rlhf_pg.functional", "rlhf_pg.algorithms")
         case "types" | "errors":
             return standard
-        case "config" | "recipe":
+        case "config":
             return not found.of("torch", "transformers", "rlhf_pg.train", "rlhf_pg.cli", "rlhf_pg.functional")
         case "cli" | "__main__":
             return found.lazy or standard or found.of("rlhf_pg.cli", "rlhf_pg.__version__", "rlhf_pg.config")
         case _ if part in MIDDLE:
-            return not found.of(*(f"rlhf_pg.{upper}" for upper in ("train", "cli", "config", "recipe", "algorithms")))
+            return not found.of(*(f"rlhf_pg.{upper}" for upper in ("train", "cli", "config", "algorithms")))
         case _:
             return not found.of("rlhf_pg.cli")
 
@@ -123,8 +123,8 @@ def test_each_rare_package_is_imported_in_one_file_at_most():
         ("models.policy", "try:\n    from rlhf_pg.cli import main\nexcept ImportError:\n    pass"),
         ("train.loop", "from rlhf_pg.cli import main"),
         ("debug.checks", "from rlhf_pg import cli"),
-        ("config", "import torch.nn"),
-        ("recipe.checks", "def f():\n    import torch"),
+        ("config.recipe", "import torch.nn"),
+        ("config.contradictions", "def f():\n    import torch"),
         ("types", "from torch import Tensor"),
         ("cli", "import torch"),
         ("cli", "from rlhf_pg.train.loop import train"),

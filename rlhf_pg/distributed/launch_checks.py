@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rlhf_pg.config import Recipe
+from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.recipe.effects import algorithm_of
 
 
 def refuse_with_deepspeed(recipe: Recipe, backend: Backend) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 from rlhf_pg.config import Lora, Recipe
+from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.estimate import hardware, tables
 from rlhf_pg.estimate.arguments import LAYOUTS_OF, Wanted
 from rlhf_pg.estimate.estimate import MOST_TOKENS, USABLE, with_tokens
@@ -25,7 +26,6 @@ from rlhf_pg.estimate.share import Share
 from rlhf_pg.estimate.step_time import StepTime, step_time
 from rlhf_pg.estimate.work import Work, work
 from rlhf_pg.models.load import load_config
-from rlhf_pg.recipe.effects import algorithm_of
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rlhf_pg.config import messages
 from rlhf_pg.estimate.layout import GIB
-from rlhf_pg.recipe import messages
 
 SQUARE = 2048  # of the matrix product measured
 ROWS = 32  # of the decode-like product

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlhf_pg.config import Model
+from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.estimate.layout import ONE, Layout
 from rlhf_pg.estimate.model_size import Size, cache_per_token
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
-from rlhf_pg.recipe.effects import algorithm_of
 from rlhf_pg.rollout.native import CHOOSE_ELEMENTS
 from rlhf_pg.train.gradient_step import NO_GRADIENT
 

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_pg.config import Lora, Recipe
+from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.models import fused
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
-from rlhf_pg.recipe.effects import algorithm_of
 from rlhf_pg.rollout import llama_decode
 
 

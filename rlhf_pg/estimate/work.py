@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.estimate.memory import FLOAT32
 from rlhf_pg.estimate.model_size import Size, cache_per_token
 from rlhf_pg.estimate.share import Share
-from rlhf_pg.recipe.effects import algorithm_of
 
 MEASURES = 2  # of the line search, once and again halved
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from rlhf_pg import config
 from rlhf_pg.config import Recipe, SftRecipe
+from rlhf_pg.config.unused_keys import is_training
 from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
-from rlhf_pg.recipe.effects import is_training
 from rlhf_pg.storage import state as run_state
 from rlhf_pg.train import prefetch
 from rlhf_pg.train.learner import Learner

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf_pg.algorithms import base, rloo
-from rlhf_pg.recipe import messages
+from rlhf_pg.config import messages
 
 
 def problems(name, **given):

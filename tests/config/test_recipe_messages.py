@@ -7,10 +7,9 @@ import pytest
 from recipe_files import load, problem, problems
 
 from rlhf_pg import config
-from rlhf_pg.config import RecipeError
-from rlhf_pg.recipe import messages, reading
+from rlhf_pg.config import RecipeError, messages, reading
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

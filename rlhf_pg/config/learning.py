@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlhf_pg.recipe.section import HomeText, Section
+from rlhf_pg.config.section import HomeText, Section
 
 
 class KL(Section):

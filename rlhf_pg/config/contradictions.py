@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from rlhf_pg.algorithms.base import Algorithm, resolve
-from rlhf_pg.recipe import messages
-from rlhf_pg.recipe.effects import given_without_effect, is_generated, is_training, sources
+from rlhf_pg.config import messages
+from rlhf_pg.config.unused_keys import given_without_effect, is_generated, is_training, sources
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
-    from rlhf_pg.config import DataSource, Recipe, SftRecipe
+    from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe
 
 OVERLAP_CAP = 2.0  # of importance weights one step old: Yao et al. 2025's, see functional/importance.py
 

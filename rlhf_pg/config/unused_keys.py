@@ -14,7 +14,7 @@ from rlhf_pg.algorithms.base import Algorithm, resolve
 from rlhf_pg.tasks import base as tasks
 
 if TYPE_CHECKING:
-    from rlhf_pg.config import DataSource, Recipe, SftRecipe
+    from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe
 
 IDLE_IN_SFT = (
     "run.steps",
