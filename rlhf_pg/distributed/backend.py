@@ -24,7 +24,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rlhf_pg.distributed import zero
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.models.adapter import is_learned, learned, load_learned
-from rlhf_pg.storage import state as run_state
+from rlhf_pg.storage import optimizer_state
+from rlhf_pg.storage.digest import weights_digest
 
 MARGIN_S = 120.0  # the process group's own timeout comes after the deadline, whose message is the better one
 
@@ -80,17 +81,17 @@ class Backend:
         self._same_weights(module)
         if self.zero:
             engine, stepped = self.zero.prepare(module, optimizer, clip)
-            engine.together = self  # its passes may be collectives: `gradient_step.parts` asks
+            engine.collective_backend = self  # its passes may be collectives: `gradient_step.parts` asks
             return engine, stepped
         prepared = self.accelerator.prepare_model(module, evaluation_mode=True)  # True: not wrapped
         return prepared, self.prepare_optimizer(optimizer)
 
-    def freeze(self, module: nn.Module) -> Any:
+    def prepare_frozen(self, module: nn.Module) -> Any:
         """A module that is only read, as this layout keeps it."""
         if not self.sharded or self.zero is None:
             return module
-        engine = self.zero.freeze(module)
-        engine.together = self
+        engine = self.zero.prepare_frozen(module)
+        engine.collective_backend = self
         return engine
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
@@ -101,11 +102,11 @@ class Backend:
         """Rank 0's weights on all ranks, and proof of it."""
         named = dict(module.named_parameters()) | dict(module.named_buffers())
         what = f"the weights of the {type(module).__name__.lower()}"
-        self.ranks.from_first(named.values(), what)
-        if self.ranks.size > 1 and len(set(self.ranks.gather(run_state.weights_digest(named), what))) > 1:
+        self.ranks.broadcast(named.values(), what)
+        if self.ranks.size > 1 and len(set(self.ranks.gather(weights_digest(named), what))) > 1:
             raise ValueError(f"{what} are not the same on all ranks after they were sent")
 
-    def alone(self, command: str) -> Backend:
+    def require_one_process(self, command: str) -> Backend:
         """This backend, for a command that one process does. Raises ValueError if there are more."""
         if self.ranks.size > 1:
             raise ValueError(f"{command} is done by one process: start it without `accelerate launch`")
@@ -122,37 +123,38 @@ class Backend:
 
     @property
     def sharded(self) -> bool:
-        """Whether no rank has all weights: they are then read by `whole` only, and forwards are collectives."""
+        """Whether no rank has all weights: only `gathered_weights` reads them then, and forwards are collectives."""
         return self.zero is not None and self.zero.stage == 3
 
     @property
-    def layout(self) -> dict[str, Any]:
+    def state_layout(self) -> dict[str, Any]:
         """How the state of training is spread over processes: what a checkpoint's parts are."""
         kind = f"ZeRO-{self.zero.stage}" if self.zero else "replicas"
         return {"kind": kind, "processes": self.ranks.size}
 
-    def whole(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def gathered_weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Weights by name, one at a time, tied ones once, each to be used before the next; all ranks must iterate."""
         if self.zero:
-            yield from self.zero.whole(module)
+            yield from self.zero.gathered_weights(module)
             return
         kept = module.state_dict().keys()
         yield from module.named_parameters()
         yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
 
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+    def weights_to_save(self, module: nn.Module) -> dict[str, Tensor]:
         """The weights to be saved by the first rank: its own, or where they are sharded, copies on its CPU. Of a module
         with frozen weights only the others."""
         if not self.zero:
             return learned(module)
         wanted = is_learned(module)
         kept = (
-            (name, tensor.to("cpu", copy=True) if self.ranks.first else tensor) for name, tensor in self.whole(module)
+            (name, tensor.to("cpu", copy=True) if self.ranks.first else tensor)
+            for name, tensor in self.gathered_weights(module)
         )
         return {name: tensor for name, tensor in kept if self.ranks.first and wanted(name)}
 
     def load_weights(self, prepared: Any, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `weights`; `module` is `prepared`, or a part of it, without what is around it."""
+        """Undo `weights_to_save`; `module` is `prepared`, or a part of it, without what is around it."""
         if self.zero:
             self.zero.load(prepared, tensors, module)
         else:
@@ -160,14 +162,14 @@ class Backend:
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON) of an optimizer of the parameters `named`: this rank's part where it is sharded."""
-        return optimizer.state() if self.zero else run_state.flatten_optimizer(optimizer, named)
+        return optimizer.state() if self.zero else optimizer_state.capture(optimizer, named)
 
     def load_optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor], tensors, saved) -> None:
         """Undo `optimizer_state`."""
         if self.zero:
             optimizer.load_state(tensors, saved)
         else:
-            run_state.restore_optimizer(optimizer, named, tensors, saved)
+            optimizer_state.restore(optimizer, named, tensors, saved)
 
     def peak_memory_mb(self) -> float:
         """The most memory this process has held so far: on the device if there is one, else resident."""
@@ -197,9 +199,9 @@ class Backend:
             return int(torch.is_grad_enabled() and not passes)
         return max(self.ranks.gather(passes, "the number of micro-batches")) - passes
 
-    def idle(self, module: nn.Module) -> None:
+    def idle_pass(self, module: nn.Module) -> None:
         """Take part in one pass of other ranks."""
-        zero.idle(module, self.device)
+        zero.idle_pass(module, self.device)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], what: str = "gradients") -> None:
         """Add up the ranks' gradients, once before they are read: .grad is then the whole optimizer step's."""

@@ -1,15 +1,14 @@
-"""The processes of a run, and everything they say to each other. Every wait has a name and a deadline.
+"""The processes of a run, and everything they tell each other. Every wait has a name and a deadline.
 
-Rank r of R. With one process each call returns at once. Work is either done together (collectives, which every rank
-must reach in the same order) or apart, and then left together: `apart` ends with an agreement, so that an error or a
-request to stop on one rank ends it on all, in one place, where they can still save. A rank that fails elsewhere writes
-its cause into the process group's store and ends; the others read it there.
+Rank r of R. With one process each call returns at once. Work is either collective (every rank must reach it in the same
+order) or independent: `independently` ends with an agreement, so that an error or a request to stop on one rank ends
+the work of all, in one place, where they can still save. A rank that fails elsewhere writes its cause into the process
+group's store and ends; the others read it there.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -34,8 +33,7 @@ class Ranks:
         self.rank, self.size, self.device = rank, size, torch.device(device)
         self.place = "the start"  # what the run is at, for messages
         self.watch = Watch(rank, deadline_s, _store()) if size > 1 else None
-        self.alone = size == 1  # in work that needs no other rank
-        self._asked = 0.0  # when the store was last asked for a request to stop
+        self.independent = size == 1  # whether in work that needs no other rank: it may be left at once
 
     @property
     def first(self) -> bool:
@@ -84,7 +82,7 @@ class Ranks:
             if said["at"] != what:
                 raise RunError(f"rank {self.rank} is at {what!r}, but rank {rank} is at {said['at']!r}")
 
-    def total(self, named: Mapping[str, float], what: str) -> dict[str, float]:
+    def sum_named(self, named: Mapping[str, float], what: str) -> dict[str, float]:
         """Named numbers summed over all ranks; a rank may lack some, or all. The same on all ranks, in one order."""
         if self.size == 1:
             return dict(named)
@@ -113,7 +111,7 @@ class Ranks:
             for parameter, piece in zip(bucket, pieces, strict=True):
                 parameter.grad = piece.view_as(parameter)
 
-    def from_first(self, tensors: Iterable[Tensor], what: str) -> None:
+    def broadcast(self, tensors: Iterable[Tensor], what: str) -> None:
         """Overwrite tensors by rank 0's."""
         if self.size == 1:
             return
@@ -134,16 +132,16 @@ class Ranks:
         parts = self.gather(list(mine), what)
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
 
-    # ---- apart
+    # ---- independent work
 
     @contextmanager
-    def apart(self, what: str) -> Iterator[None]:
+    def independently(self, what: str) -> Iterator[None]:
         """Work that each rank does by itself. All leave it when each is done, or none goes on.
 
-        `alone` is True inside: a request to stop may then be followed at once.
+        `independent` is True inside: a request to stop may then be followed at once.
         """
         error: BaseException | None = None
-        before, self.alone = self.alone, True
+        before, self.independent = self.independent, True
         try:
             yield
         except (Exception, Stopped) as raised:
@@ -151,7 +149,7 @@ class Ranks:
                 raise
             error = raised
         finally:
-            self.alone = before
+            self.independent = before
         self.agree(what, error)
 
     def agree(self, what: str, error: BaseException | None = None, stop: str = "") -> None:
@@ -170,19 +168,6 @@ class Ranks:
         if reasons:
             raise Stopped(reasons[0])
 
-    def ask_to_stop(self) -> None:
-        """Let the other ranks know, between agreements, that this one was asked to stop."""
-        if self.watch:
-            self.watch.store.set("rlhf_pg/stop", "1")
-
-    def stop_asked(self) -> bool:
-        """Whether another rank was asked to stop; looks once a second at most."""
-        now = time.monotonic()
-        if self.watch is None or now - self._asked < 1.0:
-            return False
-        self._asked = now
-        return self.watch.store.check(["rlhf_pg/stop"])
-
     # ---- failing
 
     @contextmanager
@@ -200,7 +185,7 @@ class Ranks:
                 raise RunError(cause) from error
             raise RunError(f"waiting for {what}, {self.place}: {error}") from error
 
-    def failed(self, error: BaseException) -> bool:
+    def report_failure(self, error: BaseException) -> bool:
         """Tell the other ranks why this one ends. Returns whether all of them have failed too, in the same place: then
         they may still save together."""
         if self.watch is None:

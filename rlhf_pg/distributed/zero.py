@@ -5,7 +5,7 @@
     stage 3   ... and of the weights: they are gathered layer by layer in every forward and backward
 
 From stage 2 on a backward is a collective, in stage 3 a forward too: every rank must make as many as any other. A rank
-that has fewer micro-batches makes idle ones, of two tokens and loss 0 (`idle`). Weights, gradients and state
+that has fewer micro-batches makes idle ones, of two tokens and loss 0 (`idle_pass`). Weights, gradients and state
 are float32 at every stage; `model.dtype` chooses the arithmetic by autocast, as without DeepSpeed.
 """
 
@@ -38,7 +38,7 @@ class Zero:
             raise RuntimeError(f"DeepSpeed runs stage {engine.zero_optimization_stage()}, not {self.stage}")
         return engine, ZeroOptimizer(engine)
 
-    def freeze(self, module: nn.Module) -> Any:
+    def prepare_frozen(self, module: nn.Module) -> Any:
         """A module that is only read, its weights sharded (stage 3)."""
         return self._engine(module, {})
 
@@ -55,7 +55,7 @@ class Zero:
         _taken_apart(engine)
         return engine
 
-    def whole(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def gathered_weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers that a state dict has, by name, tied ones once, gathered one at a time; all ranks must
         iterate."""
         import deepspeed
@@ -66,7 +66,7 @@ class Zero:
         yield from _buffers(module)
 
     def load(self, engine: Any, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
-        """Give `module`, which is the engine's or a part of it, these weights, named as by `whole`."""
+        """Give `module`, which is the engine's or a part of it, these weights, named as by `gathered_weights`."""
         import deepspeed
 
         with torch.no_grad():
@@ -129,7 +129,7 @@ class ZeroOptimizer:
                 moments[shard] = {k: t.to("cpu" if k == "step" else shard.device, copy=True) for k, t in of.items()}
 
 
-def idle(module: nn.Module, device: torch.device) -> None:
+def idle_pass(module: nn.Module, device: torch.device) -> None:
     """A forward, and a backward with gradients of 0 where they are on, of two tokens after a prompt of two: what takes
     part in the collectives of the other ranks' micro-batches."""
     from rlhf_pg.types import Batch

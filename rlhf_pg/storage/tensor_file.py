@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.storage.atomic_io import write_all
-from rlhf_pg.storage.state import tensor_bytes
+from rlhf_pg.storage.digest import tensor_bytes
 
 _DTYPES = {  # names of the safetensors format
     torch.float64: "F64",

@@ -73,7 +73,7 @@ def _sample(session: Session, sampling: Sampling, progress, poll) -> list[Judged
     """The held-out problems of all ranks, sampled and judged."""
     backend = session.learner.backend
     mine = backend.ranks.share(session.eval_prompts)
-    with backend.ranks.apart("evaluation"), backend.autocast():
+    with backend.ranks.independently("evaluation"), backend.autocast():
         given = session.engine, session.scorer, session.tokenizer, mine, sampling
         sampled = collect.rollouts(*given, progress=progress, poll=poll)
     return [one for group in judged_groups(backend.ranks, sampled, sampling.samples) for one in group]

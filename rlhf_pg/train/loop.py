@@ -15,6 +15,7 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import Recipe
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.display.live import LiveView, Phase
+from rlhf_pg.distributed import checkpoint
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.distributed.ranks import Ranks
@@ -22,7 +23,6 @@ from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.estimate import show
 from rlhf_pg.preflight import checks
 from rlhf_pg.rollout import collect
-from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import critic_step, gradient_step, packing_check, prefetch, trust_region_step
 from rlhf_pg.train.credit import assign
@@ -65,9 +65,7 @@ class Run:
 
         Several ranks leave what they do together at `agree` only.
         """
-        if self.ranks.alone:
-            if self.ranks.stop_asked():
-                self.stop.request("another rank was asked to stop")
+        if self.ranks.independent:
             self.stop.raise_if_requested()
         if done:
             self.view.progress(*done)
@@ -91,7 +89,7 @@ def train(recipe: Recipe) -> int:
     try:
         return _train(recipe, backend)
     except BaseException as error:
-        backend.ranks.failed(error)
+        backend.ranks.report_failure(error)
         cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
         if cause and not isinstance(error, RunError):  # a collective of DeepSpeed's that a lost rank broke
             raise RunError(cause) from error
@@ -102,7 +100,7 @@ def _train(recipe: Recipe, backend: Backend) -> int:
     ranks = backend.ranks
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(recipe, ranks))
-        with ranks.apart("the recipe of the run"):
+        with ranks.independently("the recipe of the run"):
             if folder.resume_from:
                 refuse_another_run(recipe, folder.path / "config.yaml")
         session = build(recipe, backend=backend)
@@ -117,7 +115,7 @@ def _train(recipe: Recipe, backend: Backend) -> int:
         for note in session.notes:
             view.message(note)
         if recipe.run.preflight:
-            with ranks.apart("preflight"):
+            with ranks.independently("preflight"):
                 checks.preflight(session, view.message)
         stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
@@ -133,7 +131,7 @@ def _guarded(run: Run) -> int:
         run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
         return 130
     except Exception as error:
-        together = run.ranks.failed(error)  # else the others are elsewhere, and a checkpoint takes all of them
+        together = run.ranks.report_failure(error)  # else the others are elsewhere, and a checkpoint takes all of them
         if together and (run.progress.step or run.progress.pending):
             try:
                 save(run)
@@ -157,7 +155,7 @@ def _run(run: Run) -> None:
             if due and run.session.eval_prompts:
                 metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
         finally:
-            with run.ranks.apart("the step's record"):
+            with run.ranks.independently("the step's record"):
                 record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
             prefetch.settle(run.session, run.poll)
@@ -243,7 +241,7 @@ def roll_out(run: Run) -> Pending:
 def _sample(run: Run, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
     """The scored completions of this rank's prompts; some are written to be looked at."""
     session = run.session
-    with run.ranks.apart("rollouts"), session.learner.backend.autocast():
+    with run.ranks.independently("rollouts"), session.learner.backend.autocast():
         rollouts = collect.rollouts(
             session.engine,
             session.scorer,
@@ -280,9 +278,9 @@ def record(run: Run, metrics: dict[str, float]) -> None:
 def save(run: Run) -> None:
     """Write a checkpoint of everything."""
     run.progress.elapsed_s = run.folder.elapsed_s
-    made = snapshot(run.session, run.progress)
-    where = run.folder.checkpoints, run.progress.step
-    checkpoint.save(*where, made.tensors, made.state, run.recipe.checkpoint.keep, made.own, run.ranks)
+    saved = snapshot(run.session, run.progress)
+    directory, keep = run.folder.checkpoints, run.recipe.checkpoint.keep
+    checkpoint.save(run.ranks, directory, run.progress.step, saved.common, saved.of_rank, keep)
 
 
 def finish(run: Run) -> None:

@@ -27,7 +27,7 @@ from rlhf_pg.rollout.engine import build as build_engine
 from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.weights import overwrite
-from rlhf_pg.storage.state import weights_digest
+from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.precompute import Reference, frozen_copy, reference
 from rlhf_pg.train.prompts import longest_request, note, prompts_of
@@ -68,7 +68,7 @@ class Session:
     def push_weights(self) -> None:
         """Make the engine sample from the weights as they are now; all ranks must call this."""
         if self.sampled is not self.model:
-            for named in self.learner.backend.whole(self.model):
+            for named in self.learner.backend.gathered_weights(self.model):
                 overwrite(self.sampled, [named])
         self.engine.load_weights((), version=self.learner.updates)
 
@@ -111,7 +111,7 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
     learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
     frozen, frozen_policy = None, None
     if with_reference:
-        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, kept, backend.freeze)
+        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, kept, backend.prepare_frozen)
     stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
     engine = make_engine(recipe, sampled, stops, longest_request(recipe, made), learn=learn)
     learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"

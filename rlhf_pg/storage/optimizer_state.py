@@ -1,23 +1,15 @@
-"""What a run must remember besides its weights, as tensors + JSON: optimizer, random streams, identity of weights."""
+"""An optimizer's state by parameter name, as tensors + JSON: no pickle, and no dependence on parameter order."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
 
-
-def flatten_optimizer(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and param_groups of an optimizer, keyed by parameter name instead of position.
 
     `named` names every optimized parameter (`dict(model.named_parameters())`). Tensors are "exp_avg/<parameter>",
@@ -43,13 +35,13 @@ def flatten_optimizer(
     return tensors, {"groups": groups, "state": state}
 
 
-def restore_optimizer(
+def restore(
     optimizer: torch.optim.Optimizer,
     named: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     saved: Mapping[str, Any],
 ) -> None:
-    """Undo `flatten_optimizer`: afterwards the optimizer steps exactly as the saved one would.
+    """Undo `capture`: afterwards the optimizer steps exactly as the saved one would.
 
     Moments keep their saved dtype and go to their parameter's device. Raises ValueError, before anything is changed,
     when groups, parameter names or shapes are not those saved.
@@ -81,53 +73,6 @@ def restore_optimizer(
                     for key, t in of_parameter.get(name, {}).items()
                 }
                 optimizer.state[parameter] = {**moved, **saved["state"][name]}
-
-
-def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The global random streams: torch (CPU and every CUDA device), numpy, `random`. Restore them last."""
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors.update({f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())})
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, words, following = random.getstate()
-    return tensors, {
-        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],  # type: ignore[union-attr]
-        "python": [version, list(words), following],
-    }
-
-
-def restore_random_state(tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
-    """Undo `random_state`. A saved CUDA stream without its device here is left out with a warning."""
-    version, words, following = saved["python"]
-    random.setstate((version, tuple(words), following))
-    kind, keys, position, has_gauss, gauss = saved["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for name, state in tensors.items():
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif int(name.removeprefix("cuda.")) < devices:
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
-        else:
-            log.warning("random stream of %s not restored: this machine has %d CUDA devices", name, devices)
-
-
-def weights_digest(named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over name, dtype, shape and bytes in name order: the identity of, say, the frozen reference model.
-
-    Holds at most one tensor on the CPU at a time. Device and memory layout do not matter, one bit of a weight does.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(dict(named).items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The elements in row-major order, little-endian; no copy for a contiguous CPU tensor."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)  # [numel]
-    return flat.view(torch.uint8).numpy().data
 
 
 def _split(values: Mapping[str, Any], path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
