@@ -68,7 +68,7 @@ def test_the_exported_model_opens_in_transformers_with_the_last_weights(zero):
 def test_another_layout_is_refused_by_name(zero):
     folder = zero[1] / "whole"
     with pytest.raises(ValueError, match=rf"saved by 2 process\(es\) with ZeRO-{zero[0]}.*1 with replicas"):
-        plays.alone(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 4, "resume": "must"}}))
+        plays.in_one_process(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 4, "resume": "must"}}))
 
 
 def test_a_launch_for_deepspeed_that_would_run_without_is_refused(monkeypatch):
