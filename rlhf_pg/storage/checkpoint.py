@@ -15,9 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,11 +24,19 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from rlhf_pg.storage.atomic_io import TEMPORARY, disk_error, fsync_directory, remove_leftovers, write_new
+from rlhf_pg.storage.atomic_io import (
+    REPLACED,
+    TEMPORARY,
+    clean,
+    disk_error,
+    fsync_directory,
+    remove_folder,
+    replace_folder,
+    write_new,
+)
 from rlhf_pg.storage.tensor_file import aliases_of, write_tensors
 
 FORMAT = 1
-REPLACED = ".replaced"  # suffix of a checkpoint while a new one of the same step takes its place
 OF_RANK = "of_rank"  # key of the state: a list with the part of each rank
 _NAME = re.compile(r"step_(\d{8,})")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*")
@@ -100,18 +106,9 @@ class Writer:
         return {"files": files, "aliases": aliases}
 
     def publish(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state and the manifest of all `parts`, and move the checkpoint into its place.
-
-        At every moment either the new checkpoint or the one it replaces is there, complete.
-        """
+        """Write the state and the manifest of all `parts`, and move the checkpoint into its place."""
         self._write_manifest(parts)
-        replaced = self.path.with_name(self.path.name + REPLACED)
-        if self.path.exists():
-            os.rename(self.path, replaced)
-        os.rename(self.unfinished, self.path)
-        fsync_directory(self.directory)
-        if replaced.exists():
-            _remove(replaced)
+        replace_folder(self.unfinished, self.path)
 
     def prune(self) -> None:
         """Delete checkpoints of later steps and all but the newest `keep`, counting only those with nothing missing."""
@@ -122,7 +119,7 @@ class Writer:
             if path in later:
                 log.warning("removed %s: of a later step than %d, which this run has just saved", path, self.step)
             try:
-                _remove(path)
+                remove_folder(path)
             except OSError as error:
                 raise OSError(error.errno, f"cannot remove old checkpoint {path}: {error.strerror}") from error
 
@@ -183,17 +180,6 @@ def exists(directory: Path) -> bool:
     return bool(_checkpoints(directory))
 
 
-def clean(directory: Path) -> None:
-    """Finish or undo what a killed `save` began. Only for the one process that may write here."""
-    for replaced in directory.glob(f"step_*{REPLACED}"):
-        path = replaced.with_name(replaced.name.removesuffix(REPLACED))
-        if path.exists():
-            _remove(replaced)
-        else:
-            os.rename(replaced, path)
-    remove_leftovers(directory)
-
-
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """Return (step, path) of each checkpoint; one caught while it was being replaced counts where it stands."""
     path_of_step: dict[int, Path] = {}
@@ -201,13 +187,6 @@ def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
         if match := _NAME.fullmatch(path.name.removesuffix(REPLACED)):
             path_of_step[int(match[1])] = path
     return list(path_of_step.items())
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint; its name goes first, so that a kill in the middle does not leave a damaged one."""
-    removed = path.with_name(f"{TEMPORARY}removed-{path.name}")
-    os.rename(path, removed)
-    shutil.rmtree(removed)
 
 
 def _verify(path: Path, names: Sequence[str] | None = None) -> None:

@@ -8,10 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_pg import config
-
-from rlhf_pg.train import setup
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.launch_checks import refuse_with_deepspeed
+from rlhf_pg.train import setup
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
 from tests.train import small_run
