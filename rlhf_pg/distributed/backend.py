@@ -27,7 +27,7 @@ from rlhf_pg.models.adapter import is_learned, learned, load_learned
 from rlhf_pg.storage import optimizer_state
 from rlhf_pg.storage.digest import weights_digest
 
-MARGIN_S = 120.0  # the process group's own timeout comes this long after the deadline, whose message says more
+MARGIN_S = 120.0  # the process group's own timeout comes this much later than the watchdog, whose message says more
 
 
 class Backend:
@@ -39,7 +39,7 @@ class Backend:
         dtype: Literal["float32", "bfloat16"] = "float32",
         trackers: Sequence[str] = (),
         folder: Path | None = None,
-        deadline_s: float = 1800.0,
+        timeout_s: float = 1800.0,
     ):
         missing = set(trackers) - {kind.value for kind in get_available_trackers()}
         if missing:  # Accelerate would leave it out silently
@@ -55,11 +55,11 @@ class Backend:
             mixed_precision=precision,
             log_with=[*trackers] or None,
             project_config=folders,
-            **_process_group(deadline_s),
+            **_process_group(timeout_s),
         )
         self.device = self.accelerator.device
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        self.ranks = Ranks(rank, size, self.device, deadline_s)
+        self.ranks = Ranks(rank, size, self.device, timeout_s)
         self.zero = self._zero()
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if size != started:
@@ -250,7 +250,7 @@ class Backend:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-def _process_group(deadline_s: float) -> dict[str, Any]:
+def _process_group(timeout_s: float) -> dict[str, Any]:
     """Return the arguments with which Accelerate joins the processes of this launch; none for a single process.
 
     Without a GPU the group is gloo's. For DDP `cpu=True` chooses it; for DeepSpeed the backend's name does, because
@@ -258,7 +258,7 @@ def _process_group(deadline_s: float) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return {}
-    timeout = timedelta(seconds=deadline_s + MARGIN_S)
+    timeout = timedelta(seconds=timeout_s + MARGIN_S)
     if torch.cuda.is_available():
         return {"kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)]}
     if not _asks_for_deepspeed():

@@ -1,4 +1,4 @@
-"""The processes of a run, and everything they tell each other. Every wait has a name and a deadline.
+"""The processes of a run, and everything they tell each other. Every wait has a name and a timeout.
 
 Rank r of R. With one process each call returns at once. Work is either collective (every rank must reach it in the same
 order) or independent: `independently` ends with an agreement, so that an error or a request to stop on one rank ends
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among all. `deadline_s`: the longest it waits for the others before the run is ended."""
+    """This process among all. `timeout_s`: the longest it waits for the others before the run is ended."""
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu", deadline_s: float = 1800.0):
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu", timeout_s: float = 1800.0):
         self.rank, self.size, self.device = rank, size, torch.device(device)
         self.place = "the start"  # of the run, for messages: "step 2"
-        self.watchdog = Watchdog(rank, deadline_s, _store()) if size > 1 else None
+        self.watchdog = Watchdog(rank, timeout_s, _store()) if size > 1 else None
         self.independent = size == 1  # no other rank needs this one now, so that it may stop at once
 
     @property
@@ -173,7 +173,7 @@ class Ranks:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Surround a wait for other processes: the watchdog ends all ranks when it takes longer than the deadline.
+        """Surround a wait for other processes: the watchdog ends all ranks when it takes longer than the timeout.
 
         Raises RunError, with the first cause if one was reported, when the connection to another process breaks.
         """

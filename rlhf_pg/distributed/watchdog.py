@@ -1,4 +1,4 @@
-"""A thread beside the training that ends the process when a wait for the others outlasts its deadline, or when another
+"""A thread beside the training that ends the process when a wait for the others outlasts its timeout, or when another
 process has failed: the main thread may be deep inside a collective that never returns.
 
 Causes are in the process group's store: the first process to fail writes its own, the others read and print it.
@@ -22,10 +22,10 @@ FAILED, ENDING = "rlhf_pg/failed", "rlhf_pg/left"  # keys: who failed first and 
 
 
 class Watchdog:
-    """Watches the waits of one rank. `deadline_s`: the longest a single wait may take."""
+    """Watches the waits of one rank. `timeout_s`: the longest a single wait may take."""
 
-    def __init__(self, rank: int, deadline_s: float, store: Any):
-        self.rank, self.deadline_s, self.store = rank, deadline_s, store
+    def __init__(self, rank: int, timeout_s: float, store: Any):
+        self.rank, self.timeout_s, self.store = rank, timeout_s, store
         self._wait: tuple[str, float] | None = None  # for what, since when
         self._closed = threading.Event()
         self._all_ending: bool | None = None  # None: not reported yet
@@ -84,8 +84,8 @@ class Watchdog:
         failed_since: float | None = None
         while not self._closed.wait(POLL_S):
             wait = self._wait
-            if wait and time.monotonic() - wait[1] > self.deadline_s:
-                text = f"waited more than {self.deadline_s:g} s (run.deadline_s) for {wait[0]}"
+            if wait and time.monotonic() - wait[1] > self.timeout_s:
+                text = f"waited more than {self.timeout_s:g} s (run.timeout_s) for {wait[0]}"
                 self._end(text, stack=True)
             try:
                 failure = self._first_failure()
