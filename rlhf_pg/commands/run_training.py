@@ -28,7 +28,7 @@ def train(recipe: ResolvedRecipe) -> int:
     try:
         return _train(recipe, backend)
     except BaseException as error:
-        backend.ranks.failed(error)
+        backend.ranks.report_failure(error)
         cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
         if cause and not isinstance(error, RunError):  # a collective of DeepSpeed's that a lost rank broke
             raise RunError(cause) from error
@@ -39,7 +39,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
     ranks = backend.ranks
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(recipe, ranks))
-        with ranks.apart("the recipe of the run"):
+        with ranks.independently("the recipe of the run"):
             if folder.resume_from:
                 refuse_another_run(recipe, folder.path / "config.yaml")
         session = build(recipe, backend=backend)
@@ -54,7 +54,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
         for note in session.notes:
             view.message(note)
         if recipe.run.preflight:
-            with ranks.apart("preflight"):
+            with ranks.independently("preflight"):
                 checks.preflight(session, view.message)
         stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
@@ -70,7 +70,7 @@ def _save_if_interrupted(run: TrainingRun) -> int:
         run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
         return 130
     except Exception as error:
-        together = run.ranks.failed(error)  # else the others are elsewhere, and a checkpoint takes all of them
+        together = run.ranks.report_failure(error)  # else the others are elsewhere, and a checkpoint takes all of them
         if together and (run.progress.step or run.progress.pending):
             try:
                 save(run)
@@ -94,7 +94,7 @@ def _run(run: TrainingRun) -> None:
             if due and run.session.eval_prompts:
                 metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
         finally:
-            with run.ranks.apart("the step's record"):
+            with run.ranks.independently("the step's record"):
                 record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
             prefetch.settle(run.session, run.poll)

@@ -7,7 +7,6 @@ too: the adapter switched off. What a run learns, saves and hands to an engine i
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_pg.models import named_weights
+from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
@@ -87,12 +87,10 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     whole."""
     if not has_adapter(model):
         return
-    unfinished = folder.with_name(f".tmp-{folder.name}")
+    unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
     model.save_pretrained(str(unfinished))
     (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    replace_folder(unfinished, folder)
 
 
 def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from transformers import (
 
 from rlhf_pg.models.adapter import has_adapter, merged, quantization
 from rlhf_pg.models.tokenizer import character_tokenizer
+from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 
 TINY = "tiny"
 
@@ -130,12 +130,10 @@ def save_model(
     plain = model
     if has_adapter(model):
         plain, weights = merged(model)
-    unfinished = folder.with_name(f".tmp-{folder.name}")
+    unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
     plain.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    replace_folder(unfinished, folder)
 
 
 def _refuse_pickle(folder: Path) -> None:

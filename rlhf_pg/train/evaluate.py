@@ -47,7 +47,7 @@ def _sample(session: Session, sampling: Sampling, progress, poll) -> list[Judged
     """Sample and judge the held-out problems; return the samples of all ranks."""
     backend = session.learner.backend
     prompts = backend.ranks.share(session.eval_prompts)
-    with backend.ranks.apart("evaluation"), backend.autocast():
+    with backend.ranks.independently("evaluation"), backend.autocast():
         rollouts = collect.rollouts(
             session.engine, session.scorer, session.tokenizer, prompts, sampling, progress=progress, poll=poll
         )

@@ -204,14 +204,14 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
     """
     tokens = update.positions * (1 if torch.is_grad_enabled() else NO_GRADIENT)
     split = collate.micro_batches(batch, rows, tokens, shares_prompts(module))
-    if isinstance(together := getattr(module, "together", None), Backend):
-        with together.ranks.waiting("forwards and backwards"):
+    if isinstance(backend := getattr(module, "collective_backend", None), Backend):
+        with backend.ranks.waiting("forwards and backwards"):
             flat = [piece for pieces in split for piece in pieces]
-            more = together.idle_passes(len(flat))
+            more = backend.idle_passes(len(flat))
             for piece in flat:
                 yield piece, collate.select(batch, piece)
             for _ in range(more):
-                together.idle(module)
+                backend.idle_pass(module)
         return
     for pieces in split:
         if len(pieces) == 1:

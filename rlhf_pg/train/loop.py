@@ -12,10 +12,10 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.display.live import LiveView, Phase
+from rlhf_pg.distributed import checkpoint
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.rollout import collect
-from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import critic_step, gradient_step, packing_check, prefetch, trust_region_step
 from rlhf_pg.train.credit import assign
@@ -56,7 +56,7 @@ class TrainingRun:
 
         What several ranks do together they leave at `agree` only.
         """
-        if self.ranks.alone:
+        if self.ranks.independent:
             self.stop.raise_if_requested()
         if progress:
             self.view.progress(*progress)
@@ -130,7 +130,7 @@ def roll_out(run: TrainingRun) -> Pending:
 def _sample(run: TrainingRun, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
     """Return the scored completions of this rank's prompts; write some of them, to be looked at."""
     session = run.session
-    with run.ranks.apart("rollouts"), session.learner.backend.autocast():
+    with run.ranks.independently("rollouts"), session.learner.backend.autocast():
         rollouts = collect.rollouts(
             session.engine,
             session.scorer,
@@ -191,13 +191,6 @@ def record(run: TrainingRun, metrics: dict[str, float]) -> None:
 def save(run: TrainingRun) -> None:
     """Write a checkpoint of everything."""
     run.progress.elapsed_s = run.folder.elapsed_s
-    state = snapshot(run.session, run.progress)
-    checkpoint.save(
-        run.folder.checkpoints,
-        run.progress.step,
-        state.tensors,
-        state.state,
-        run.recipe.checkpoint.keep,
-        state.own,
-        run.ranks,
-    )
+    saved = snapshot(run.session, run.progress)
+    folder, keep = run.folder.checkpoints, run.recipe.checkpoint.keep
+    checkpoint.save(run.ranks, folder, run.progress.step, saved.common, saved.of_rank, keep)

@@ -76,7 +76,9 @@ def run(recipe: ResolvedRecipe, after: int, groups: int, out: Path) -> int:
         "log": recipe.log.model_copy(update={"trackers": []}),
         "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
     }
-    session = build(recipe.changed(**sections), backend=join(recipe, trackers=False).alone("rlhf-pg variance"))
+    session = build(
+        recipe.changed(**sections), backend=join(recipe, trackers=False).require_one_process("rlhf-pg variance")
+    )
     try:
         result = measure(session, after, groups)
     finally:

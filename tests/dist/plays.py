@@ -80,7 +80,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
 
 
-def alone(folder: Path, plain: dict[str, Any]) -> int:
+def in_one_process(folder: Path, plain: dict[str, Any]) -> int:
     """The same run in this process."""
     from rlhf_pg.commands.run_training import train
 

@@ -13,7 +13,7 @@ from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.adapter import add_adapter, has_adapter, learned, load_learned
 from rlhf_pg.models.load import load_model, save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.storage.state import weights_digest
+from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train import loop, setup
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.variance import _Nowhere
