@@ -6,13 +6,12 @@ V vocabulary, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rlhf_pg.models.packing import Prefix
 
 Finish = Literal["stop", "length"]
 Outcome = Literal["scored", "unparseable", "truncated", "error", "timeout", "excluded"]
@@ -86,6 +85,16 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """One prompt, forwarded before its rows. To the rows its tensors are constants, whose gradients are collected."""
+
+    keys_values: Sequence[tuple[Tensor, Tensor]]  # of each layer, [1, heads, P, size] each
+    last_state: Tensor  # [1, H], predicts the first token of each row
+    sources: Sequence[Tensor]  # the prompt's outputs that these were detached from: keys, values, ..., last state
+    length: int  # P
+
+
+@dataclass(frozen=True)
 class Batch:
     """All rows of one step. Right padding only; column t is completion token t; prompts never enter the maths."""
 
@@ -99,7 +108,7 @@ class Batch:
     token_reward: Tensor | None = None  # float32 [B, C], the part of `reward` on single tokens; None = all on the last
     number: Tensor | None = None  # int64 [N], of each prompt among those of all ranks; None = no other rank has any
     sizes: Tensor | None = None  # int64 [prompts of all ranks], rows of each
-    prefix: Prefix | None = None  # its one prompt, where that was forwarded before: rows of a group cut into parts
+    prefix: Prefix | None = None  # its one prompt, if that was forwarded already: the rows are part of a large group
 
 
 @dataclass(frozen=True)

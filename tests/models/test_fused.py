@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlhf_pg.models.fused import _Gated, _RMSNorm, lighten
+from rlhf_pg.models.fused import _Gated, _RMSNorm, use_fused_layers
 from tests.random_models import SHAPE, random_model
 
 MODELS = ("qwen2", "llama", "qwen3", "mistral", "adapter")
@@ -47,7 +47,7 @@ def losses_and_gradients(model: nn.Module, autocast: bool = False) -> tuple[torc
 def test_logits_are_bitwise_transformers_own_and_gradients_equal(kind):
     model = a_model(kind)
     lean = copy.deepcopy(model)
-    lighten(lean)
+    use_fused_layers(lean)
     changed = [m for m in lean.modules() if "forward" in vars(m)]
     assert {type(m).__name__[-3:] for m in changed} == {"orm", "MLP"}
     expected, wanted = losses_and_gradients(model)
@@ -63,7 +63,7 @@ def test_logits_are_bitwise_transformers_own_and_gradients_equal(kind):
 def test_in_float64_gradients_are_transformers_own_to_ten_digits():
     model = a_model("qwen2").double()
     lean = copy.deepcopy(model)
-    lighten(lean)
+    use_fused_layers(lean)
     _, wanted = losses_and_gradients(model)
     _, gradients = losses_and_gradients(lean)
     for name, gradient in wanted.items():
@@ -73,7 +73,7 @@ def test_in_float64_gradients_are_transformers_own_to_ten_digits():
 def test_under_autocast_logits_are_bitwise_transformers_own():
     model = a_model("qwen2")
     lean = copy.deepcopy(model)
-    lighten(lean)
+    use_fused_layers(lean)
     expected, wanted = losses_and_gradients(model, autocast=True)
     found, gradients = losses_and_gradients(lean, autocast=True)
     assert torch.equal(found, expected)
@@ -93,7 +93,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences():
 @pytest.mark.parametrize("rows", [1, 7])
 def test_an_mlp_keeps_gate_up_and_product_and_a_norm_its_input_and_one_number_a_row(rows):
     model = a_model("llama")
-    lighten(model)
+    use_fused_layers(model)
     layer = model.model.layers[0]
     hidden, wide = SHAPE["hidden_size"], SHAPE["intermediate_size"]
     x = torch.randn(rows, hidden, requires_grad=True)
@@ -118,7 +118,7 @@ def kept(module: nn.Module, x: torch.Tensor) -> int:
 
 def test_copies_and_pickles_use_their_own_weights():
     model = a_model("qwen2")
-    lighten(model)
+    use_fused_layers(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         norm = other.model.layers[0].input_layernorm
         norm.weight.data.mul_(2)
@@ -128,5 +128,5 @@ def test_copies_and_pickles_use_their_own_weights():
 
 def test_what_is_not_of_the_family_is_left_alone():
     model = nn.Sequential(nn.RMSNorm(4), nn.Linear(4, 4))
-    lighten(model)
+    use_fused_layers(model)
     assert not any("forward" in vars(module) for module in model.modules())
