@@ -32,7 +32,7 @@ def test_its_files_and_fields_exist():
 def test_its_test_passes_for_the_copy_and_fails_for_the_groups_mean(tmp_path, compare, passes):
     asked = "F.credit.group_advantage(row_reward, batch.group, scale=False)"
     assert asked in PAGE
-    found = "F.credit.leave_one_out(row_reward, batch.group, alone=0.0)"
+    found = "F.credit.leave_one_out(row_reward, batch.group, singleton=0.0)"
     assert found in RLOO
     (tmp_path / "my_rloo.py").write_text(RLOO if passes else RLOO.replace(found, asked))
     (tmp_path / "test_my_rloo.py").write_text(CODE[-1])

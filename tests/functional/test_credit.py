@@ -156,8 +156,8 @@ def test_leave_one_out_refuses_a_group_of_one_by_name():
 
 def test_a_row_alone_gets_what_was_asked_for_it():
     reward, group = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([7, 42, 7])
-    assert credit.leave_one_out(reward, group, alone=0.0).tolist() == [-2, 0, 2]
-    assert credit.leave_one_out(reward, group, alone=0.5).tolist() == [-2, 0.5, 2]
+    assert credit.leave_one_out(reward, group, singleton=0.0).tolist() == [-2, 0, 2]
+    assert credit.leave_one_out(reward, group, singleton=0.5).tolist() == [-2, 0.5, 2]
 
 
 def test_by_column_compares_each_column_within_its_group_by_hand():

@@ -81,10 +81,10 @@ def test_an_empty_mask_gives_zero_with_a_count_and_an_error_without(how, length)
             normalize.total(loss, empty, how, count=count, constant_length=length)
 
 
-def test_masked_mean_ignores_what_is_masked():
-    assert normalize.masked_mean(NAN, MASK).item() == pytest.approx(14 / 3)
+def test_the_mean_over_tokens_ignores_what_is_masked():
+    assert normalize.total(NAN, MASK).item() == pytest.approx(14 / 3)
     with pytest.raises(ValueError, match="no sampled token"):
-        normalize.masked_mean(NAN, torch.zeros_like(MASK))
+        normalize.total(NAN, torch.zeros_like(MASK))
 
 
 def test_dtype_is_kept_and_bfloat16_is_rounded_only_at_the_end():
