@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -89,13 +89,6 @@ class Algorithm:
             min_group=value_of(self.min_group),
             zero_without_advantage=self.zero_without_advantage,
         )
-
-    def settled(self, options: Options) -> Algorithm:
-        """Return the record for these options: fields that depend on them become plain values."""
-        critic = self.needs_critic(options) if callable(self.needs_critic) else self.needs_critic
-        group = self.min_group(options) if callable(self.min_group) else self.min_group
-        by_row = self.credit_by_row(options) if callable(self.credit_by_row) else self.credit_by_row
-        return replace(self, needs_critic=critic, min_group=group, credit_by_row=by_row)
 
 
 @dataclass(frozen=True)

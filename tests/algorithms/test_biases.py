@@ -145,9 +145,8 @@ def test_a_discount_leaves_out_its_factor_of_time(toy):
 
 def test_with_the_factor_of_time_the_discounted_gradient_is_exact(toy):
     """What is left out above is all that is: the record's advantage times gamma^(tokens sampled before)."""
-    record, rows = resolve("reinforce"), list(range(len(toy.tokens)))
-    options = record.options.model_validate({"gamma": 0.5})
-    advantage = record.credit(toy.batch(rows), toy.signals(rows), options).advantage
+    rows = list(range(len(toy.tokens)))
+    advantage = resolve("reinforce").bind({"gamma": 0.5}).credit(toy.batch(rows), toy.signals(rows)).advantage
     steps = toy.mask.cumsum(dim=1) - 1  # [K, C]
     assert_exact(toy.expected_gradient(-toy.logp() * advantage * 0.5**steps), discounted(toy, 0.5))
 

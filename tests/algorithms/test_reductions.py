@@ -16,14 +16,11 @@ ROWS = [3, 0, 14, 7, 3]  # one row twice: equal rewards too
 
 
 def gradient(toy, name, rows=ROWS, value=None, old=None, **given):
-    algorithm = resolve(name)
-    return toy.gradient(loss_of(toy, algorithm, algorithm.options.model_validate(given), rows, old, value))
+    return toy.gradient(loss_of(toy, resolve(name).bind(given), rows, old, value))
 
 
 def advantage(toy, name, rows=ROWS, value=None, **given) -> Credit:
-    algorithm = resolve(name)
-    options = algorithm.options.model_validate(given)
-    return algorithm.credit(toy.batch(rows), toy.signals(rows, value=value), options)
+    return resolve(name).bind(given).credit(toy.batch(rows), toy.signals(rows, value=value))
 
 
 def test_rloo_is_reinforce_with_the_row_return_and_leave_one_out(toy):
@@ -94,9 +91,7 @@ def test_gspo_has_the_value_and_gradient_of_the_papers_sequence_objective(toy, s
         bounded = ratio.clamp(1 - low, 1 + high)
         objective.append(torch.minimum(ratio * deviation[row], bounded * deviation[row]))
     expected = -torch.stack(objective).mean()
-    record = resolve("grpo")
-    options = record.options.model_validate(dict(surrogate="gspo", clip_low=low, clip_high=high))
-    found = loss_of(toy, record, options, rows, old)
+    found = loss_of(toy, resolve("grpo").bind(dict(surrogate="gspo", clip_low=low, clip_high=high)), rows, old)
     assert_exact(found, expected)
     assert_close(toy.gradient(found), toy.gradient(expected), rtol=0, atol=1e-12)
 
@@ -107,7 +102,7 @@ def test_the_share_of_clipped_tokens_is_each_surrogates_own():
     PPO's clip loses 1.5 up and 0.25 down; CISPO bounds all four; the rows' own ratios are sqrt(0.75) and sqrt(0.375),
     of which only the second is lost.
     """
-    record, old = resolve("grpo"), torch.zeros(2, 2, dtype=torch.float64)
+    old = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[1.5, 0.5], [1.5, 0.25]], dtype=torch.float64).log()
     toy = build(holed=False, vocabulary=3, length=2)
     batch, signals = toy.batch([3, 4]), toy.signals([3, 4])
@@ -116,14 +111,13 @@ def test_the_share_of_clipped_tokens_is_each_surrogates_own():
     credit = Credit(torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64))
     expected = {"clip": [[1, 0], [0, 1]], "cispo": [[1, 1], [1, 1]], "gspo": [[0, 0], [1, 1]]}
     for surrogate, clipped in expected.items():
-        options = record.options.model_validate({"surrogate": surrogate})
-        metrics = record.objective(logp, logp, batch, signals, credit, options).metrics
+        metrics = resolve("grpo").bind({"surrogate": surrogate}).objective(logp, logp, batch, signals, credit).metrics
         assert metrics["clip/fraction"].tolist() == clipped, surrogate
 
 
 def test_ppo_reports_the_share_that_its_own_bounds_clip():
     """Ratios 1.25 up and 0.75 down: clipped under the paper's 0.2, not under 0.3."""
-    record, toy = resolve("ppo"), build(holed=False, vocabulary=2, length=1)
+    toy = build(holed=False, vocabulary=2, length=1)
     logp = torch.tensor([[1.25], [0.75]], dtype=torch.float64).log()
     signals = type(toy.signals([0, 1]))(toy.reward, logp_old=torch.zeros(2, 1, dtype=torch.float64))
     credit = Credit(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
@@ -132,7 +126,7 @@ def test_ppo_reports_the_share_that_its_own_bounds_clip():
         ({"clip_low": 0.3}, [-1.2, 0.75], [1, 0]),
         ({"clip_high": 0.3}, [-1.25, 0.8], [0, 1]),
     ):
-        found = record.objective(logp, logp, toy.batch([0, 1]), signals, credit, record.options.model_validate(given))
+        found = resolve("ppo").bind(given).objective(logp, logp, toy.batch([0, 1]), signals, credit)
         assert found.loss.flatten().tolist() == pytest.approx(losses)
         assert found.metrics["clip/fraction"].flatten().tolist() == clipped
 
@@ -167,12 +161,12 @@ def test_a_column_that_no_policy_sampled_changes_nothing(name, given):
 @pytest.mark.parametrize(("name", "given"), NAMES)
 def test_credit_that_is_said_to_be_row_by_row_is(toy, name, given):
     """With a critic it is said, and made in parts; a comparison within the group must not be."""
-    record = resolve(name).settled(resolve(name).options.model_validate(given))
-    whole = advantage(toy, name, value=toy.table(1), **given)
-    alone = [advantage(toy, name, rows=[row], value=toy.table(1), **given).advantage for row in ROWS]
-    by_row = torch.equal(torch.cat(alone).nan_to_num(), whole.advantage.nan_to_num())
-    assert by_row or not record.credit_by_row
-    assert record.credit_by_row == record.needs_critic
+    bound = resolve(name).bind(given)
+    together = advantage(toy, name, value=toy.table(1), **given)
+    one_by_one = [advantage(toy, name, rows=[row], value=toy.table(1), **given).advantage for row in ROWS]
+    by_row = torch.equal(torch.cat(one_by_one).nan_to_num(), together.advantage.nan_to_num())
+    assert by_row or not bound.credit_by_row
+    assert bound.credit_by_row == bound.needs_critic
 
 
 @pytest.mark.parametrize("name", ["rloo", "reinforce_baseline", "grpo"])
@@ -190,11 +184,10 @@ def test_leave_one_out_compares_returns_at_the_same_token_by_hand():
     batch, signals = toy.batch(rows[::-1]), toy.signals(rows[::-1])
     assert batch.mask.tolist() == [[True, True, True], [True, True, False]]
     signals = type(signals)(reward)
-    record = resolve("reinforce_baseline")
 
-    def found(**given):
-        return record.credit(batch, signals, record.options.model_validate(given)).advantage.tolist()
+    def advantages(**given):
+        return resolve("reinforce_baseline").bind(given).credit(batch, signals).advantage.tolist()
 
-    assert found(baseline="leave_one_out") == [[7 - 24, 6 - 16, 4 - 0], [24 - 7, 16 - 6, 0]]
-    assert found(baseline="group_mean") == [[-8.5, -5, 2], [8.5, 5, 0]]
-    assert found(baseline="leave_one_out", returns="trajectory") == [[-17, -17, -17], [17, 17, 0]]
+    assert advantages(baseline="leave_one_out") == [[7 - 24, 6 - 16, 4 - 0], [24 - 7, 16 - 6, 0]]
+    assert advantages(baseline="group_mean") == [[-8.5, -5, 2], [8.5, 5, 0]]
+    assert advantages(baseline="leave_one_out", returns="trajectory") == [[-17, -17, -17], [17, 17, 0]]
