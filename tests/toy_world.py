@@ -78,7 +78,7 @@ class Toy:
         return Batch(nothing, nothing[0], group, self.tokens[rows], self.mask[rows], reward, filler)
 
     def signals(self, rows: list[int], old: Tensor | None = None, value: Tensor | None = None) -> Signals:
-        """Return signals with rewards on every token, log-probs of the policy `old` [S, V], a critic's `value` [K, C]."""
+        """Return rewards on every token, log-probs of the policy `old` [S, V] and a critic's `value` [K, C]."""
         logp_old = self.logp(self.theta.detach() if old is None else old)[rows]
         return Signals(self.reward[rows], logp_old=logp_old, value=None if value is None else value[rows])
 
@@ -101,7 +101,7 @@ def loss_of(
 def expected_step(
     toy: Toy, algorithm: Algorithm, samples: int, old: Any = None, value: Any = None, **options: Any
 ) -> Tensor:
-    """Compute the expectation, over every batch of `samples` sequences of one prompt, of minus its loss's gradient [S, V].
+    """Compute the expected step [S, V]: minus a batch's gradient, averaged over all batches of `samples` sequences.
 
     The batches are sampled from the policy `old` [S, V], by default the present one; `value` [K, C] is the critic's.
     """

@@ -50,11 +50,11 @@ def test_logits_are_bitwise_transformers_own_and_gradients_equal(kind):
     use_fused_layers(lean)
     changed = [m for m in lean.modules() if "forward" in vars(m)]
     assert {type(m).__name__[-3:] for m in changed} == {"orm", "MLP"}
-    expected, wanted = losses_and_gradients(model)
-    found, gradients = losses_and_gradients(lean)
-    assert torch.equal(found, expected)
-    assert gradients.keys() == wanted.keys()
-    for name, gradient in wanted.items():
+    expected, expected_gradients = losses_and_gradients(model)
+    actual, gradients = losses_and_gradients(lean)
+    assert torch.equal(actual, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
     with torch.no_grad():
         assert torch.equal(lean(input_ids=torch.arange(9)[None]).logits, model(input_ids=torch.arange(9)[None]).logits)
@@ -64,9 +64,9 @@ def test_in_float64_gradients_are_transformers_own_to_ten_digits():
     model = a_model("qwen2").double()
     lean = copy.deepcopy(model)
     use_fused_layers(lean)
-    _, wanted = losses_and_gradients(model)
+    _, expected_gradients = losses_and_gradients(model)
     _, gradients = losses_and_gradients(lean)
-    for name, gradient in wanted.items():
+    for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-10 * float(gradient.abs().max()))
 
 
@@ -74,10 +74,10 @@ def test_under_autocast_logits_are_bitwise_transformers_own():
     model = a_model("qwen2")
     lean = copy.deepcopy(model)
     use_fused_layers(lean)
-    expected, wanted = losses_and_gradients(model, autocast=True)
-    found, gradients = losses_and_gradients(lean, autocast=True)
-    assert torch.equal(found, expected)
-    for name, gradient in wanted.items():  # bfloat16: 8 bits
+    expected, expected_gradients = losses_and_gradients(model, autocast=True)
+    actual, gradients = losses_and_gradients(lean, autocast=True)
+    assert torch.equal(actual, expected)
+    for name, gradient in expected_gradients.items():  # bfloat16: 8 bits
         torch.testing.assert_close(gradients[name], gradient, rtol=0.1, atol=0.02 * float(gradient.abs().max()))
 
 
@@ -97,11 +97,11 @@ def test_an_mlp_keeps_gate_up_and_product_and_a_norm_its_input_and_one_number_a_
     layer = model.model.layers[0]
     hidden, wide = SHAPE["hidden_size"], SHAPE["intermediate_size"]
     x = torch.randn(rows, hidden, requires_grad=True)
-    assert kept(layer.mlp, x) == 4 * rows * (hidden + 3 * wide)
-    assert kept(layer.input_layernorm, x) == 4 * rows * (hidden + 1)
+    assert saved_bytes(layer.mlp, x) == 4 * rows * (hidden + 3 * wide)
+    assert saved_bytes(layer.input_layernorm, x) == 4 * rows * (hidden + 1)
 
 
-def kept(module: nn.Module, x: torch.Tensor) -> int:
+def saved_bytes(module: nn.Module, x: torch.Tensor) -> int:
     """Bytes of all tensors but weights that autograd holds on to."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     seen: dict[int, int] = {}
@@ -111,8 +111,8 @@ def kept(module: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        made = module(x)
-    assert made.requires_grad
+        output = module(x)
+    assert output.requires_grad
     return sum(size for storage, size in seen.items() if storage not in weights)
 
 

@@ -42,14 +42,14 @@ def gradients(policy: nn.Module, batch: Batch, tokens: int = 10_000, shared: boo
     seen = torch.zeros(2, *batch.mask.shape, dtype=torch.float64)
     update = Update(tokens_per_microbatch=tokens, share_prompts=shared)
     for rows, part in parts(policy, batch, torch.arange(len(batch.group)), update):
-        made = torch.stack(policy(part))
-        (made * weights[:, rows, : part.mask.shape[1]]).sum().backward()
-        seen[:, rows, : part.mask.shape[1]] = made.detach().double()
+        outputs = torch.stack(policy(part))
+        (outputs * weights[:, rows, : part.mask.shape[1]]).sum().backward()
+        seen[:, rows, : part.mask.shape[1]] = outputs.detach().double()
     return seen, torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
 
 
-def assert_close_to(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], limit: float) -> None:
-    for a, b in zip(found, expected, strict=True):
+def assert_close_to(actual: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], limit: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
         assert (a - b).norm() <= limit * b.norm()
 
 
@@ -63,10 +63,10 @@ BATCHES = {
         mask=ragged.mask & (torch.arange(9) != 4)[:, None],
     ),
     "one token": replace(
-        (whole := random_batch(prompts=2, samples=3)),
-        tokens=whole.tokens[:, :1],
-        mask=whole.mask[:, :1],
-        logp_rollout=whole.logp_rollout[:, :1],
+        (uncut := random_batch(prompts=2, samples=3)),
+        tokens=uncut.tokens[:, :1],
+        mask=uncut.mask[:, :1],
+        logp_rollout=uncut.logp_rollout[:, :1],
     ),
 }
 
