@@ -61,7 +61,7 @@ class Algorithm:
     update: Literal["gradient", "trust_region"] = "gradient"
     needs_critic: bool | Callable[[Any], bool] = False  # a function: it depends on the options
     needs_old: bool = True  # False: `logp_old` is never read, so it is not computed; one optimizer step at most
-    credit_by_row: bool | Callable[[Any], bool] = False  # a row's credit reads no other row: micro-batches may do
+    credit_by_row: bool | Callable[[Any], bool] = False  # a row's credit reads no other: one micro-batch is enough
     min_group: int | Callable[[Any], int] = 1
     zero_without_advantage: bool = False  # a token with advantage 0 has loss 0 and no gradient, whatever the policy
 
