@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_pg.rewards import plugin
-from rlhf_pg.rewards.pool import Worker
 from rlhf_pg.rewards.score import Scorer
+from rlhf_pg.rewards.worker_process import WorkerProcess
 from rlhf_pg.types import Sample
 
 PLUGINS = """
@@ -101,7 +101,7 @@ def test_a_function_is_called_before_later_samples_are_there(scorer, tmp_path):
 
 
 def test_one_sample_goes_to_an_idle_worker_at_once_and_many_travel_together(scorer, monkeypatch):
-    sent, send = [], Worker.send
+    sent, send = [], WorkerProcess.send
 
     def noting(self, message):
         sent.append([index for index, _ in message.get("calls", [])])
@@ -111,7 +111,7 @@ def test_one_sample_goes_to_an_idle_worker_at_once_and_many_travel_together(scor
     with made.open(100) as scoring:
         scoring.add(texts("x", "xx"))
         started(made, scoring)
-        monkeypatch.setattr(Worker, "send", noting)
+        monkeypatch.setattr(WorkerProcess, "send", noting)
         scoring.add(texts("x", start=2))
         assert sent == [[2]]
         scoring.add(texts(*["x"] * 97, start=3))
