@@ -73,8 +73,6 @@ class _Parser:
             self.tokens.append(match[kind])
             self.kinds.append(kind)
             end = match.end()
-            while end < len(text) and text[end].isspace():
-                end += 1
 
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else ""

@@ -11,6 +11,8 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from mpmath import mp
+
 from rlhf_pg.grading.expression import Node, TooBig, Unreadable, symbols
 
 Number = Any  # a Fraction, or a real or complex number of mpmath
@@ -68,7 +70,6 @@ def _close(x: Number, y: Number, digits: int = DIGITS) -> bool:
     """Compare fractions exactly, others to 40 decimal places, or to 40 significant digits below 1."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
-    mp = _mp()
     with mp.workdps(digits):
         x, y = _float(x), _float(y)
         if mp.isinf(x) or mp.isinf(y):
@@ -78,7 +79,6 @@ def _close(x: Number, y: Number, digits: int = DIGITS) -> bool:
 
 def _integer_digits(x: Number) -> int:
     """Return the approximate number of digits before the decimal point."""
-    mp = _mp()
     if isinstance(x, Fraction):
         return (x.numerator.bit_length() - x.denominator.bit_length()) * 3 // 10
     return 0 if mp.isinf(x) or x == 0 else int(mp.log10(abs(x)))
@@ -88,7 +88,6 @@ def within(x: Number, y: Fraction, distance: Fraction) -> bool:
     """Return whether a number is real and at most `distance` from a rational."""
     if isinstance(x, Fraction):
         return abs(x - y) <= distance
-    mp = _mp()
     with mp.workdps(DIGITS):
         return mp.im(x) == 0 and abs(x - _float(y)) <= _float(distance)
 
@@ -98,13 +97,12 @@ def evaluate(node: Node, values: dict[str, Number], digits: int = DIGITS) -> Num
 
     Raises TooBig, Unreadable for a function outside its domain, ArithmeticError where there is no value.
     """
-    with _mp().workdps(digits):
+    with mp.workdps(digits):
         return _evaluate(node, values)
 
 
 def _evaluate_zero(node: Node, values: dict[str, Number], digits: int) -> Number:
     """Return the value, or 0 for a tiny one that shrinks as digits are added: its terms cancel."""
-    mp = _mp()
     x = evaluate(node, values, digits)
     if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREE - DIGITS):
         return x
@@ -118,7 +116,6 @@ def _evaluate(node: Node, values: dict[str, Number]) -> Number:
         return node[1]
     if kind == "sym":
         return values[node[1]]
-    mp = _mp()
     if kind == "const":
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1), "infty": mp.inf}[node[1]]
     if kind == "apply":  # an unknown function: a fixed smooth one in its place
@@ -149,7 +146,6 @@ def _apply(kind: str, node: Node, args: list[Number]) -> Number:
 
 
 def _function(name: str, args: list[Number]) -> Number:
-    mp = _mp()
     x = args[0]
     if name == "root":
         return _power(x, _divide(Fraction(1), args[1]))
@@ -182,7 +178,6 @@ def _function(name: str, args: list[Number]) -> Number:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    mp = _mp()
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if exponent.denominator == 1:
             size = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -227,7 +222,7 @@ def _divide(a: Number, b: Number) -> Number:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a / b
     b = _float(b)
-    if abs(b) < _mp().mpf(10) ** (8 - DIGITS):
+    if abs(b) < mp.mpf(10) ** (8 - DIGITS):
         raise ZeroDivisionError
     return _float(a) / b
 
@@ -247,7 +242,7 @@ def _bounded(x: Number) -> Number:
 
 
 def _float(x: Number) -> Number:
-    return _mp().mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+    return mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
 
 
 def _value_at(name: str, point: int) -> Fraction:
@@ -255,9 +250,3 @@ def _value_at(name: str, point: int) -> Fraction:
     digest = hashlib.sha256(f"{name}/{point}".encode(errors="replace")).digest()
     positive = Fraction(int.from_bytes(digest[:3]) % 99991 + 20011, 49999)
     return -positive if point == 2 else positive
-
-
-def _mp() -> Any:
-    import mpmath
-
-    return mpmath.mp
