@@ -92,46 +92,46 @@ def _equal_answers(gold: Answer, answer: Answer) -> bool:
     return False
 
 
-def _without_name(value: Answer, other: Answer, is_gold: bool = False) -> Answer:
+def _without_name(answer: Answer, other: Answer, is_gold: bool = False) -> Answer:
     """Return the answer without `x =` or `x \\in`; a gold inequality as an interval if `other` is one.
 
     Not the reverse: where the gold is an interval, interval notation was asked for.
     """
-    if value.kind != "relation":
-        return value
-    if _is_membership(value):
-        return value.items[-1]
+    if answer.kind != "relation":
+        return answer
+    if _is_membership(answer):
+        return answer.items[-1]
     if other.kind == "relation" and not _is_membership(other):
-        return value
-    if set(value.signs) <= {"=", r"\approx"} and _is_name(value.items[0]):
-        equals = [i for i, s in zip(value.items[1:], value.signs, strict=True) if s == "="]
-        return equals[-1] if equals else value.items[-1]
+        return answer
+    if set(answer.signs) <= {"=", r"\approx"} and _is_name(answer.items[0]):
+        equals = [i for i, s in zip(answer.items[1:], answer.signs, strict=True) if s == "="]
+        return equals[-1] if equals else answer.items[-1]
     if is_gold and (other.kind in ("tuple", "union") or _is_membership(other)):
-        return _interval(value) or value
-    return value
+        return _interval(answer) or answer
+    return answer
 
 
-def _is_membership(value: Answer) -> bool:
-    return value.kind == "relation" and value.signs == (r"\in",) and _is_name(value.items[0])
+def _is_membership(answer: Answer) -> bool:
+    return answer.kind == "relation" and answer.signs == (r"\in",) and _is_name(answer.items[0])
 
 
-def _is_name(value: Answer) -> bool:
+def _is_name(answer: Answer) -> bool:
     """Return whether this names a quantity, as do `x`, `f(x)`, `AB`, `|AB|`, `(x, y)`, `A:B` and `\\frac{NO}{BO}`."""
-    if value.kind == "ratio":
-        return all(_is_name(i) for i in value.items)
+    if answer.kind == "ratio":
+        return all(_is_name(i) for i in answer.items)
     text = re.sub(
-        r"\s|[{}]", "", re.sub(r"\\(?:text|frac|angle|triangle|overline|left|right|operatorname)", "", value.text)
+        r"\s|[{}]", "", re.sub(r"\\(?:text|frac|angle|triangle|overline|left|right|operatorname)", "", answer.text)
     )
     if re.search(r"[+*^<>=]|\d[a-zA-Z]", text):
         return False
     if re.fullmatch(r"\\?[a-zA-Z]+'*(?:_\\?\w+)?(?:\([\w,]+\))?", text):
-        return len(re.sub(r"\\[a-zA-Z]+|_\w+|\(.*\)", "", text)) <= 4 or value.kind == "words"
+        return len(re.sub(r"\\[a-zA-Z]+|_\w+|\(.*\)", "", text)) <= 4 or answer.kind == "words"
     return re.fullmatch(r"\|[A-Z]{1,2}\||\([a-zA-Z](?:,[a-zA-Z])+\)", text) is not None
 
 
-def _interval(value: Answer) -> Answer | None:
+def _interval(relation: Answer) -> Answer | None:
     """Return `a < x \\leq b` or `x < a` as an interval, None for any other relation."""
-    signs, items = value.signs, value.items
+    signs, items = relation.signs, relation.items
     if any(s not in ("<", ">", r"\leq", r"\geq") for s in signs):
         return None
     if len(items) == 2:
@@ -165,9 +165,9 @@ def _equal_formulas(gold: Answer, answer: Answer) -> bool:
     return _is_rounded(gold, answer)
 
 
-def _is_below_one(value: Answer) -> bool:
+def _is_below_one(formula: Answer) -> bool:
     """Return whether this is a number below 1 in magnitude, before any factor such as "million"."""
-    node = expression.parse(value.text)
+    node = expression.parse(formula.text)
     return not expression.symbols(node) and abs(numeric.evaluate(node, {})) < 1
 
 

@@ -17,7 +17,7 @@ from rlhf_pg.grading.expression import Node, TooBig, Unreadable, symbols
 
 Number = Any  # a Fraction, or a real or complex number of mpmath
 MAX_BITS = 40_000
-DIGITS, AGREE = 60, 40  # decimal digits computed, and compared
+DIGITS, AGREED_DIGITS = 60, 40  # decimal digits computed, and compared
 
 
 def equal(a: Node, b: Node) -> bool:
@@ -59,10 +59,10 @@ def ratio(a: Node, b: Node) -> Number | None:
 
 
 def _equal_at(a: Node, b: Node, values: dict[str, Number]) -> bool:
-    x, y = _evaluate_zero(a, values, DIGITS), _evaluate_zero(b, values, DIGITS)
+    x, y = _evaluate_or_zero(a, values, DIGITS), _evaluate_or_zero(b, values, DIGITS)
     digits = DIGITS + max(0, _integer_digits(x), _integer_digits(y))
     if digits > DIGITS + 10 and not (isinstance(x, Fraction) and isinstance(y, Fraction)):
-        x, y = _evaluate_zero(a, values, digits), _evaluate_zero(b, values, digits)
+        x, y = _evaluate_or_zero(a, values, digits), _evaluate_or_zero(b, values, digits)
     return _close(x, y, digits)
 
 
@@ -74,7 +74,7 @@ def _close(x: Number, y: Number, digits: int = DIGITS) -> bool:
         x, y = _float(x), _float(y)
         if mp.isinf(x) or mp.isinf(y):
             return x == y
-        return abs(x - y) <= min(mp.mpf(1), max(abs(x), abs(y))) * mp.mpf(10) ** -AGREE
+        return abs(x - y) <= min(mp.mpf(1), max(abs(x), abs(y))) * mp.mpf(10) ** -AGREED_DIGITS
 
 
 def _integer_digits(x: Number) -> int:
@@ -101,10 +101,10 @@ def evaluate(node: Node, values: dict[str, Number], digits: int = DIGITS) -> Num
         return _evaluate(node, values)
 
 
-def _evaluate_zero(node: Node, values: dict[str, Number], digits: int) -> Number:
+def _evaluate_or_zero(node: Node, values: dict[str, Number], digits: int) -> Number:
     """Return the value, or 0 for a tiny one that shrinks as digits are added: its terms cancel."""
     x = evaluate(node, values, digits)
-    if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREE - DIGITS):
+    if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREED_DIGITS - DIGITS):
         return x
     finer = _float(evaluate(node, values, digits + 4 * DIGITS))
     return Fraction(0) if abs(finer) <= abs(x) * mp.mpf(10) ** (-3 * DIGITS) else x

@@ -65,8 +65,37 @@ def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0) -> Reward:
         raise ValueError(f"reward {fn!r}: timeout_s must be above 0, got {timeout_s}")
     if not math.isfinite(weight):
         raise ValueError(f"reward {fn!r}: weight must be a finite number, got {weight}")
-    module, name = _locate(fn)
+    module, name = locate(fn)
     return _describe(fn, module, name, _load_or_explain(fn, module, name), weight, timeout_s)
+
+
+def locate(fn: str) -> tuple[str, str]:
+    """Return (absolute path or module name, function name) for what a recipe names, without importing it.
+
+    Raises ValueError for a file that does not exist and for a name that nothing has.
+    """
+    head, _, function = fn.partition(":")
+    if head.endswith(".py") or "/" in head:
+        path = Path(head).expanduser().absolute()
+        if not path.is_file():
+            neighbours = [p.name for p in path.parent.glob("*.py")]
+            raise ValueError(f"no file {head} in {Path.cwd()}{nearest(path.name, neighbours)}")
+        return str(path), function or path.stem
+    if fn in shipped():
+        return f"reward_fns.{fn}", fn
+    entries = {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if fn in entries:
+        return entries[fn].module, entries[fn].attr or fn
+    if function:
+        return head, function
+    if "." in fn:
+        module, _, function = fn.rpartition(".")
+        return module, function
+    names = [*shipped(), *entries]
+    raise ValueError(
+        f"no reward function {fn!r}: there are {', '.join(names)}{nearest(fn, names)}, "
+        "or give file.py:function or package.module:function"
+    )
 
 
 def load(module: str, function: str) -> Callable[..., Any]:
@@ -98,35 +127,6 @@ def check(reward: Reward, columns: set[str], *, tokens: bool = True) -> None:
 def asks_for(reward: Reward, argument: str) -> bool:
     """Return whether the function names the argument, with a default or without."""
     return argument in (*reward.arguments, *reward.optional)
-
-
-def _locate(fn: str) -> tuple[str, str]:
-    """Return (absolute path or module name, function name) for what a recipe names."""
-    head, _, function = fn.partition(":")
-    if head.endswith(".py") or "/" in head:
-        return _locate_file(fn, Path(head), function)
-    if fn in shipped():
-        return f"reward_fns.{fn}", fn
-    entries = {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if fn in entries:
-        return entries[fn].module, entries[fn].attr or fn
-    if function:
-        return head, function
-    if "." in fn:
-        module, _, function = fn.rpartition(".")
-        return module, function
-    raise ValueError(
-        f"no reward function {fn!r}: shipped are {', '.join(shipped())}{nearest(fn, [*shipped(), *entries])}; "
-        "or give file.py:function, package.module:function"
-    )
-
-
-def _locate_file(fn: str, path: Path, function: str) -> tuple[str, str]:
-    path = path.expanduser().absolute()
-    if not path.is_file():
-        neighbours = [p.name for p in path.parent.glob("*.py")]
-        raise ValueError(f"reward {fn!r}: no file {path}{nearest(path.name, neighbours)}")
-    return str(path), function or path.stem
 
 
 def _load_or_explain(fn: str, module: str, name: str) -> Callable[..., Any]:
