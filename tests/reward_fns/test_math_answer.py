@@ -8,8 +8,8 @@ from reward_fns.math_answer import math_answer
 
 
 def reward(completion: str, answer: str = "42", finish: str = "stop", **more: str) -> tuple[float, str]:
-    found = math_answer(completion, answer, finish, **more)
-    return found["reward"], found["outcome"]
+    result = math_answer(completion, answer, finish, **more)
+    return result["reward"], result["outcome"]
 
 
 @pytest.mark.parametrize(
