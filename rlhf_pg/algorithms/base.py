@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_pg.names import load_attribute
 from rlhf_pg.types import Batch, Credit, Signals, TokenLoss
 
 if TYPE_CHECKING:
@@ -120,15 +120,7 @@ def resolve(name: str) -> Algorithm:
     """
     if name in names():
         return importlib.import_module(f"rlhf_pg.algorithms.{name}").algorithm
-    module_name, _, attribute = name.partition(":")
-    if "." not in name and ":" not in name:
-        nearest = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"no algorithm {name!r}: shipped are {', '.join(names())}{hint}, or give module:attribute")
-    try:
-        record = getattr(importlib.import_module(module_name), attribute or "algorithm")
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"algorithm {name!r} cannot be loaded: {error}") from error
-    if not isinstance(record, Algorithm):
-        raise ValueError(f"algorithm {name!r} is a {type(record).__name__}, not an rlhf_pg Algorithm record")
-    return record
+    algorithm = load_attribute(name, "algorithm", "algorithm", names())
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"algorithm {name!r} is a {type(algorithm).__name__}, not an rlhf_pg Algorithm record")
+    return algorithm
