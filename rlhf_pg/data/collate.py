@@ -11,6 +11,8 @@ from torch import Tensor
 from rlhf_pg.functional.shapes import lengths
 from rlhf_pg.types import Batch, Rollout
 
+NO_GRADIENT_FACTOR = 4  # micro-batches of passes without gradients are that much larger: no activations are kept
+
 
 def collate(rollouts: Sequence[Rollout]) -> Batch:
     """Rows of the samples that have a reward, groups adjacent, right padded. Excluded samples are left out.

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.rollout.cache import SlotCache
 
+LAYER_OPERATIONS = 20  # of a decode step, about: what an estimate of its time counts
 LARGE = 200_000  # numbers in a weight, from which on its layout matters more than a call's overhead
 FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 

@@ -14,8 +14,8 @@ from rlhf_pg.config import Optimizer, Recipe
 from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.launch_checks import refuse_in_several, refuse_with_deepspeed
-from rlhf_pg.estimate.estimate import Plan, settled
-from rlhf_pg.estimate.estimate import plan as make_plan
+from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
+from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
@@ -51,7 +51,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
-    plan: Plan
+    plan: RunEstimate
     reference_identity: str | None = None  # digest of its weights, taken once
 
     def sampling(self, step: int) -> Sampling:
@@ -94,7 +94,7 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
         plugin.check(reward, set(train[0].columns))
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
     longest = max(len(prompt.tokens) for prompt in train)
-    recipe = settled(recipe, config, longest)
+    recipe = with_microbatch(recipe, microbatch_positions(recipe, config, longest))
 
     backend = backend or join(recipe, trackers=learn)
     refuse_in_several(recipe, backend)
@@ -129,7 +129,7 @@ def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None)
         eval_prompts=made["eval"].prompts if "eval" in made else [],
         sampler=sampler,
         notes=[note(name, prompts) for name, prompts in made.items()],
-        plan=make_plan(recipe, config, longest_prompt=longest),
+        plan=estimate_run(recipe, config, longest_prompt=longest),
         reference_identity=identity,
     )
 
