@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rlhf_pg.functional import shapes
 
-# Vectors [n] alive beside the weights, at the most: what an estimate of memory counts
-PRODUCT_VECTORS = 7  # in a product: b; x, residual, direction of conjugate_gradient; two offsets, the first's gradient
-SEARCH_VECTORS = 5  # in line_search: b, x, product_x, the full step, the share of it that is measured
+# Vectors [n] alive beside the weights, at most: an estimate of memory counts them
+PRODUCT_VECTORS = 9  # in a product: b, the step to come; x, residual, direction, last image; two offsets, a gradient
+SEARCH_VECTORS = 5  # in line_search: b, x, its image, the step, the share of it that is measured
 
 
 class NegativeCurvature(ValueError):
