@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.estimate import hardware, tables
 from rlhf_pg.estimate.arguments import PlanOptions
 from rlhf_pg.estimate.hardware import Device
@@ -18,7 +18,7 @@ from rlhf_pg.estimate.microbatch import USABLE
 from rlhf_pg.estimate.model_size import model_config
 
 
-def run(recipe: Recipe, options: PlanOptions) -> int:
+def run(recipe: ResolvedRecipe, options: PlanOptions) -> int:
     """Print tables, or JSON. Raises ValueError for a model or a device that cannot be planned for."""
     config = model_config(recipe.model)
     device = device_of(recipe.model.dtype, options)
@@ -49,7 +49,7 @@ def device_of(dtype: str, options: PlanOptions) -> Device:
     return replace(device, mfu=options.mfu) if options.mfu else device
 
 
-def record(recipe: Recipe, device: Device, estimates: Sequence[LayoutEstimate]) -> dict[str, Any]:
+def record(recipe: ResolvedRecipe, device: Device, estimates: Sequence[LayoutEstimate]) -> dict[str, Any]:
     """Return what --json prints: bytes, seconds, operations."""
     return {
         "model": recipe.model.path,

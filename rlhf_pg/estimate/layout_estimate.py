@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
-from rlhf_pg.config import Lora, Recipe
-from rlhf_pg.config.unused_keys import algorithm_of
+from rlhf_pg.config import Launch, Lora, ResolvedRecipe, contradictions
 from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout import GPU_COUNTS, Layout, layouts
 from rlhf_pg.estimate.memory import Memory, largest_budget, process_memory
@@ -50,7 +49,7 @@ class LayoutEstimate:
 
 
 def estimate_layouts(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     config: PretrainedConfig,
     device: Device,
     gpu_counts: Sequence[int] | None = None,
@@ -64,7 +63,7 @@ def estimate_layouts(
     variants = [recipe]
     if recipe.model.lora is None:
         section = recipe.model.model_copy(update={"lora": Lora()})
-        variants.append(recipe.model_copy(update={"model": section}))
+        variants.append(recipe.changed(model=section))
     sizes = [sizes_of(variant, config) for variant in variants]
     for processes in dict.fromkeys([1, *gpu_counts]):
         for variant, (size, critic) in zip(variants, sizes, strict=True):
@@ -77,17 +76,10 @@ def estimate_layouts(
                     yield estimate_layout(share, size, critic, layout, device)
 
 
-def possible(recipe: Recipe, layout: Layout, device: Device) -> bool:
+def possible(recipe: ResolvedRecipe, layout: Layout, device: Device) -> bool:
     """Whether `rlhf-pg train` runs this recipe so: see docs/scaling.md."""
-    algorithm = algorithm_of(recipe)
-    shared = bool(algorithm and algorithm.needs_critic) and recipe.critic.backbone == "policy"
-    trust_region = bool(algorithm and algorithm.update == "trust_region")
-    unsharded = trust_region or shared or recipe.update.max_kl is not None or recipe.model.quantize is not None
-    if layout.stage and unsharded:
-        return False
-    if layout.stage == 3 and recipe.model.lora:
-        return False
-    if layout.processes > 1 and recipe.rollout.overlap:
+    launch = Launch(layout.processes, layout.stage)
+    if any(contradictions.of_launch(recipe.written, recipe.algorithm, launch)):
         return False
     return device.is_gpu or not layout.offload
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from rlhf_pg.algorithms.base import TrustRegionOptions
 from rlhf_pg.config import Model
 from rlhf_pg.data.collate import NO_GRADIENT_FACTOR
 from rlhf_pg.estimate.layout import ONE_PROCESS, Layout
@@ -93,7 +92,8 @@ def largest_budget(
 
 
 def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layout) -> Iterator[Part]:
-    recipe, trust_region = share.recipe, share.passes.trust_region
+    recipe = share.recipe
+    trust_region = recipe.algorithm.update == "trust_region"
     yield from _state("", size, share, layout)
     if not trust_region:
         yield from _optimizer("", size, layout)
@@ -103,7 +103,7 @@ def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layo
     if critic:
         yield from _state("critic: ", critic, share, layout)
         yield from _optimizer("critic: ", critic, layout)
-    if share.passes.reference and not recipe.model.lora:
+    if recipe.passes.reference and not recipe.model.lora:
         yield Part("reference copy", layout.weights(size.parameters * FLOAT32))
     if recipe.model.dtype == "bfloat16":
         yield _autocast(share, size, layout)
@@ -114,7 +114,7 @@ def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layo
         batch = share.micro_batch(math.ceil(share.prompts / recipe.critic.minibatches))
         yield Part("critic: activations", _activations(share, critic, *batch), frozenset({"critic"}))
     if trust_region:
-        yield from _trust_region(share, size, trust_region)
+        yield from _trust_region(share, size)
     if share.device == "cuda":
         yield Part("CUDA context", layout.context)
 
@@ -193,7 +193,8 @@ def _update(share: Share, size: ModelSize) -> Iterator[Part]:
 
 def _scoring(share: Share, size: ModelSize) -> Iterator[Part]:
     """Yield one layer's states or the logits, whichever is larger, of a pass without gradient."""
-    if not share.passes.without_gradient and not share.passes.critic:
+    passes = share.recipe.passes
+    if not passes.of_policy and passes.values != "critic":
         return
     groups, rows = share.micro_batch(share.prompts, NO_GRADIENT_FACTOR)
     positions, scored = share.positions(groups, rows), rows * share.completion_length
@@ -246,12 +247,13 @@ def _logits(share: Share, size: ModelSize, scored: int, gradient: bool) -> int:
     return (4 + scaled) * chunk * size.vocabulary * FLOAT32  # logits, log p, p and p log p
 
 
-def _trust_region(share: Share, size: ModelSize, options: TrustRegionOptions) -> Iterator[Part]:
+def _trust_region(share: Share, size: ModelSize) -> Iterator[Part]:
     """Yield the parts of a natural gradient step: Fisher products of some rows, then the line search over all."""
     trainable, during = size.trainable * FLOAT32, frozenset[Phase]({"optimizer step"})
     yield Part("trust region: weights before", trainable, frozenset({"update", "gradients", "optimizer step"}))
     states = share.rows * share.completion_length * size.hidden * FLOAT32
     yield Part("trust region: old states", states, during)
+    options: Any = share.recipe.algorithm.options
     rows = max(1, round(share.rows * options.fisher_fraction))
     rows = min(rows, share.micro_batch(share.prompts)[1])
     activations = _activations(share, size, min(rows, share.prompts), rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PretrainedConfig
 
-from rlhf_pg.config import Model, Recipe
+from rlhf_pg.config import Model, ResolvedRecipe
 from rlhf_pg.estimate.memory import activations_per_position, largest_budget
 from rlhf_pg.estimate.model_size import size_of, sizes_of
 from rlhf_pg.estimate.share import Share
@@ -16,7 +16,9 @@ CPU_ACTIVATIONS = 256 * 2**20  # bytes of a micro-batch's activations on a CPU
 USABLE = 0.9  # of a GPU's memory: its allocator cannot fill every gap
 
 
-def microbatch_positions(recipe: Recipe, model_config: PretrainedConfig, longest_prompt: int | None = None) -> int:
+def microbatch_positions(
+    recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None
+) -> int:
     """Return the positions of a micro-batch: those the recipe names, or what suits the model and this machine's device.
 
     On a GPU: MOST_POSITIONS, or the most that fits beside everything else. On a CPU: `suitable_positions`.
@@ -34,9 +36,9 @@ def microbatch_positions(recipe: Recipe, model_config: PretrainedConfig, longest
     return largest_budget(share, size, critic, room) or LEAST_POSITIONS
 
 
-def with_microbatch(recipe: Recipe, positions: int) -> Recipe:
+def with_microbatch(recipe: ResolvedRecipe, positions: int) -> ResolvedRecipe:
     """Return the recipe with `update.tokens_per_microbatch` = `positions`."""
-    return recipe.model_copy(update={"update": recipe.update.model_copy(update={"tokens_per_microbatch": positions})})
+    return recipe.changed(update=recipe.update.model_copy(update={"tokens_per_microbatch": positions}))
 
 
 def suitable_positions(model_config: PretrainedConfig, model: Model, shared: bool = True) -> int:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from rlhf_pg.config import Lora, Model, Recipe
-from rlhf_pg.estimate.passes import passes_of
+from rlhf_pg.config import Lora, Model, ResolvedRecipe
 from rlhf_pg.models import fused
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
@@ -117,11 +116,11 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
     )
 
 
-def sizes_of(recipe: Recipe, config: PretrainedConfig) -> tuple[ModelSize, ModelSize | None]:
+def sizes_of(recipe: ResolvedRecipe, config: PretrainedConfig) -> tuple[ModelSize, ModelSize | None]:
     """Return the sizes of the policy, and of the critic if it has a model of its own (which has no use for a head)."""
     trust = recipe.model.trust_remote_code
     policy = size_of(config, recipe.model.lora, trust_remote_code=trust)
-    if not passes_of(recipe).critic:
+    if recipe.passes.values != "critic":
         return policy, None
     backbone = config
     if recipe.critic.backbone != "copy":

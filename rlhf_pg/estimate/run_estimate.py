@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.estimate.memory import Memory, process_memory
 from rlhf_pg.estimate.microbatch import microbatch_positions
 from rlhf_pg.estimate.model_size import ModelSize, sizes_of
@@ -49,7 +49,9 @@ class RunEstimate:
         return self.total_samples * self.share.completion_length
 
 
-def estimate_run(recipe: Recipe, model_config: PretrainedConfig, longest_prompt: int | None = None) -> RunEstimate:
+def estimate_run(
+    recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None
+) -> RunEstimate:
     """Estimate a run of a recipe with a model of `model_config` on this machine's device; loads nothing.
 
     `longest_prompt`: in tokens; default `data.max_prompt_tokens`.

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
-from rlhf_pg.config import Recipe
-from rlhf_pg.estimate.passes import Passes, passes_of
+from rlhf_pg.config import ResolvedRecipe
 
 
 @dataclass(frozen=True)
 class Share:
     """`prompts` of a rollout step's prompts with all their samples: what one process has."""
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     prompt_length: int  # tokens, P
     prompts: int
     budget: int  # positions forwarded at once, at most: `update.tokens_per_microbatch`
     device: Literal["cpu", "cuda"] = "cpu"
-
-    @cached_property
-    def passes(self) -> Passes:
-        return passes_of(self.recipe)
 
     @property
     def completion_length(self) -> int:

@@ -4,7 +4,7 @@ Operations are multiplications and additions, two a weight and position. Each pr
 prompts are shared, the last token of a completion not at all, the head at sampled tokens only, attention is causal.
 
     forward 1   backward 2 (1 of frozen weights under an adapter)   recomputed activations 1
-    reference 1   old log-probs and values 1 where needed (passes.py)
+    reference 1   old log-probs and values 1 where needed
 
 Decoding reads all weights once per step of all rows, and each row's keys and values.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf_pg.algorithms.base import TrustRegionOptions
 from rlhf_pg.estimate.model_size import FLOAT32, ModelSize, arithmetic_bytes
 from rlhf_pg.estimate.share import Share
 
@@ -61,12 +61,12 @@ def step_work(share: Share, size: ModelSize, critic: ModelSize | None = None) ->
     """Return the work of a process, all completions as long as can be."""
     recipe, rows, completion = share.recipe, share.rows, share.completion_length
     forward = _of_rollouts(share, size)
-    if share.passes.trust_region:
-        flops, passes = _trust_region(share, forward, share.passes.trust_region)
+    if recipe.algorithm.update == "trust_region":
+        flops, passes = _trust_region(share, forward)
     else:
         flops = recipe.update.epochs * forward.learning_flops(share)
         passes = recipe.update.epochs * (3 if recipe.model.gradient_checkpointing else 2)
-    flops += share.passes.without_gradient * forward.flops()
+    flops += recipe.passes.of_policy * forward.flops()
     if critic:
         values = _of_rollouts(share, critic)
         flops += values.flops(head=False) + recipe.critic.epochs * values.learning_flops(share, head=False)
@@ -82,7 +82,7 @@ def step_work(share: Share, size: ModelSize, critic: ModelSize | None = None) ->
         rollout_bytes=decode_steps * (_weight_bytes(share, size) + cache_bytes),
         decode_steps=decode_steps,
         update_flops=flops,
-        passes=passes + share.passes.without_gradient,
+        passes=passes + recipe.passes.of_policy,
         tokens=rows * completion,
     )
 
@@ -111,9 +111,10 @@ def _forward(size: ModelSize, positions: float, pairs: float, scored: float) -> 
     )
 
 
-def _trust_region(share: Share, forward: Forward, options: TrustRegionOptions) -> tuple[float, float]:
+def _trust_region(share: Share, forward: Forward) -> tuple[float, float]:
     """Return (operations, passes): the gradient, the old policy, two gradients a Fisher product, the line search."""
     learning = forward.learning_flops(share)
+    options: Any = share.recipe.algorithm.options
     products = 2 * (options.cg_iterations + 1) * options.fisher_fraction
     kl_gradient = learning + forward.head  # the old distributions are formed too
     search = LINE_SEARCH_TRIES * (forward.flops() + forward.head)

@@ -10,7 +10,6 @@ from rlhf_pg import cli
 from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout import ONE_PROCESS, Layout
 from rlhf_pg.estimate.model_size import sizes_of
-from rlhf_pg.estimate.passes import passes_of
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.estimate.step_time import step_time
 from rlhf_pg.estimate.work import step_work
@@ -184,8 +183,7 @@ def test_what_is_frozen_or_left_out_costs_less_and_what_is_done_again_costs_more
 
 def test_passes_without_gradient_are_those_that_signals_makes():
     def passes(**changes):
-        given = recipe(**changes)
-        return passes_of(given).without_gradient
+        return recipe(**changes).passes.of_policy
 
     assert passes() == 1  # the reference
     assert passes(kl={"coefficient": 0}) == 0

@@ -8,6 +8,7 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg import config
+from rlhf_pg.config import contradictions
 from rlhf_pg.estimate.microbatch import microbatch_positions
 from rlhf_pg.estimate.model_size import size_of, sizes_of
 from rlhf_pg.estimate.run_estimate import estimate_run
@@ -33,7 +34,10 @@ def recipe(**sections):
     }
     for name, section in sections.items():
         mapping[name] = {**mapping.get(name, {}), **section}
-    return config.Recipe.model_validate(mapping)
+    written = config.Recipe.model_validate(mapping)
+    algorithm, _ = contradictions.bind_algorithm(written.algorithm)
+    assert algorithm is not None
+    return config.ResolvedRecipe.of(written, algorithm, config.Launch())
 
 
 @pytest.mark.parametrize("tied", [True, False])
