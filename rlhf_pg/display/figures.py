@@ -1,4 +1,4 @@
-"""A run's figures as numbers and as words: shared by the live view and the report. Never raises on odd values."""
+"""A run's figures as numbers and as text, shared by the live view and the report. Odd values never raise."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def shown(values: dict[str, Any], key: str, spec: str = ".3f") -> str:
 
 
 def tokens_per_second(metrics: dict[str, Any]) -> float | None:
-    """Generated tokens over the seconds spent generating them."""
-    seconds = number(metrics, "time/generation_s") or number(
-        metrics, "time/rollout_s"
-    )  # overlapped: waiting is not all
+    """Return generated tokens over the seconds spent generating them; None when one is missing or not finite."""
+    # a rollout that overlaps training logs both: then time/rollout_s is only what was waited for
+    seconds = number(metrics, "time/generation_s") or number(metrics, "time/rollout_s")
     tokens = number(metrics, "tokens/generated")
-    return tokens / seconds if tokens is not None and seconds else None
+    rate = tokens / seconds if tokens is not None and seconds else math.nan
+    return rate if math.isfinite(rate) else None
 
 
 def compact(value: float | None) -> str:
@@ -76,6 +76,16 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def duration(seconds: float | None) -> str:
+    """301.4 -> "5 min 1 s", 7384 -> "2 h 3 min"; None -> "–"."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def cut(text: str, characters: int) -> str:

@@ -8,8 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from rlhf_pg.report import write_report
+from rlhf_pg.report.curves import curves
+from rlhf_pg.report.measures import samples_seen, seconds_spent
 from rlhf_pg.report.notices import notices
-from rlhf_pg.report.run_data import read, samples_seen, seconds_spent
+from rlhf_pg.report.run_record import read
 from tests.report.report_pages import Page, make, row
 
 HOSTILE = [
@@ -254,3 +256,12 @@ def test_ten_thousand_steps_make_a_small_page_quickly(tmp_path):
     began = time.process_time()
     out = write_report.write([run_dir])
     assert time.process_time() - began < 10 and out.stat().st_size < 1_500_000
+
+
+def test_a_rate_of_odd_numbers_is_a_gap_in_its_curve(tmp_path):
+    rows = [row(i, **{"time/rollout_s": 2.0, "tokens/generated": 10 * i}) for i in range(1, 5)]
+    rows[1]["time/rollout_s"], rows[2]["tokens/generated"] = math.nan, math.inf
+    charts, _ = curves(read(make(tmp_path / "run", rows)))
+    (speed,) = [chart for chart in charts if chart.title == "Generation speed"]
+    assert [text for _, _, text in speed.hovers if "smoothed: 5.0" in text] and "inf" not in str(speed)
+    assert [mark.kind for mark in speed.marks] == ["dot", "dot"]  # the first and the last step, each between gaps

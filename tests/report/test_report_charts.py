@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from rlhf_pg.report.axes import number_text, ticks
-from rlhf_pg.report.charts import Point, Series, chart, smooth, stacked
+from rlhf_pg.report.axes import Point, number_text, ticks
+from rlhf_pg.report.charts import Series, chart, smooth, stacked
 
 
 def test_a_line_goes_from_its_first_to_its_last_value_and_breaks_at_gaps():

@@ -7,7 +7,7 @@ from rlhf_pg.report import write_report
 from rlhf_pg.report.charts import Chart
 from rlhf_pg.report.curves import curves
 from rlhf_pg.report.notices import notices
-from rlhf_pg.report.run_data import read
+from rlhf_pg.report.run_record import read
 from tests.report.report_pages import Page, make, recipe, row
 
 CRITIC = {"Explained variance", "Critic loss", "Critic gradient norm"}
