@@ -13,13 +13,13 @@ STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: ev
 
 
 def eval_names(*figures: Iterable[str]) -> list[str]:
-    """Names of held-out figures among keys such as "pass@1", "pass@1_low", "greedy": pass@k by k, then greedy."""
+    """Return names of held-out figures among keys such as "pass@1", "pass@1_low", "greedy": by k, greedy last."""
     names = {k for keys in figures for k in keys if k == "greedy" or k.startswith("pass@")}
     return sorted((n for n in names if not n.endswith(BOUNDS)), key=lambda n: (n == "greedy", len(n), n))
 
 
 def eval_text(evals: dict[str, Any]) -> str:
-    """ "pass@1 0.61 [0.55, 0.66]  pass@8 0.90  greedy 0.80", from eval/* keys."""
+    """Return "pass@1 0.61 [0.55, 0.66]  pass@8 0.90  greedy 0.80", from eval/* keys."""
     names = eval_names(k.removeprefix("eval/") for k in evals if k.startswith("eval/"))
     parts = []
     for name in names:
@@ -30,7 +30,7 @@ def eval_text(evals: dict[str, Any]) -> str:
 
 
 def number(values: dict[str, Any], key: str) -> float | None:
-    """`values[key]` as a float, NaN included; None when it is missing or no number."""
+    """Return `values[key]` as a float, NaN included; None when it is missing or no number."""
     value = values.get(key)
     if value is None or isinstance(value, str):
         return None
@@ -55,7 +55,7 @@ def tokens_per_second(metrics: dict[str, Any]) -> float | None:
 
 
 def compact(value: float | None) -> str:
-    """1234.5 -> "1.2k"; None -> "-"."""
+    """Return "1.2k" for 1234.5, "-" for None."""
     if value is None or not math.isfinite(value):
         return "-"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -65,12 +65,12 @@ def compact(value: float | None) -> str:
 
 
 def counted(amount: float, noun: str) -> str:
-    """(1, "step") -> "1 step", (12000, "step") -> "12,000 steps"."""
+    """Return "1 step" for (1, "step"), "12,000 steps" for (12000, "step")."""
     return f"{amount:,.0f} {noun}{'' if amount == 1 else 's'}"
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds as m:ss or h:mm:ss; None -> "-"."""
+    """Return seconds as m:ss or h:mm:ss, "-" for None."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -79,7 +79,7 @@ def clock(seconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """301.4 -> "5 min 1 s", 7384 -> "2 h 3 min"; None -> "–"."""
+    """Return "5 min 1 s" for 301.4, "2 h 3 min" for 7384, "–" for None."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 60:
@@ -89,6 +89,6 @@ def duration(seconds: float | None) -> str:
 
 
 def cut(text: str, characters: int) -> str:
-    """At most `characters` of `text`, its middle replaced by an ellipsis; the answer is usually at the end."""
+    """Return at most `characters` of `text`, its middle replaced by an ellipsis; the answer is usually at the end."""
     half = characters // 2
     return text if len(text) <= characters else f"{text[:half]} … {text[-half:]}"

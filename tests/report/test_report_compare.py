@@ -171,8 +171,8 @@ def test_what_several_runs_have_to_tell_is_said_once_with_its_range():
     lost = Notice("problem", "reward/f1 was not a finite number in 3 steps, first in step 7.")
     lost_2 = Notice("problem", "reward/f2 was not a finite number in 3 steps, first in step 7.")
     rare = Notice("warning", "Only here.")
-    told = {"a": [cut("30%"), lost], "b": [rare, cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
-    assert merged(told) == [
+    notices = {"a": [cut("30%"), lost], "b": [rare, cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
+    assert merged(notices) == [
         (["a"], [lost]),
         (["d"], [lost_2]),
         (["a", "b", "d"], [cut("9.5% to 100%")]),
