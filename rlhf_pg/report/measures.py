@@ -46,9 +46,9 @@ def eval_points(run: RunRecord, name: str = "pass@1") -> list[Point]:
     points = dict(run.series(f"eval/{name}", 100.0))
     last = float(run.last_step) if run.steps else number(run.summary, "steps") or 0.0
     for step, when in ((0.0, "before"), (last, "after")):
-        value = number(run.evaluation(when), name)
+        value = percent(run.evaluation(when), name)
         if value is not None and (step or when == "before"):
-            points[step] = value * 100
+            points[step] = value
     return sorted(points.items())
 
 
@@ -62,8 +62,8 @@ def eval_bounds(run: RunRecord, points: list[Point], name: str) -> list[tuple[fl
     by_step[0.0] = by_step.get(0.0, {}) | run.evaluation("before")
     bounds = []
     for step, _ in points:
-        low, high = (number(by_step.get(step, {}), f"{name}{bound}") for bound in BOUNDS)
-        bounds.append((low * 100, high * 100) if low is not None and high is not None else None)
+        low, high = (percent(by_step.get(step, {}), f"{name}{bound}") for bound in BOUNDS)
+        bounds.append((low, high) if low is not None and high is not None else None)
     return bounds
 
 

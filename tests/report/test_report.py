@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from rlhf_pg.report import write_report
 from rlhf_pg.report.curves import curves
-from rlhf_pg.report.measures import samples_seen, seconds_spent
+from rlhf_pg.report.measures import eval_bounds, eval_points, samples_seen, seconds_spent
 from rlhf_pg.report.notices import notices
 from rlhf_pg.report.run_record import read
 from tests.report.report_pages import Page, make, row
@@ -267,3 +267,10 @@ def test_a_rate_of_odd_numbers_is_a_gap_in_its_curve(tmp_path):
     (speed,) = [chart for chart in charts if chart.title == "Generation speed"]
     assert [text for _, _, text in speed.hovers if "smoothed: 5.0" in text] and "inf" not in str(speed)
     assert [mark.kind for mark in speed.marks] == ["dot", "dot"]  # the first and the last step, each between gaps
+
+
+def test_a_held_out_figure_that_is_not_a_number_is_left_out(tmp_path):
+    before = {"pass@1": 0.25, "pass@1_low": math.nan, "pass@1_high": math.nan}
+    run = read(make(tmp_path / "run", [row(1), row(2)], summary={"before": before, "after": {"pass@1": math.nan}}))
+    assert eval_points(run) == [(0.0, 25.0)] and eval_bounds(run, [(0.0, 25.0)], "pass@1") == [None]
+    assert "25.0%" in Page(write_report.write([run.path])).text
