@@ -65,12 +65,53 @@ class Algorithm:
     min_group: int | Callable[[Any], int] = 1
     zero_without_advantage: bool = False  # a token with advantage 0 has loss 0 and no gradient, whatever the policy
 
+    def bind(self, options: Options | Mapping[str, Any]) -> BoundAlgorithm:
+        """Fix the options, given as a recipe has them or validated already.
+
+        Raises pydantic's ValidationError for an unknown option, a value out of range or a contradiction.
+        """
+        values = self.options.model_validate(options)
+
+        def value_of(field: Any) -> Any:
+            return field(values) if callable(field) else field
+
+        return BoundAlgorithm(
+            name=self.name,
+            options=values,
+            credit=lambda batch, signals: self.credit(batch, signals, values),
+            objective=lambda logp, entropy, batch, signals, credit: self.objective(
+                logp, entropy, batch, signals, credit, values
+            ),
+            update=self.update,
+            needs_critic=value_of(self.needs_critic),
+            needs_old=self.needs_old,
+            credit_by_row=value_of(self.credit_by_row),
+            min_group=value_of(self.min_group),
+            zero_without_advantage=self.zero_without_advantage,
+        )
+
     def settled(self, options: Options) -> Algorithm:
         """The record for these options: fields that depend on them become plain values."""
         critic = self.needs_critic(options) if callable(self.needs_critic) else self.needs_critic
         group = self.min_group(options) if callable(self.min_group) else self.min_group
         by_row = self.credit_by_row(options) if callable(self.credit_by_row) else self.credit_by_row
         return replace(self, needs_critic=critic, min_group=group, credit_by_row=by_row)
+
+
+@dataclass(frozen=True)
+class BoundAlgorithm:
+    """An algorithm with its options fixed: `Algorithm` with plain values, and functions that take no `options`."""
+
+    name: str
+    options: Options
+    credit: Callable[[Batch, Signals], Credit]
+    objective: Callable[[Tensor, Tensor, Batch, Signals, Credit], TokenLoss]  # (logp, entropy, ...), each [B, C]
+    update: Literal["gradient", "trust_region"]
+    needs_critic: bool
+    needs_old: bool
+    credit_by_row: bool
+    min_group: int
+    zero_without_advantage: bool
 
 
 def names() -> list[str]:

@@ -81,7 +81,7 @@ class Watch:
         while not self._done.wait(LOOK_S):
             wait = self._wait
             if wait and time.monotonic() - wait[1] > self.deadline_s:
-                text = f"waited more than {self.deadline_s:g} s (run.deadline_s) for {wait[0]}"
+                text = f"waited more than {self.deadline_s:g} s (run.timeout_s) for {wait[0]}"
                 self._end(text, stack=True)
             try:
                 found = self._failure()

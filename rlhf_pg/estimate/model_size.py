@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from rlhf_pg.config import Lora, Recipe
-from rlhf_pg.config.unused_keys import algorithm_of
+from rlhf_pg.config import Lora, ResolvedRecipe
 from rlhf_pg.models import fused
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
@@ -83,11 +82,11 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
     )
 
 
-def sizes_of(recipe: Recipe, config: PretrainedConfig) -> tuple[Size, Size | None]:
+def sizes_of(recipe: ResolvedRecipe, config: PretrainedConfig) -> tuple[Size, Size | None]:
     """The policy's, and a critic's if it has a model of its own (which has no use for a head)."""
     trust = recipe.model.trust_remote_code
     policy = size_of(config, recipe.model.lora, trust_remote_code=trust)
-    algorithm = algorithm_of(recipe)
+    algorithm = recipe.algorithm
     if not algorithm or not algorithm.needs_critic or recipe.critic.backbone == "policy":
         return policy, None
     other = config

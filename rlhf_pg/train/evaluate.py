@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.functional.pass_at_k import bootstrap_interval, pass_at_k
 from rlhf_pg.rollout import collect
 from rlhf_pg.train.metrics import Judged, judged_groups
@@ -18,7 +18,7 @@ from rlhf_pg.train.setup import Session, build
 from rlhf_pg.types import Sampling
 
 
-def run(recipe: Recipe) -> int:
+def run(recipe: ResolvedRecipe) -> int:
     """`rlhf-pg eval`: measure `model.path` on the held-out problems, print a table, write nothing."""
     session = build(recipe, learn=False)
     try:

@@ -186,7 +186,7 @@ def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor
     else is learned from or measured on every row (KL, values)."""
     shared = learner.critic is not None and learner.critic.shared
     algorithm = learner.objective.algorithm
-    everywhere = learner.objective.kl_in_loss or shared or learner.update.max_kl is not None
+    everywhere = learner.objective.kl.in_loss or shared or learner.update.max_kl is not None
     if credit is None or everywhere or not algorithm.zero_without_advantage:
         return rows
     return rows[torch.where(batch.mask, credit.advantage, 0)[rows].any(dim=1)]
@@ -248,13 +248,13 @@ def token_losses(
     objective, critic = learner.objective, learner.critic
     old = logp.detach() if signals.logp_old is None else signals.logp_old
     signals = replace(signals, logp_old=old)
-    token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit, objective.options)
+    token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit)
     loss, metrics = token_loss.loss, dict(token_loss.metrics)
     weight, found = mismatch.of_tokens(batch, old, learner.update)
     loss, metrics = loss if weight is None else weight * loss, metrics | found
     if signals.logp_ref is not None:
         metrics["kl/ref"] = F.kl.k3(logp, signals.logp_ref)
-        if objective.kl_in_loss:
+        if objective.kl.in_loss:
             loss = loss + learner.kl_coefficient * _kl(objective.kl.estimator, logp, signals.logp_ref, old)
     metrics["entropy"] = entropy
     metrics["kl/old"] = F.kl.k3(old, logp)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rlhf_pg import config
 from rlhf_pg import functional as F
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.display.live import LiveView, Phase
 from rlhf_pg.distributed.backend import Backend
@@ -53,7 +53,7 @@ class Run:
     verified: bool = False  # whether shared prompts have been compared with whole rows
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> ResolvedRecipe:
         return self.session.recipe
 
     @property
@@ -85,7 +85,7 @@ class Run:
         self.times[f"time/{name}_s"] = self.times.get(f"time/{name}_s", 0.0) + time.monotonic() - started
 
 
-def train(recipe: Recipe) -> int:
+def train(recipe: ResolvedRecipe) -> int:
     """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit status."""
     backend = join(recipe)
     try:
@@ -98,7 +98,7 @@ def train(recipe: Recipe) -> int:
         raise
 
 
-def _train(recipe: Recipe, backend: Backend) -> int:
+def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
     ranks = backend.ranks
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(recipe, ranks))
@@ -109,7 +109,7 @@ def _train(recipe: Recipe, backend: Backend) -> int:
         stack.callback(session.close)
         progress = resumed(session, folder)
         folder.write_text("config.yaml", config.dump(recipe))
-        backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.model_dump(mode="json"))
+        backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
         if live != "off":
             show(session.plan, Console())

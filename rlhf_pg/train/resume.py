@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from rlhf_pg import config
-from rlhf_pg.config import Recipe, SftRecipe
-from rlhf_pg.config.unused_keys import is_training
+from rlhf_pg.config import Recipe, ResolvedRecipe, SftRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.storage import state as run_state
 from rlhf_pg.train import prefetch
 from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.setup import Session, identity_of
+from rlhf_pg.train.setup import Session, digest_without_adapter
 from rlhf_pg.types import Batch, Signals
 
-LEARNED = ("model", "rewards", "algorithm", "kl")  # sections of a recipe that a resumed run may not change
-OF_CRITIC = ("backbone", "coefficient", "clip", "warmup")  # the same of its section
+# what a resumed run may not change: what is learned, and from what
+SFT_KEYS = ("run.seed", "model", "sft", "optimizer", "data.train")
+OF_CRITIC = tuple(f"critic.{key}" for key in ("backbone", "coefficient", "clip", "warmup"))
+KEYS = ("run.seed", "model", "rewards", "algorithm", "kl", *OF_CRITIC, "data.train", "rollout.overlap")
 Tensors = dict[str, dict[str, Tensor]]  # by group, by name
 
 
@@ -130,22 +132,16 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     return progress
 
 
-def refuse_another_run(recipe: Recipe | SftRecipe, saved: Path) -> None:
+def refuse_another_run(recipe: ResolvedRecipe | SftRecipe, saved: Path) -> None:
     """Raise ValueError when what is learned, or from what, is not as in the run that `saved` describes.
 
     Length, logging, checkpoints, evaluation, and how the optimizer goes on may change.
     """
-    before = config.load(saved, (), type(recipe))
-    sections = ("model", "sft", "optimizer") if isinstance(recipe, SftRecipe) else LEARNED
-    asked = {
-        "run.seed": (before.run.seed, recipe.run.seed),
-        **{key: (getattr(before, key), getattr(recipe, key)) for key in sections},
-        **_critics(before, recipe),
-        "data.train": (before.data.train, recipe.data.train),
-    }
-    if is_training(before) and is_training(recipe):
-        asked["rollout.overlap"] = (before.rollout.overlap, recipe.rollout.overlap)
-    changed = [f"{key} (was {old}, is {new})" for key, (old, new) in asked.items() if old != new]
+    now = recipe.written if isinstance(recipe, ResolvedRecipe) else recipe
+    before = config.load_saved(saved, type(now))
+    keys = SFT_KEYS if isinstance(now, SftRecipe) else KEYS
+    values = {key: (_value(before, key), _value(now, key)) for key in keys}
+    changed = [f"{key} (was {old}, is {new})" for key, (old, new) in values.items() if old != new]
     if changed:
         raise ValueError(
             f"{saved.parent} holds another run; changed: {'; '.join(changed)}. Continue with the same recipe, or "
@@ -157,10 +153,10 @@ def reference_identity(session: Session) -> str | None:
     """A digest of the reference's weights, which are those under an adapter too; None when there is neither."""
     if session.reference is None and not has_adapter(session.model):
         return None
-    if session.reference_identity is None:
+    if session.reference_digest is None:
         kept = session.reference_policy.model if session.reference_policy else session.model
-        session.reference_identity = identity_of(kept)
-    return session.reference_identity
+        session.reference_digest = digest_without_adapter(kept)
+    return session.reference_digest
 
 
 def _check_layout(here: dict[str, Any], saved: dict[str, Any] | None, pending: bool) -> None:
@@ -188,10 +184,8 @@ def critic_base(learner: Learner) -> str | None:
     return critic.base
 
 
-def _critics(before: Recipe | SftRecipe, recipe: Recipe | SftRecipe) -> dict[str, tuple[Any, Any]]:
-    if isinstance(before, SftRecipe) or isinstance(recipe, SftRecipe):
-        return {}
-    return {f"critic.{key}": (getattr(before.critic, key), getattr(recipe.critic, key)) for key in OF_CRITIC}
+def _value(recipe: Recipe | SftRecipe, key: str) -> Any:
+    return reduce(getattr, key.split("."), recipe)
 
 
 def _steps(session: Session) -> dict[str, int]:

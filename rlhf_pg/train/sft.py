@@ -105,7 +105,7 @@ def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, 
         policy, adamw(list(model.parameters()), recipe.optimizer), recipe.optimizer.grad_clip
     )
     update = Update(tokens_per_microbatch=suitable_tokens(model.config, recipe.model, shared=False))
-    imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
+    imitation = Objective(_IMITATE.bind({}), KL(coefficient=0.0), max_length=1)
     made = (prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
     return Learner(*made), model
 

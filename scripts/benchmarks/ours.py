@@ -25,7 +25,7 @@ REWARD = Path(__file__).parent / "reward.py"
 Take = Callable[[], Answer]
 
 
-def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.Recipe:
+def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.ResolvedRecipe:
     """Return GRPO with its defaults (AdamW at 1e-6), beta 0.04, one optimizer step per rollout; replace `sections`."""
     raw: dict[str, Any] = {
         "run": {"dir": str(run), "steps": 10**6, "preflight": False},

@@ -14,7 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_pg.algorithms.base import resolve
-from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.config import KL, Mismatch, Optimizer, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.train.gradient_step import token_losses
 from rlhf_pg.train.learner import Learner, Objective
@@ -31,8 +31,8 @@ def learner_of(cap, name="reinforce", options=None):
         policy,
         torch.optim.SGD(policy.parameters(), lr=0.0),
         Backend(),
-        Objective(algorithm, algorithm.options.model_validate(options or {}), KL(coefficient=0.0), LENGTH),
-        Update(tokens_per_microbatch=2048, importance_cap=None if cap is None else min(cap, 1e300)),
+        Objective(algorithm.bind(options or {}), KL(coefficient=0.0), LENGTH),
+        Update(tokens_per_microbatch=2048, mismatch=Mismatch(cap=None if cap is None else min(cap, 1e300))),
         Optimizer(),
         seed=0,
         total_updates=1,
@@ -44,7 +44,7 @@ def losses_of(learner, toy, mu, logp):
     rows = list(range(len(toy.tokens)))
     batch = replace(toy.batch(rows), logp_rollout=toy.logp(mu))
     signals = replace(toy.signals(rows), logp_old=None, value=torch.zeros_like(toy.reward))
-    credit = learner.objective.algorithm.credit(batch, signals, learner.objective.options)
+    credit = learner.objective.algorithm.credit(batch, signals)
     return token_losses(learner, batch, signals, credit, logp, torch.full_like(logp, math.nan))[0]["policy"]
 
 

@@ -17,9 +17,9 @@ def problems(name, **given):
     return messages.explain(error.value, schema, "algorithm.options.")
 
 
-def settled(name, **given):
+def bound(name, **given):
     record = base.resolve(name)
-    return record.settled(record.options.model_validate(given))
+    return record.bind(given)
 
 
 def test_the_shipped_algorithms():
@@ -72,7 +72,7 @@ def test_defaults(name, expected):
     ],
 )
 def test_what_the_trainer_must_know_follows_from_the_options(name, given, update, critic, old, group):
-    found = settled(name, **given)
+    found = bound(name, **given)
     assert (found.update, found.needs_critic, found.needs_old, found.min_group) == (update, critic, old, group)
 
 
@@ -96,7 +96,7 @@ def test_every_refused_key_gets_its_own_line():
 def test_a_discount_of_the_whole_rows_return_is_refused(name):
     (line,) = problems(name, returns="trajectory", gamma=0.9)
     assert line.startswith("algorithm.options.gamma: returns=trajectory is one sum for the row, not discounted")
-    assert settled(name, returns="trajectory", gamma=1.0).name == name
+    assert bound(name, returns="trajectory", gamma=1.0).name == name
 
 
 def test_gspo_asks_for_the_sequence_denominator():
@@ -104,13 +104,13 @@ def test_gspo_asks_for_the_sequence_denominator():
         (line,) = problems("grpo", surrogate="gspo", denominator=denominator)
         assert line.endswith("use denominator=sequence")
         assert line.startswith("algorithm.options.surrogate: ")
-    assert settled("grpo", surrogate="gspo").name == "grpo"
+    assert bound("grpo", surrogate="gspo").name == "grpo"
 
 
 def test_an_eps_for_a_std_that_is_left_out_is_refused():
     (line,) = problems("grpo", scale_by_std=False, std_eps=0.01)
     assert line.startswith("algorithm.options.std_eps: ")
-    assert settled("grpo", scale_by_std=False).name == "grpo"
+    assert bound("grpo", scale_by_std=False).name == "grpo"
 
 
 @pytest.mark.parametrize(
@@ -142,3 +142,24 @@ def test_a_value_out_of_range_or_an_unknown_key_is_named(name, given):
 
 def test_rloo_is_at_most_forty_lines():
     assert len(inspect.getsource(rloo).splitlines()) <= 40
+
+
+def test_a_bound_algorithm_is_its_record_with_the_options_filled_in():
+    calls = []
+    record = base.Algorithm(
+        "mine",
+        lambda *call: calls.append(call),  # pyright: ignore[reportArgumentType]
+        lambda *call: calls.append(call),  # pyright: ignore[reportArgumentType]
+        needs_critic=lambda options: options.standardise,
+    )
+    mine = record.bind({"standardise": True})
+    mine.credit("batch", "signals")  # pyright: ignore[reportArgumentType]
+    mine.objective("logp", "entropy", "batch", "signals", "credit")  # pyright: ignore[reportArgumentType]
+    assert calls == [
+        ("batch", "signals", mine.options),
+        ("logp", "entropy", "batch", "signals", "credit", mine.options),
+    ]
+    assert mine.options.standardise
+    assert (mine.needs_critic, record.bind(base.Options()).needs_critic) == (True, False)
+    with pytest.raises(ValidationError, match="standardize"):
+        record.bind({"standardize": True})

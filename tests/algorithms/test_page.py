@@ -47,7 +47,7 @@ def test_its_recipe_is_found_and_its_refusal_is_as_printed(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(ROOT)
     given = ["algorithm.name=my_rloo:algorithm", f"run.dir={tmp_path / 'run'}"]
-    assert config.load("recipes/toy_rloo.yaml", [*given, "run.steps=3"]).algorithm.options["denominator"] == "constant"
+    assert config.load("recipes/toy_rloo.yaml", [*given, "run.steps=3"]).algorithm.options.denominator == "constant"
     with pytest.raises(config.RecipeError) as error:
         config.load("recipes/toy_rloo.yaml", [*given, "algorithm.options.clip_low=0.2"])
     assert [text for language, text in BLOCKS if language == ""] == [f"{error.value}\n"]

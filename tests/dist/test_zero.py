@@ -11,7 +11,6 @@ from rlhf_pg import config
 
 from rlhf_pg.train import setup
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.distributed.launch_checks import refuse_with_deepspeed
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
 from tests.train import small_run
@@ -82,13 +81,11 @@ def test_a_launch_for_deepspeed_that_would_run_without_is_refused(monkeypatch):
     ("changes", "stage", "said"),
     [
         ({"algorithm": {"name": "trpo"}, "optimizer": None}, 1, "trpo makes its own step"),
-        ({"algorithm": {"name": "ppo"}, "critic": {"backbone": "policy"}}, 2, "critic.backbone=policy"),
+        ({"algorithm": {"name": "ppo"}, "critic": {"backbone": "policy"}}, 2, "critic.backbone: policy"),
         ({"algorithm": {"name": "ppo"}, "update": {"minibatches": 2, "max_kl": 0.1}}, 1, "update.max_kl"),
         ({"algorithm": {"name": "grpo"}, "model": {"path": "tiny", "lora": {"rank": 2}}}, 3, "model.lora"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_refused_before_a_model_is_sharded(tmp_path, changes, stage, said):
-    recipe = config.parse(plays.recipe(tmp_path, "", changes), config.Recipe)
-    there = SimpleNamespace(deepspeed=True, sharded=stage == 3)
     with pytest.raises(ValueError, match=said):
-        refuse_with_deepspeed(recipe, there)  # pyright: ignore[reportArgumentType]
+        config.parse(plays.recipe(tmp_path, "", changes), launch=config.Launch(2, zero_stage=stage))

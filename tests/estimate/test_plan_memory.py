@@ -27,11 +27,11 @@ PPO = {"algorithm": {"name": "ppo"}, "kl": IN_REWARD}
 KEPT = 6 * 32 + 2 * 16 + 3 * 64  # numbers a layer keeps per position
 
 
-def share(given: config.Recipe, tokens: int = 10_000, **changes) -> Share:
+def share(given: config.ResolvedRecipe, tokens: int = 10_000, **changes) -> Share:
     return Share(given, 20, given.rollout.prompts_per_step, tokens, **changes)
 
 
-def of(given: config.Recipe, tokens: int = 10_000, layout: Layout = ONE, shape=None, **changes) -> Memory:
+def of(given: config.ResolvedRecipe, tokens: int = 10_000, layout: Layout = ONE, shape=None, **changes) -> Memory:
     return memory(share(given, tokens, **changes), *sizes_of(given, shape or Qwen2Config(**TINY)), layout)
 
 

@@ -14,7 +14,7 @@ from rlhf_pg.train.loop import train
 REWARDS = Path(__file__).with_name("small_rewards.py")
 
 
-def recipe(folder: Path, **changes: Any) -> config.Recipe:
+def recipe(folder: Path, **changes: Any) -> config.ResolvedRecipe:
     """`changes`: section=dict, merged into the defaults of `mapping`."""
     return config.parse(mapping(folder, **changes), config.Recipe)
 
