@@ -22,7 +22,6 @@ def panels(
     for panel in axes.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_axisbelow(True)
-        panel.title.set_fontsize(10)
         if grid:
             panel.grid(axis=grid, alpha=0.25)
     return figure, axes

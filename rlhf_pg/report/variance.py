@@ -15,7 +15,13 @@ from rich.text import Text
 from rlhf_pg.display.pictures import BLUE, ORANGE, panels, png
 from rlhf_pg.storage.atomic_io import write_atomic
 
-BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": "dimgray"}
+BESIDE: dict[str, Any] = {  # a number on white, so that no line crosses it
+    "textcoords": "offset points",
+    "va": "center",
+    "fontsize": 9,
+    "color": "dimgray",
+    "bbox": {"facecolor": "white", "linewidth": 0, "pad": 1},
+}
 
 
 def write(result: dict[str, Any], folder: Path, console: Console | None = None) -> None:
