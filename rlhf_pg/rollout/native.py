@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
-from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
+from rlhf_pg.rollout.engine import Engine, Finished, Progress, check_request, check_settings
 from rlhf_pg.rollout.llama_decode import LeanSteps, can_decode
 from rlhf_pg.rollout.sampling import choose, uniforms
 from rlhf_pg.rollout.scheduler import Admission, Queue
@@ -28,7 +28,7 @@ from rlhf_pg.types import Completion, Prompt, Sampling
 CHOOSE_ELEMENTS = 2**24  # logits turned into tokens at once: bounds the fp32 and int64 copies
 
 
-class NativeEngine:
+class NativeEngine(Engine):
     """Samples with `model` itself, in this process. See `Engine` for what `generate` promises.
 
     model: a transformers causal language model, or one wrapped by PEFT; eos_ids end a completion; slots: rows decoded
@@ -40,7 +40,7 @@ class NativeEngine:
     samples_live_weights = True  # those of `model`, at any time: in float32, log-probs are the trainer's own
 
     def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
-        check_made(slots, eos_ids)
+        check_settings(slots, eos_ids)
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
         self.attention = Attention(model)
         self.lean = can_decode(model)

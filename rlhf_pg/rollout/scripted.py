@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.engine import Engine, Finished, Progress, check_request
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Plays `script[prompt.id]`, a list of token lists: sample j gets entry j, modulo the list's length.
 
     `logp[prompt.id]`, of the same shape, gives the log-probs; without it every token has that of a uniform draw from

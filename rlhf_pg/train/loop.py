@@ -160,7 +160,7 @@ def _run(run: Run) -> None:
             with run.ranks.apart("the step's record"):
                 record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
-            prefetch.settle(run.session, run.poll)
+            prefetch.collect(run.session, run.poll)
             save(run)
     finish(run)
 
@@ -225,7 +225,7 @@ def roll_out(run: Run) -> Pending:
     """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
     session, ranks = run.session, run.ranks
     sampling = session.sampling(run.progress.step + 1)
-    with prefetch.drawn(session) as prompts:
+    with prefetch.next_prompts(session) as prompts:
         rollouts = _sample(run, ranks.share(prompts), sampling)
         judged = judged_groups(ranks, rollouts, sampling.samples)
         with run.phase("update"):

@@ -24,8 +24,8 @@ from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import build as build_engine
-from rlhf_pg.rollout.process import ProcessEngine
-from rlhf_pg.rollout.remote import RemoteEngine
+from rlhf_pg.rollout.launch_local import local_engine
+from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.state import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
@@ -152,9 +152,9 @@ def make_engine(
     rollout, trust = recipe.rollout, recipe.model.trust_remote_code
     facts = {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
     if rollout.server is not None:
-        return RemoteEngine(model, stops, rollout.server, dtype=recipe.model.dtype, context=context)
+        return served_engine(model, stops, rollout.server, dtype=recipe.model.dtype, context=context)
     if learn and rollout.overlap:
-        return ProcessEngine(model, stops, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
+        return local_engine(model, stops, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
     return build_engine(rollout.engine, model, stops, rollout.slots, rollout.options, **facts)
 
 
