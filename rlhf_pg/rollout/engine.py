@@ -47,6 +47,7 @@ class RolloutRequest:
 
     @property
     def rows(self) -> int:
+        """Return the number of completions."""
         return len(self.prompts) * self.sampling.samples
 
     def is_for(self, prompts: Sequence[Prompt], sampling: Sampling) -> bool:

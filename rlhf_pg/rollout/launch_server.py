@@ -67,34 +67,12 @@ class Address:
 
     def connect(self, timeout_s: float) -> Connection:
         """Connect and authenticate; later reads and writes, too, each fail with OSError after `timeout_s`."""
-        connection = _with_deadline(socket.create_connection((self.host, self.port), timeout_s), timeout_s)
-        try:
-            answer_challenge(connection, self.key)
-            deliver_challenge(connection, self.key)
-        except (AuthenticationError, AssertionError, EOFError) as error:
-            connection.close()
-            raise ConnectionRefusedError(
-                f"the other side does not know the token of this server, or has another version: {error}"
-            ) from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        server = socket.create_connection((self.host, self.port), timeout_s)
+        return _authenticated(server, self.key, (answer_challenge, deliver_challenge), timeout_s, timeout_s)
 
     def accept(self, client: socket.socket) -> Connection:
-        """Return the connection of a trainer that knows the token. Raises OSError or EOFError for anyone else."""
-        connection = _with_deadline(client, HANDSHAKE_S)
-        try:
-            deliver_challenge(connection, self.key)
-            answer_challenge(connection, self.key)
-        except AuthenticationError as error:
-            connection.close()
-            raise ConnectionRefusedError(str(error)) from error
-        except BaseException:
-            connection.close()
-            raise
-        _set_deadline(connection, SEND_S)
-        return connection
+        """Return the connection of a trainer that knows the token. Raises OSError for anyone else."""
+        return _authenticated(client, self.key, (deliver_challenge, answer_challenge), HANDSHAKE_S, SEND_S)
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, Address]:
@@ -118,7 +96,7 @@ def serve(
         client, (host, *_) = listening.accept()
         try:
             connection = address.accept(client)
-        except (OSError, EOFError, AssertionError) as error:
+        except OSError as error:
             say(f"refused {host}: {error}")
             continue
         say(f"trainer from {host}")
@@ -158,7 +136,7 @@ class ServedWorker(Worker):
         while True:
             try:
                 return Address.read(self.file).connect(timeout_s)
-            except (OSError, EOFError) as error:
+            except OSError as error:
                 if time.monotonic() > deadline:
                     raise Fault(f"no server there after {timeout_s:g} s ({error})") from error
                 time.sleep(PAUSE_S)
@@ -170,22 +148,40 @@ class ServedWorker(Worker):
         return None
 
     def close(self) -> None:
-        """The server goes on."""
+        """Do nothing: the server goes on."""
 
 
-def _with_deadline(client: socket.socket, timeout_s: float) -> Connection:
-    """Return the socket as a connection; a read or write that waits longer than `timeout_s` raises OSError."""
-    client.setblocking(True)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection = Connection(client.detach())
-    _set_deadline(connection, timeout_s)
-    return connection
+def _authenticated(
+    peer: socket.socket, key: bytes, challenges: Sequence[Callable], timeout_s: float, later_s: float
+) -> Connection:
+    """Return the socket as a connection once both sides have proved that they have the key, in this order.
+
+    A read or write raises OSError when it waits longer than `timeout_s` meanwhile, or than `later_s` afterwards.
+    """
+    with peer:
+        peer.setblocking(True)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _set_deadline(peer, timeout_s)
+        connection = Connection(os.dup(peer.fileno()))
+        try:
+            for challenge in challenges:
+                challenge(connection, key)
+        except (AuthenticationError, AssertionError, EOFError) as error:  # Python 3.11 asserts that it is a challenge
+            connection.close()
+            raise ConnectionRefusedError(
+                "the other side does not know the token of this server, or has another version of this package"
+            ) from error
+        except BaseException:
+            connection.close()
+            raise
+        _set_deadline(peer, later_s)
+        return connection
 
 
-def _set_deadline(connection: Connection, timeout_s: float) -> None:
+def _set_deadline(peer: socket.socket, timeout_s: float) -> None:
+    """Set how long the kernel lets a read or write wait; also of descriptors that `os.dup` returned before."""
     seconds = int(timeout_s)
     timeval = struct.pack("ll", seconds, max(0 if seconds else 1, int((timeout_s - seconds) * 1e6)))
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            same.setsockopt(socket.SOL_SOCKET, option, timeval)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        peer.setsockopt(socket.SOL_SOCKET, option, timeval)

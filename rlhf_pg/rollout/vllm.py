@@ -20,7 +20,7 @@ from rlhf_pg.models import named_weights
 from rlhf_pg.rollout import weight_check
 from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Engine, Finished, Progress, VllmOptions, check_request, check_settings
-from rlhf_pg.rollout.vllm_core import Core, own_random
+from rlhf_pg.rollout.vllm_core import Core, seeded_random
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
 
@@ -89,10 +89,10 @@ class VllmEngine(Engine):
             return _Request(core, self, prompts, sampling, progress, finished).completions()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy tensors over the live weights, then give vLLM what training changes, and prove that it arrived.
+        """Copy tensors over the live weights, then give vLLM what training changes, and check that it arrived.
 
-        Raises ValueError, before anything is changed, for an unknown name or a wrong shape; RuntimeError when the proof
-        fails: the engine then refuses to sample until a push succeeds.
+        Raises ValueError, before anything is changed, for an unknown name or a wrong shape; RuntimeError when vLLM
+        then samples by other weights: the engine refuses to sample until a push succeeds.
         """
         names = overwrite(self.model, tensors)
         names += [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -105,11 +105,11 @@ class VllmEngine(Engine):
             self.core, self._fault = None, "it was closed"
 
     def _push(self, modules: set[str] | None, version: int) -> None:
-        """Write these modules' weights, all if None, as `version`."""
+        """Write these modules' weights, all if None, as `version`, and check that vLLM samples by them."""
         with self._awake() as core:
-            wanted = None if modules is None else named_weights.with_packed(modules, self._packed)
+            written = None if modules is None else named_weights.with_packed(modules, self._packed)
             self._fault = f"the push of version {version} did not end"
-            core.write(named_weights.weights(self.model, wanted))
+            core.write(named_weights.weights(self.model, written))
             self._fault = None
             self.version = version
             try:
@@ -122,13 +122,13 @@ class VllmEngine(Engine):
 
     @contextmanager
     def _awake(self) -> Iterator[Core]:
-        """vLLM with its memory, which it gives back afterwards if it is to sleep."""
+        """Give vLLM with its memory, which it gives back afterwards if it is to sleep."""
         if self.core is None:
             raise RuntimeError("the vLLM engine was closed: build another")
         if self._asleep:
             self.core.wake()
             self._asleep = False
-        with own_random(0):
+        with seeded_random(0):
             yield self.core
         if self.options.sleep:
             self.core.sleep()
@@ -154,7 +154,7 @@ class _Request:
         self.names = {f"{engine._calls}/{place}": place for place in range(len(prompts))}
         self.tokens: dict[tuple[int, int], list[int]] = {}
         self.logp: dict[tuple[int, int], list[float]] = {}
-        self.made: dict[tuple[int, int], Completion] = {}
+        self.completed: dict[tuple[int, int], Completion] = {}
 
     def completions(self) -> list[list[Completion]]:
         try:
@@ -162,22 +162,22 @@ class _Request:
             for name, place in self.names.items():
                 prompt = self.prompts[place]
                 seed = _seed(self.sampling, prompt.id) if self.engine.options.seeded else None
-                asked = replace(self.sampling, samples=self.sampling.samples // self.copies)
-                self.core.add(name, prompt.tokens, asked, self.engine.eos_ids, seed)
+                distinct = replace(self.sampling, samples=self.sampling.samples // self.copies)
+                self.core.add(name, prompt.tokens, distinct, self.engine.eos_ids, seed)
             while self.core.busy:
                 for piece in self.core.step():
                     for copy in range(self.copies):
                         row = self.names[piece.request], piece.sample + copy
                         self._take(row, piece.tokens, piece.logp, piece.finish)
                 if self.progress is not None:
-                    self.progress(len(self.made), self.total, self.sampled)
+                    self.progress(len(self.completed), self.total, self.sampled)
         except BaseException:
             self.core.drop([*self.names])
             raise
-        if len(self.made) != self.total:
-            raise RuntimeError(f"vLLM ended with {len(self.made)} of {self.total} samples")
+        if len(self.completed) != self.total:
+            raise RuntimeError(f"vLLM ended with {len(self.completed)} of {self.total} samples")
         samples = range(self.sampling.samples)
-        return [[self.made[place, j] for j in samples] for place in range(len(self.prompts))]
+        return [[self.completed[place, j] for j in samples] for place in range(len(self.prompts))]
 
     def _take(self, row: tuple[int, int], tokens: list[int], logp: list[float], finish: str | None) -> None:
         """Add to a row what was sampled, and hand it out if that was the end of it."""
@@ -192,13 +192,13 @@ class _Request:
         stopped = len(ids) > 0 and int(ids[-1]) in self.engine.eos_ids
         if len(ids) != len(values) or finish != ("stop" if stopped else "length"):
             raise RuntimeError(f"vLLM ended a sample with {finish!r} after {len(ids)} tokens, {len(values)} log-probs")
-        self.made[row] = Completion(ids, values, "stop" if stopped else "length", self.engine.version)
+        self.completed[row] = Completion(ids, values, "stop" if stopped else "length", self.engine.version)
         if self.finished is not None:
-            self.finished(*row, self.made[row])
+            self.finished(*row, self.completed[row])
 
 
 def _seed(sampling: Sampling, prompt_id: str) -> int:
-    """Of a prompt's first sample, the others counting up from it: 62 bits."""
+    """Return the seed of a prompt's first sample, from which the others count up: 62 bits."""
     name = f"{sampling.seed}/{sampling.step}/{prompt_id}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2
 

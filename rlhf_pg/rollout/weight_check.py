@@ -1,6 +1,6 @@
-"""The proof that weights have arrived: an engine samples a few tokens, and the trainer's model scores them.
+"""Have new weights arrived at an engine? It samples a few tokens, and the trainer's model scores them.
 
-Sampling goes the whole way (prefill, cache, head, temperature), so that a stale copy of any weight shows.
+That takes all of sampling (prefill, cache, head, temperature), so that a stale copy of any weight shows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Closeness:
 
     @classmethod
     def of(cls, dtype: str, float32: float = 1e-4) -> Closeness:
-        """Return that of a dtype; `float32`: the limit in that one."""
+        """Return what to ask of a dtype's arithmetic; `float32`: the limit in that one."""
         return cls("max", float32) if dtype == "float32" else cls("mean", 3e-2)
 
     def gap(self, a: Tensor, b: Tensor, mask: Tensor) -> float:
@@ -77,5 +77,5 @@ def check(
     if not gap <= near.limit:
         raise RuntimeError(
             f"the weights of version {version} did not reach the rollout engine: its log-probs differ from the "
-            f"trainer's by {gap:.2g} ({near.statistic} over the tokens of a proof; {near.limit:g} is allowed)"
+            f"trainer's by {gap:.2g} ({near.statistic} over a few tokens; {near.limit:g} is allowed)"
         )

@@ -25,7 +25,7 @@ from rlhf_pg.types import Prompt, Sampling
 
 @contextmanager
 def next_prompts(session: Session) -> Iterator[list[Prompt]]:
-    """The prompts of the next step: those whose rollouts were started, else new ones.
+    """Yield the prompts of the next step: those whose rollouts were started, else new ones.
 
     Left by an exception, data cursor and started rollouts are what they were.
     """

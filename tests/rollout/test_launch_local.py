@@ -129,6 +129,17 @@ def test_twice_started_is_refused_and_a_wrong_request_is_refused_where_it_is_gen
         engine.generate(prompts, SAMPLING)
 
 
+def test_an_engine_with_a_copy_of_its_own_is_given_the_new_weights(monkeypatch):
+    monkeypatch.setattr(launch_local, "spawn", spawn_thread)
+    model, prompts = random_model(), ragged_prompts()
+    engine = local_engine(model, EOS, engine="tests.rollout.borrowed:CopyingEngine")
+    for version in (1, 2):
+        nudge(model)
+        engine.load_weights((), version)
+        assert_sampled_from(model, prompts, engine.generate(prompts, SAMPLING))
+    engine.close()
+
+
 def test_only_an_adapter_travels_and_it_arrives(monkeypatch):
     monkeypatch.setattr(launch_local, "spawn", spawn_thread)
     model = add_adapter(random_model(), Lora(rank=2), seed=1)

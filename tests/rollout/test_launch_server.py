@@ -224,6 +224,19 @@ def test_weights_of_another_version_at_the_server_are_pushed_again(file, engine)
     assert_sampled_from(engine.model, ragged_prompts(), groups)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocabulary": 29}, "the engine's model has 29 tokens, the trainer's 23"),
+        ({"hidden_size": 16}, r"weight '.*' is \[23, 16\], but \[23, 32\] was given"),
+    ],
+)
+def test_a_server_of_another_model_is_refused_at_once(file, engine, changes, message):
+    ThreadedServer(random_model(**changes), file)
+    with pytest.raises(ValueError, match=message):
+        engine.generate(ragged_prompts(), SAMPLING)
+
+
 def test_weights_that_do_not_arrive_are_noticed_by_their_log_probs(file, engine):
     server = ThreadedServer(random_model(), file)
     engine.generate(ragged_prompts(), SAMPLING)
