@@ -19,7 +19,15 @@ from rlhf_pg.rollout.llama_decode import LeanSteps
 from rlhf_pg.rollout.native import NativeEngine, _Run
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model
-from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
+from tests.rollout.contract import (
+    EOS,
+    SAMPLING,
+    EngineContract,
+    assert_log_probs,
+    full_forward_logp,
+    ragged_prompts,
+    tokens_of,
+)
 
 
 class TestNativeContract(EngineContract):
@@ -219,11 +227,9 @@ def test_a_two_dimensional_mask_as_flash_attention_takes_it_gives_the_same_sampl
 def test_bfloat16_log_probs_are_near_a_bfloat16_full_forward():
     model = random_model().bfloat16()
     prompts = ragged_prompts()
-    for prompt, group in zip(prompts, NativeEngine(model, EOS).generate(prompts, SAMPLING), strict=True):
-        for completion in group:
-            assert completion.logp.dtype == torch.float32
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=0.15, rtol=0)
+    groups = NativeEngine(model, EOS).generate(prompts, SAMPLING)
+    assert all(completion.logp.dtype == torch.float32 for group in groups for completion in group)
+    assert_log_probs(model, prompts, groups)
 
 
 def other_models() -> Iterator[Any]:
@@ -244,10 +250,7 @@ def test_other_models_and_adapters_log_probs_are_those_of_their_own_forward(mode
     prompts = ragged_prompts()
     groups = NativeEngine(model, EOS, slots=7).generate(prompts, SAMPLING)
     model.eval()
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
+    assert_log_probs(model, prompts, groups)
 
 
 def test_a_sliding_window_is_a_limit_on_length():
@@ -324,8 +327,8 @@ def test_the_lean_decode_step_is_the_models_own(kind):
     engine.lean = False
     expected = engine.generate(ragged_prompts(), SAMPLING)
     assert tokens_of(found) == tokens_of(expected)
-    for a, b in zip(sum(found, []), sum(expected, []), strict=True):  # noqa: RUF017
-        torch.testing.assert_close(a.logp, b.logp, atol=1e-5, rtol=0)  # the contract's: log-probs are float32
+    for groups in (found, expected):
+        assert_log_probs(model, ragged_prompts(), groups)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3", "adapter"])
