@@ -33,6 +33,16 @@ def rounding(dtype: torch.dtype, magnitude: float | Tensor, operations: int = 1)
     return DEVIATIONS * math.sqrt(operations) * torch.finfo(dtype).eps / 2 * float(magnitude)
 
 
+def allowance(plain: Tensor, exact: Tensor) -> float:
+    """Return how far from `exact` (float64) a result may be that is as good as `plain`, a simple computation of it.
+
+    AS_GOOD_AS times the largest error of `plain`: what rounding comes to depends on how the problem amplifies it, for
+    both alike. Rounding of the float32 that holds the result is added: the error of `plain` may happen to be none.
+    """
+    usual = (plain.double() - exact).abs().max()
+    return AS_GOOD_AS * float(usual) + rounding(torch.float32, exact.abs().max())
+
+
 def in_float64(model: Any) -> Any:
     """Return a copy of a model that computes in float64 throughout: transformers' RMSNorm would round to float32."""
     exact = copy.deepcopy(model).double()

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.types import Completion, Prompt, Sampling
 from tests.random_models import random_model
-from tests.tolerance import AS_GOOD_AS, in_float64, rounding
+from tests.tolerance import allowance, in_float64
 
 EOS = (0, 5)
 SAMPLING = Sampling(samples=4, max_new_tokens=10, seed=3, step=2)
@@ -50,19 +50,16 @@ def full_forward_logp(model: PreTrainedModel, prompt: Prompt, tokens: torch.Tens
 def assert_log_probs(model: PreTrainedModel, prompts: list[Prompt], groups: Any, temperature: float = 1.0) -> None:
     """Every completion's log-probs are as near to full forwards in float64 as full forwards in the model's dtype are.
 
-    What rounding comes to depends on how sharp the model's attention is, for the engine as for those forwards. Rounding
-    of the log-prob itself, a float32, is added: theirs may happen to be none.
+    Those are compared over the whole vocabulary, of all completions.
     """
-    exact = in_float64(model)
-    error = usual = largest = 0.0
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            tokens = completion.tokens
-            truth = full_forward(exact, prompt, tokens, temperature)
-            usual = max(usual, float((full_forward(model, prompt, tokens, temperature) - truth).abs().max()))
-            largest = max(largest, float(truth.abs().max()))
-            error = max(error, float((completion.logp - truth.gather(1, tokens[:, None])[:, 0]).abs().max()))
-    assert error <= AS_GOOD_AS * usual + rounding(torch.float32, largest), (error, usual, largest)
+    made = [(prompt, completion) for prompt, group in zip(prompts, groups, strict=True) for completion in group]
+    plain, exact = (
+        torch.cat([full_forward(each, prompt, completion.tokens, temperature) for prompt, completion in made])
+        for each in (model, in_float64(model))
+    )
+    tokens, logp = (torch.cat([getattr(completion, name) for _, completion in made]) for name in ("tokens", "logp"))
+    error = (logp - exact.gather(1, tokens[:, None])[:, 0]).abs().max()
+    assert error <= allowance(plain, exact)
 
 
 def tokens_of(groups: list[list[Completion]]) -> list[list[list[int]]]:
