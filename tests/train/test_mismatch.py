@@ -16,8 +16,8 @@ from tests.train.small_run import final_weights, run
 from tests.train.test_gradient_step import gradient
 
 MASK = torch.tensor([[True, True, False], [True, True, True]])
-OLD = torch.tensor([[0.5, 0.2, 0.9], [0.3, 0.4, 0.1]]).log()
-RATIO = torch.tensor([[2.0, 1.0, 1.0], [0.5, 0.8, 1.25]])
+OLD = torch.tensor([[0.5, 0.2, 0.9], [0.3, 0.4, 0.1]], dtype=torch.float64).log()
+RATIO = torch.tensor([[2.0, 1.0, 1.0], [0.5, 0.8, 1.25]], dtype=torch.float64)
 
 
 def batch():
