@@ -113,8 +113,9 @@ def test_a_critic_of_its_own_sees_the_same_states():
     for critic in (shared, plain):
         nn.init.ones_(critic.head.linear.weight)
     values = [critic(batch) for critic in (shared, plain)]  # their heads are in float32
-    terms = decoder.config.hidden_size * decoder.norm.weight.detach().abs().max()  # of a sum of normed states
-    assert (values[0] - values[1]).abs().max() <= rounding(torch.float32, terms, operations=decoder.config.hidden_size)
+    width, norm = decoder.config.hidden_size, decoder.get_submodule("norm").get_parameter("weight")
+    terms = width * norm.detach().abs().max()  # of a sum of normed states
+    assert (values[0] - values[1]).abs().max() <= rounding(torch.float32, terms, operations=width)
     assert values[0].abs().sum() > 1
 
 

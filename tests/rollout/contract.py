@@ -47,7 +47,9 @@ def full_forward_logp(model: PreTrainedModel, prompt: Prompt, tokens: torch.Tens
     return full_forward(model, prompt, tokens, temperature).gather(1, tokens[:, None])[:, 0]
 
 
-def assert_log_probs(model: PreTrainedModel, prompts: list[Prompt], groups: Any, temperature: float = 1.0) -> None:
+def assert_log_probs(
+    model: Any, prompts: list[Prompt], groups: list[list[Completion]], temperature: float = 1.0
+) -> None:
     """Every completion's log-probs are as near to full forwards in float64 as full forwards in the model's dtype are.
 
     Those are compared over the whole vocabulary, of all completions.

@@ -28,6 +28,7 @@ from tests.rollout.contract import (
     ragged_prompts,
     tokens_of,
 )
+from tests.tolerance import AS_GOOD_AS
 
 
 class TestNativeContract(EngineContract):
@@ -344,8 +345,9 @@ def test_under_autocast_the_lean_decode_step_rounds_as_much_as_the_model_does(ki
             model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     engine = NativeEngine(model, EOS, slots=9)
     assert engine.lean
+    sampling = replace(SAMPLING, samples=16)  # some 800 tokens, so that the mean of their errors is no accident
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        groups = engine.generate(ragged_prompts(), SAMPLING)
+        groups = engine.generate(ragged_prompts(), sampling)
     errors, usual = [], []
     for prompt, group in zip(ragged_prompts(), groups, strict=True):
         for completion in group:
@@ -356,7 +358,7 @@ def test_under_autocast_the_lean_decode_step_rounds_as_much_as_the_model_does(ki
             usual.append((rounded - exact).abs())
     found, own = torch.cat(errors), torch.cat(usual)
     assert 1e-4 < own.mean() < 0.05  # it does round
-    assert found.mean() < 1.3 * own.mean() and found.max() < 2 * own.max()
+    assert found.mean() < 1.3 * own.mean() and found.max() < AS_GOOD_AS * own.max()
 
 
 def test_under_autocast_no_decode_step_casts_a_weight():
