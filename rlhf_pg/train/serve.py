@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data.prompts import eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
@@ -15,7 +15,7 @@ from rlhf_pg.train.setup import make_engine, policy_model
 LOOPBACK = "127.0.0.1"
 
 
-def serve(recipe: Recipe, host: str = LOOPBACK, port: int = 0) -> int:
+def serve(recipe: ResolvedRecipe, host: str = LOOPBACK, port: int = 0) -> int:
     """Serve until interrupted, or until the engine breaks, which is raised.
 
     host: the address to listen on; port: 0 for any that is free. Both are written, with a token, to `rollout.server`.
@@ -31,7 +31,7 @@ def serve(recipe: Recipe, host: str = LOOPBACK, port: int = 0) -> int:
     longest = longest_request(recipe, prompts_of(recipe, tokenizer, context))
     model = policy_model(recipe, recipe.model.path, Backend(recipe.model.dtype))
     stops = eos_ids(tokenizer, model.config, model.generation_config)
-    here = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"server": None})})
+    here = recipe.changed(rollout=recipe.rollout.model_copy(update={"server": None}))
     engine = make_engine(here, model, stops, longest, learn=False)
     try:
         listening, address = link.listen(host, port)

@@ -15,7 +15,7 @@ from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.estimate.estimate import suitable_tokens
+from rlhf_pg.estimate.microbatch import suitable_positions
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
@@ -36,7 +36,7 @@ def sft(recipe: SftRecipe) -> int:
         refuse_another_run(recipe, recipe.run.dir / "config.yaml")
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
-    backend = Backend(recipe.model.dtype).alone("rlhf-pg sft")
+    backend = Backend(recipe.model.dtype).require_one_process("rlhf-pg sft")
     tokenizer = load_tokenizer(
         recipe.model.tokenizer or recipe.model.path, trust_remote_code=recipe.model.trust_remote_code
     )
@@ -104,8 +104,8 @@ def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, 
     prepared, optimizer = backend.prepare(
         policy, adamw(list(model.parameters()), recipe.optimizer), recipe.optimizer.grad_clip
     )
-    update = Update(tokens_per_microbatch=suitable_tokens(model.config, recipe.model, shared=False))
-    imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
+    update = Update(tokens_per_microbatch=suitable_positions(model.config, recipe.model, shared=False))
+    imitation = Objective(_IMITATE.bind({}), KL(coefficient=0.0), max_length=1)
     made = (prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
     return Learner(*made), model
 
