@@ -153,7 +153,7 @@ def serve(connection: Connection) -> None:
         config = model.config.get_text_config()
         config._attn_implementation = base_attention(
             config
-        )  # attention over trees is the update's, and registered only there
+        config._attn_implementation = base_attention(config)  # packed attention is registered in the trainer only
         shared = SharedWeights(tensors_of(model), settings["file"]).tensors
         device = torch.device(settings["device"])
         fill(model, shared if device.type == "cpu" else {name: t.to(device) for name, t in shared.items()})
