@@ -151,8 +151,6 @@ def serve(connection: Connection) -> None:
         settings, _ = protocol.receive(connection)
         model: PreTrainedModel = pickle.loads(connection.recv_bytes())  # from the process that started this one
         config = model.config.get_text_config()
-        config._attn_implementation = base_attention(
-            config
         config._attn_implementation = base_attention(config)  # packed attention is registered in the trainer only
         shared = SharedWeights(tensors_of(model), settings["file"]).tensors
         device = torch.device(settings["device"])
