@@ -23,8 +23,13 @@ def write(text: str, name: str = "recipe.yaml") -> Path:
     return path
 
 
-def load(*overrides: str, text: str = MINIMAL) -> config.Recipe:
+def resolve(*overrides: str, text: str = MINIMAL) -> config.ResolvedRecipe:
     return config.load(write(text), overrides)
+
+
+def load(*overrides: str, text: str = MINIMAL) -> config.Recipe:
+    """The sections of a recipe, as config.yaml would hold them."""
+    return resolve(*overrides, text=text).written
 
 
 def problems(*overrides: str, text: str = MINIMAL) -> list[str]:

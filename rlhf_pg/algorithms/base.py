@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,12 +29,12 @@ class Options(BaseModel):
     @classmethod
     def _refuse(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            values = {key: value for key, value in values.items() if value is not None}  # null: as if not given
-        given = [key for key in cls.refused if isinstance(values, Mapping) and key in values]
-        if given:
+            values = {key: value for key, value in values.items() if value is not None}  # null: as if left out
+        keys = [key for key in cls.refused if isinstance(values, Mapping) and key in values]
+        if keys:
             raise ValidationError.from_exception_data(
                 cls.__name__,
-                [{"type": "value_error", "loc": (k,), "input": None, "ctx": {"error": cls.refused[k]}} for k in given],
+                [{"type": "value_error", "loc": (k,), "input": None, "ctx": {"error": cls.refused[k]}} for k in keys],
             )
         return values
 
@@ -60,27 +60,61 @@ class Algorithm:
     options: type[Options] = Options
     update: Literal["gradient", "trust_region"] = "gradient"
     needs_critic: bool | Callable[[Any], bool] = False  # a function: it depends on the options
-    needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it, and one optimizer step at most
-    credit_by_row: bool | Callable[[Any], bool] = False  # it reads no other row: it may be made in parts, unlogged
+    needs_old: bool = True  # False: `logp_old` is never read, so it is not computed; one optimizer step at most
+    credit_by_row: bool | Callable[[Any], bool] = False  # a row's credit reads no other: one micro-batch is enough
     min_group: int | Callable[[Any], int] = 1
     zero_without_advantage: bool = False  # a token with advantage 0 has loss 0 and no gradient, whatever the policy
 
-    def settled(self, options: Options) -> Algorithm:
-        """The record for these options: fields that depend on them become plain values."""
-        critic = self.needs_critic(options) if callable(self.needs_critic) else self.needs_critic
-        group = self.min_group(options) if callable(self.min_group) else self.min_group
-        by_row = self.credit_by_row(options) if callable(self.credit_by_row) else self.credit_by_row
-        return replace(self, needs_critic=critic, min_group=group, credit_by_row=by_row)
+    def bind(self, options: Options | Mapping[str, Any]) -> BoundAlgorithm:
+        """Fix the options, given as a recipe has them or validated already.
+
+        Raises pydantic's ValidationError for an unknown option, a value out of range or a contradiction.
+        """
+        values = self.options.model_validate(options)
+
+        def value_of(field: Any) -> Any:
+            return field(values) if callable(field) else field
+
+        return BoundAlgorithm(
+            name=self.name,
+            options=values,
+            credit=lambda batch, signals: self.credit(batch, signals, values),
+            objective=lambda logp, entropy, batch, signals, credit: self.objective(
+                logp, entropy, batch, signals, credit, values
+            ),
+            update=self.update,
+            needs_critic=value_of(self.needs_critic),
+            needs_old=self.needs_old,
+            credit_by_row=value_of(self.credit_by_row),
+            min_group=value_of(self.min_group),
+            zero_without_advantage=self.zero_without_advantage,
+        )
+
+
+@dataclass(frozen=True)
+class BoundAlgorithm:
+    """An algorithm with its options fixed: `Algorithm` with plain values, and functions that take no `options`."""
+
+    name: str
+    options: Options
+    credit: Callable[[Batch, Signals], Credit]
+    objective: Callable[[Tensor, Tensor, Batch, Signals, Credit], TokenLoss]  # (logp, entropy, ...), each [B, C]
+    update: Literal["gradient", "trust_region"]
+    needs_critic: bool
+    needs_old: bool
+    credit_by_row: bool
+    min_group: int
+    zero_without_advantage: bool
 
 
 def names() -> list[str]:
-    """Names of the shipped algorithms: the files beside this one."""
+    """Return the names of the shipped algorithms: the files beside this one."""
     package = importlib.import_module("rlhf_pg.algorithms")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
 
 
 def resolve(name: str) -> Algorithm:
-    """Find an algorithm by shipped name ("grpo") or dotted path ("my_package.my_file:algorithm").
+    """Return an algorithm by shipped name ("grpo") or dotted path ("my_package.my_file:algorithm").
 
     Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
     """

@@ -1,4 +1,4 @@
-"""Keys against each other, against the files they name, and against the algorithm. Imports no torch."""
+"""What cannot be: keys against each other, against the files they name, the algorithm and the launch. No torch."""
 
 from __future__ import annotations
 
@@ -6,66 +6,93 @@ import importlib.metadata
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from rlhf_pg.algorithms.base import Algorithm, resolve
+from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
 from rlhf_pg.config import messages
-from rlhf_pg.config.unused_keys import given_without_effect, is_generated, is_training, sources
+from rlhf_pg.config.launch import Launch
+from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
 
-if TYPE_CHECKING:
-    from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe
 
-OVERLAP_CAP = 2.0  # of importance weights one step old: Yao et al. 2025's, see functional/importance.py
+def of_recipe(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[str]:
+    """Say, a line each, which keys contradict each other. `algorithm` None: that has been reported."""
+    if algorithm:
+        yield from _algorithm(recipe, algorithm)
+    for part in (_engine, _kl, _update, _model, _evaluation, _rewards):
+        yield from part(recipe)
 
 
-def problems(recipe: Recipe | SftRecipe) -> list[str]:
-    """One line per contradiction, missing file, or given key without effect."""
-    found = [*_places(recipe), *given_without_effect(recipe)]
+def of_places(recipe: Recipe | SftRecipe) -> Iterator[str]:
+    """Say, a line each, what folder, file or data source is missing or ambiguous."""
+    for key, path in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
+        if path is not None and _is_folder_name(path) and not Path(path).is_dir():
+            yield f"{key}: no folder {path}"
+    if recipe.run.dir.exists() and not recipe.run.dir.is_dir():
+        yield f"run.dir: {recipe.run.dir} is a file; a run needs a folder of its own"
     for name, source in sources(recipe):
-        found += _source(name, source)
-    if is_training(recipe):
-        for part in (_algorithm, _engine, _kl, _update, _model, _evaluation, _rewards):
-            found += part(recipe)
-    return found
+        yield from _source(name, source)
+    if isinstance(recipe, Recipe) and recipe.data.eval is not None:
+        train, held_out = recipe.data.train, recipe.data.eval
+        has_rows = held_out.path or held_out.dataset or is_generated(held_out.task)
+        if train.path is not None and not has_rows:
+            yield f"data.eval.path: required, but not given: data.train learns from {train.path}"
 
 
-def with_options_filled(recipe: Recipe) -> Recipe:
-    """The recipe with every option of its algorithm, and the cap that overlap needs, written out: what will run."""
-    schema = resolve(recipe.algorithm.name).options
-    options = schema.model_validate(recipe.algorithm.options).model_dump(mode="json")
-    filled: dict[str, BaseModel] = {"algorithm": recipe.algorithm.model_copy(update={"options": options})}
-    if recipe.rollout.overlap and recipe.update.importance_cap is None:
-        filled["update"] = recipe.update.model_copy(update={"importance_cap": OVERLAP_CAP})
-    return recipe.model_copy(update=filled)
+def of_launch(recipe: Recipe, algorithm: BoundAlgorithm, launch: Launch) -> Iterator[str]:
+    """Say, a line each, what this recipe asks for and these processes cannot do."""
+    if launch.processes > 1:
+        if recipe.rollout.overlap:
+            yield "rollout.overlap: samples beside one process that trains: leave it out, or start one process"
+        if recipe.rollout.server is not None:
+            yield "rollout.server: a server serves one process that trains; leave it out, or start one process"
+        if recipe.rollout.engine == "vllm":
+            yield (
+                "rollout.engine: vllm's process group stands in the way of several training processes'; use native, or "
+                "start one process"
+            )
+    if not launch.deepspeed:
+        return
+    if algorithm.update == "trust_region":
+        yield (
+            f"algorithm.name: {algorithm.name} makes its own step from full gradients and weights, which DeepSpeed "
+            "keeps in its own flat, sharded buffers; start it on one process or with DDP"
+        )
+    if recipe.update.max_kl is not None:
+        yield "update.max_kl: leaves gradients behind that DeepSpeed would step with: leave it out, or use DDP"
+    if algorithm.needs_critic and recipe.critic.on_policy_model:
+        yield "critic.backbone: policy gives one model two optimizers, and DeepSpeed knows one: use copy, or DDP"
+    if recipe.model.quantize:
+        yield "model.quantize: keeps weights that DeepSpeed cannot shard: leave it out, or use DDP"
+    if recipe.model.lora and launch.shards_weights:
+        yield "model.lora: with ZeRO-3 an adapter cannot be merged for the export: use ZeRO-1, ZeRO-2 or DDP"
 
 
-def _algorithm(recipe: Recipe) -> Iterator[str]:
+def bind_algorithm(section: AlgorithmSection) -> tuple[BoundAlgorithm | None, list[str]]:
+    """Find the algorithm of a recipe and fix its options: (algorithm, []), or (None, what is wrong, a line each)."""
     try:
-        algorithm = resolve(recipe.algorithm.name)
+        algorithm = resolve(section.name)
     except Exception as error:  # a plugin's import may raise anything
         kind = "" if isinstance(error, ValueError) else f"cannot be loaded: {type(error).__name__}: "
-        yield f"algorithm.name: {kind}{error}"
-        return
-    for name, value in recipe.algorithm.options.items():
-        if isinstance(value, float) and math.isnan(value):
-            yield f"algorithm.options.{name}: must be a number, is nan"
+        return None, [f"algorithm.name: {kind}{error}"]
+    problems = [
+        f"algorithm.options.{name}: must be a number, is nan"
+        for name, value in section.options.items()
+        if isinstance(value, float) and math.isnan(value)
+    ]
     try:
-        algorithm.options.model_validate(recipe.algorithm.options)
+        return algorithm.bind(section.options), problems
     except ValidationError as error:
-        yield from messages.explain(error, algorithm.options, "algorithm.options.")
-        return
-    yield from _settled_algorithm(recipe, algorithm.settled(algorithm.options.model_validate(recipe.algorithm.options)))
+        return None, problems + messages.explain(error, algorithm.options, "algorithm.options.")
 
 
-def _settled_algorithm(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
-    """What the algorithm, with its options, asks of the other sections."""
+def _algorithm(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[str]:
+    """Say what the algorithm, with its options, asks of the other sections."""
     samples, minimum = recipe.rollout.samples_per_prompt, algorithm.min_group
-    if samples < minimum:  # pyright: ignore[reportOperatorIssue]
+    if samples < minimum:
         yield (
             f"rollout.samples_per_prompt: must be at least {minimum}, is {samples}: "
             f"{algorithm.name} compares the samples of one prompt"
@@ -90,9 +117,9 @@ def _settled_algorithm(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
         yield from _critic(recipe, algorithm)
 
 
-def _critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
+def _critic(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[str]:
     critic = recipe.critic
-    if algorithm.update == "trust_region" and critic.backbone == "policy":
+    if algorithm.update == "trust_region" and critic.on_policy_model:
         yield (
             f"critic.backbone: policy cannot be combined with {algorithm.name}: a value loss through the shared model "
             "would move the policy outside its trust region; use copy, or a folder"
@@ -103,7 +130,7 @@ def _critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[str]:
     if critic.backbone not in ("copy", "policy") and hint and not Path(critic.backbone).is_dir():
         yield f"critic.backbone: no model {critic.backbone!r}{hint}"
     prompts = recipe.rollout.prompts_per_step
-    if critic.backbone != "policy" and critic.minibatches > prompts:
+    if not critic.on_policy_model and critic.minibatches > prompts:
         yield f"critic.minibatches: {critic.minibatches} cannot share out rollout.prompts_per_step={prompts} prompts"
     if recipe.run.steps and critic.warmup >= recipe.run.steps:
         yield f"critic.warmup: {critic.warmup} of run.steps={recipe.run.steps} steps would leave none for the policy"
@@ -189,7 +216,7 @@ def _rewards(recipe: Recipe) -> Iterator[str]:
 
 
 def _reward_function(fn: str) -> Iterator[str]:
-    """What can be said of a reward function without importing it."""
+    """Say what is wrong with a reward function, as far as can be seen without importing it."""
     head, _, _ = fn.partition(":")
     if head.endswith(".py") or "/" in head:
         if not Path(head).expanduser().is_file():
@@ -232,14 +259,6 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
             yield f"{name}.options: {error}"
     elif not placed and task.dataset is None:
         yield f"{name}: task {source.task!r} reads rows but has none of its own; give path or dataset"
-
-
-def _places(recipe: Recipe | SftRecipe) -> Iterator[str]:
-    for key, path in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
-        if path is not None and _is_folder_name(path) and not Path(path).is_dir():
-            yield f"{key}: no folder {path}"
-    if recipe.run.dir.exists() and not recipe.run.dir.is_dir():
-        yield f"run.dir: {recipe.run.dir} is a file; a run needs a folder of its own"
 
 
 def _is_folder_name(path: str) -> bool:

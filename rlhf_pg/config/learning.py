@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how weights learn from rollouts: KL term, optimizer, update, critic."""
+"""The sections of a recipe that say how weights learn from rollouts: KL, optimizer, update, critic."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ class KL(Section):
     )
     horizon: int = Field(default=10_000, ge=1, description="samples over which the coefficient adapts")
 
+    @property
+    def in_loss(self) -> bool:
+        """Whether a KL term is added to the loss."""
+        return self.coefficient > 0 and self.placement == "loss"
+
+    @property
+    def in_reward(self) -> bool:
+        """Whether the rewards are lowered by a KL penalty."""
+        return self.coefficient > 0 and self.placement == "reward"
+
 
 class Optimizer(Section):
     lr: float = Field(default=1e-6, gt=0, description="AdamW learning rate at its highest")
@@ -35,12 +45,23 @@ class Optimizer(Section):
 
 
 class Mismatch(Section):
-    """An alarm for rollouts that were not sampled from the policy that is trained."""
+    """What is done where the engine that sampled and the trainer that learns are not the same policy."""
 
-    limit: float = Field(default=0.01, gt=0, description="mismatch/kl, nats per token, that is still allowed")
+    cap: float | None = Field(
+        default=None,
+        ge=1,
+        description="weigh each token's loss by trainer / engine probability, at most this; default: 2 with overlap",
+    )
+    beyond: Literal["truncate", "mask"] = Field(
+        default="truncate",
+        description="weights beyond the cap are cut to it, or leave their token out (below 1 / cap too)",
+    )
+    limit: float | None = Field(
+        default=None, gt=0, description="alarm above this mismatch/kl, nats per token; 0.01 is a good one"
+    )
     action: Literal["warn", "mask", "stop"] = Field(
         default="warn",
-        description="above it: say so; leave out each row that is above it itself; or stop before learning from it",
+        description="above the limit: say so; leave out each row that is above it itself; or stop before learning",
     )
 
 
@@ -57,16 +78,7 @@ class Update(Section):
     max_kl: float | None = Field(
         default=None, gt=0, description="stop the step's updates at this KL(old || new), nats per token"
     )
-    importance_cap: float | None = Field(
-        default=None,
-        ge=1,
-        description="weigh each token's loss by trainer / engine probability, at most this; default: 2 with overlap",
-    )
-    importance: Literal["truncate", "mask"] = Field(
-        default="truncate",
-        description="weights beyond importance_cap are cut to it, or leave their token out (below 1 / cap too)",
-    )
-    mismatch: Mismatch | None = Field(default=None, description="an alarm for rollouts of another policy")
+    mismatch: Mismatch = Mismatch()
 
     @property
     def positions(self) -> int:
@@ -101,4 +113,12 @@ class Critic(Section):
         default=None, gt=0, description="PPO's option: no gradient moves a value further than this in one rollout step"
     )
     warmup: int = Field(default=0, ge=0, description="rollout steps at the start on which only the critic learns")
-    optimizer: CriticOptimizer = CriticOptimizer()
+    optimizer: CriticOptimizer = Field(
+        default=CriticOptimizer(),
+        description="keys as in optimizer, whose values hold for those that are not given, but for lr (1e-5)",
+    )
+
+    @property
+    def on_policy_model(self) -> bool:
+        """Whether the critic is a head on the policy, which learns in the policy's own optimizer steps."""
+        return self.backbone == "policy"

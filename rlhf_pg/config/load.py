@@ -12,21 +12,26 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rlhf_pg.config import contradictions, messages, reading, unused_keys
+from rlhf_pg.config import contradictions, messages, reading, renamed, unused_keys
+from rlhf_pg.config.inheritance import with_inherited
+from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import Recipe, SftRecipe
+from rlhf_pg.config.resolved import ResolvedRecipe
 from rlhf_pg.errors import RecipeError
 
-S = TypeVar("S", bound=Recipe | SftRecipe)
+S = TypeVar("S", bound=BaseModel)
 
 
 @overload
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
+def load(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe: ...
 @overload
-def load(path: str | Path, overrides: Sequence[str], schema: type[S]) -> S: ...
+def load(path: str | Path, overrides: Sequence[str], schema: type[Recipe]) -> ResolvedRecipe: ...
+@overload
+def load(path: str | Path, overrides: Sequence[str], schema: type[SftRecipe]) -> SftRecipe: ...
 def load(path: str | Path, overrides: Sequence[str] = (), schema: type[Recipe] | type[SftRecipe] = Recipe):
-    """Read, merge, override and check a recipe: YAML file `path`, then each "section.key=value".
+    """Read a recipe file, apply each "section.key=value", check all of it and resolve it.
 
     Paths inside a recipe are relative to the current directory, except `base`, which is relative to its file.
     Raises RecipeError listing every problem found, one line each.
@@ -34,25 +39,70 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type[Recipe] |
     return parse(reading.read(Path(path), overrides), schema, str(path))
 
 
-def parse(mapping: Mapping[str, Any], schema: type[S], source: str = "recipe") -> S:
-    """A checked recipe from plain values. Raises RecipeError, its first line opening with `source`."""
-    try:
-        recipe = schema.model_validate(mapping)
-    except ValidationError as error:
-        raise RecipeError(source, messages.explain(error, schema)) from None
-    problems = contradictions.problems(recipe)
-    if problems:
+def load_saved(path: Path, schema: type[Recipe] | type[SftRecipe]) -> Recipe | SftRecipe:
+    """Read the sections of the config.yaml of a run, also of one that was written when keys had other names."""
+    mapping = renamed.translate(reading.read(path))
+    return with_inherited(_validated(mapping, schema, str(path)))
+
+
+@overload
+def parse(
+    mapping: Mapping[str, Any], schema: type[Recipe] = Recipe, source: str = "recipe", launch: Launch | None = None
+) -> ResolvedRecipe: ...
+@overload
+def parse(mapping: Mapping[str, Any], schema: type[SftRecipe], source: str = "recipe") -> SftRecipe: ...
+def parse(
+    mapping: Mapping[str, Any],
+    schema: type[Recipe] | type[SftRecipe] = Recipe,
+    source: str = "recipe",
+    launch: Launch | None = None,
+) -> ResolvedRecipe | SftRecipe:
+    """Check and resolve plain values for `launch` (default: that of this process).
+
+    Raises RecipeError, its first line opening with `source`.
+    """
+    recipe = with_inherited(_validated(mapping, schema, source))
+    problems = list(contradictions.of_places(recipe))
+    if isinstance(recipe, SftRecipe):
+        problems += unused_keys.written_without_effect(recipe, None)
+        if problems:
+            raise RecipeError(source, problems)
+        return recipe
+    algorithm, algorithm_problems = contradictions.bind_algorithm(recipe.algorithm)
+    problems += unused_keys.written_without_effect(recipe, algorithm)
+    problems += algorithm_problems
+    problems += contradictions.of_recipe(recipe, algorithm)
+    launch = launch or Launch.from_environment()
+    if algorithm:
+        problems += contradictions.of_launch(recipe, algorithm, launch)
+    if problems or algorithm is None:
         raise RecipeError(source, problems)
-    return contradictions.with_options_filled(recipe) if isinstance(recipe, Recipe) else recipe
+    return ResolvedRecipe.of(recipe, algorithm, launch)
 
 
-def dump(recipe: Recipe | SftRecipe) -> str:
-    """The resolved recipe as YAML: every key but those without effect. Loads back to an equal one."""
-    mapping = recipe.model_dump(mode="json")
-    for key, _ in unused_keys.without_effect(recipe):
+def dump(recipe: ResolvedRecipe | SftRecipe) -> str:
+    """Return a recipe as YAML: every key but those without effect. Loads back to an equal one."""
+    if isinstance(recipe, ResolvedRecipe):
+        sections: Recipe | SftRecipe = recipe.written
+        idle_keys = unused_keys.without_effect(recipe.written, recipe.algorithm)
+    else:
+        sections, idle_keys = recipe, unused_keys.without_effect(recipe, None)
+    mapping = sections.model_dump(mode="json")
+    for key, _ in idle_keys:
         *above, leaf = key.split(".")
         del reduce(getitem, above, mapping)[leaf]
         while above and not reduce(getitem, above, mapping):
             *above, leaf = above
             del reduce(getitem, above, mapping)[leaf]
     return reading.write(mapping)
+
+
+def _validated(mapping: Mapping[str, Any], schema: type[S], source: str) -> S:
+    """Return the sections of plain values. Raises RecipeError for keys that are unknown, renamed or out of range."""
+    old_names = renamed.problems(mapping)
+    if old_names:
+        raise RecipeError(source, old_names)
+    try:
+        return schema.model_validate(mapping)
+    except ValidationError as error:
+        raise RecipeError(source, messages.explain(error, schema)) from None

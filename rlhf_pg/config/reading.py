@@ -1,34 +1,29 @@
-"""YAML files, `base:` recipes and `key=value` overrides become one plain mapping; and back.
+"""Read YAML files, `base:` recipes and `key=value` overrides as one plain mapping, and write one back.
 
-Scalars follow YAML 1.2 where 1.1 surprises: `1e-4` is a number, `on`, `off`, `yes` and `no` are text, `010` is ten.
+Scalars are YAML 1.2: `1e-4` is a number, `on`, `off`, `yes` and `no` are text, `010` is ten.
 """
 
 from __future__ import annotations
 
-import re
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from rlhf_pg.errors import RecipeError
 
-INT, FLOAT, BOOL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
-NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
-KEPT = (NULL, MERGE)
-SCALARS = {
-    INT: re.compile(r"^[-+]?[0-9][0-9_]*$"),
-    FLOAT: re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    BOOL: re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
-}
+TEXT, MERGE, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "timestamp"))
+BOOLEAN_ELSEWHERE = {"on", "off", "yes", "no", "y", "n"}  # text that readers of YAML 1.1 take for true or false
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The merged mapping of `path`, its `base` recipes and the overrides, not yet checked against a schema.
+    """Return the merged mapping of `path`, its `base` recipes and the overrides, not yet checked against a schema.
 
     Raises RecipeError for a missing or unreadable file, broken YAML, a duplicate key, a cycle of bases, a bad override.
     """
@@ -45,24 +40,28 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def write(mapping: Mapping[str, Any]) -> str:
-    """YAML text that `read` turns back into the same mapping."""
-    return yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Return YAML text that `read` turns back into the same mapping."""
+    text = io.StringIO()
+    _yaml().dump(dict(mapping), text)
+    return text.getvalue()
 
 
 def parse(text: str, source: str) -> Any:
-    """YAML text to plain Python values. Raises RecipeError with `source`, line and column."""
+    """Return YAML text as plain Python values. Raises RecipeError with `source`, line and column."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
+        _check_keys(_yaml().compose(text))
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(source, [f"{where}{error.problem or error.context}"]) from error
-    except yaml.YAMLError as error:
+        problem = str(error.problem or error.context).partition("\n")[0]
+        raise RecipeError(source, [f"{where}{problem}"]) from error
+    except YAMLError as error:
         raise RecipeError(source, [" ".join(str(error).split())]) from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps merge deeply; anything else, lists too, is replaced."""
+    """Merge two mappings deeply; anything else, lists too, is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -71,7 +70,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.0.c=value` to `tree` in place; the value is YAML and replaces what was there."""
+    """Apply one `a.b.0.c=value` to `tree` in place; the value is YAML and replaces the one before."""
     path, equals, text = override.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
@@ -80,24 +79,24 @@ def assign(tree: dict[str, Any], override: str) -> None:
         value = parse(text, override)
     except RecipeError as error:
         raise ValueError(f"the value is not YAML ({error.problems[0]}); put text in quotes") from error
-    here: Any = tree
+    node: Any = tree
     for depth, part in enumerate(parts):
-        key = _index(here, part, ".".join(parts[:depth]))
+        key = _index(node, part, ".".join(parts[:depth]))
         if depth == len(parts) - 1:
-            here[key] = value
+            node[key] = value
             return
-        if isinstance(here, dict) and here.get(key) is None:
-            here[key] = {}
-        here = here[key]
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
 
 
-def _index(here: Any, part: str, above: str) -> str | int:
-    if isinstance(here, dict):
+def _index(node: Any, part: str, above: str) -> str | int:
+    if isinstance(node, dict):
         return part
-    if not isinstance(here, list):
-        raise ValueError(f"{above} is {here!r}, which has no keys")
-    if not part.isdecimal() or int(part) >= len(here):
-        raise ValueError(f"{above} is a list of {len(here)}: use an index from 0 to {len(here) - 1}, not {part!r}")
+    if not isinstance(node, list):
+        raise ValueError(f"{above} is {node!r}, which has no keys")
+    if not part.isdecimal() or int(part) >= len(node):
+        raise ValueError(f"{above} is a list of {len(node)}: use an index from 0 to {len(node) - 1}, not {part!r}")
     return int(part)
 
 
@@ -136,50 +135,47 @@ def _read_one(path: Path) -> dict[str, Any]:
     return mapping
 
 
-def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node).replace("_", ""))
+def _check_keys(node: Node | None) -> None:
+    """Raise MarkedYAMLError for a key that is not text, or that one mapping has twice."""
+    if isinstance(node, SequenceNode):
+        for item in node.value:
+            _check_keys(item)
+    if not isinstance(node, MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        _check_keys(value)
+        if key.tag == MERGE:
+            continue
+        if key.tag != TEXT:
+            raise MarkedYAMLError(problem=f"key {key.value!r} is not text", problem_mark=key.start_mark)
+        if key.value in lines:
+            problem = f"key {key.value!r} is given twice, first on line {lines[key.value]}"
+            raise MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        lines[key.value] = key.start_mark.line + 1
 
 
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    text = loader.construct_scalar(node).lower().replace("_", "")
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+class _Constructor(SafeConstructor):
+    """Leaves dates as the text they are written in."""
 
 
-def _resolvers(start: Mapping[str, list]) -> dict[str, list]:
-    """PyYAML's table: first character -> [(tag, pattern)], with the scalars of this file added to `start`."""
-    table = {character: list(pairs) for character, pairs in start.items()}
-    for tag, pattern in SCALARS.items():
-        for character in "tTfF" if tag.endswith("bool") else "-+.0123456789":
-            table.setdefault(character, []).append((tag, pattern))
-    return table
+class _Representer(SafeRepresenter):
+    """Quotes text that YAML 1.1 reads as true or false, repeats what YAML would give an alias."""
 
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars above; a key given twice in one mapping is an error."""
-
-    yaml_implicit_resolvers = _resolvers(
-        {c: [pair for pair in pairs if pair[0] in KEPT] for c, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-    )
-    yaml_constructors = {**yaml.SafeLoader.yaml_constructors, INT: _integer, FLOAT: _float}  # noqa: RUF012
-
-    def construct_mapping(self, node, deep=False):
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if key.tag == MERGE:
-                continue
-            if key.tag != "tag:yaml.org,2002:str":
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is not text", problem_mark=key.start_mark)
-            if key.value in lines:
-                problem = f"key {key.value!r} is given twice, first on line {lines[key.value]}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text which either YAML 1.1 or `_Loader` would read as something else."""
-
-    yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
-
-    def ignore_aliases(self, data):
+    def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_text(self, data: str) -> Any:
+        return self.represent_scalar(TEXT, data, style="'" if data.lower() in BOOLEAN_ELSEWHERE else None)
+
+
+_Constructor.add_constructor(TIMESTAMP, lambda _, node: node.value)
+_Representer.add_representer(str, _Representer.represent_text)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor, yaml.Representer = _Constructor, _Representer
+    yaml.default_flow_style, yaml.width, yaml.allow_unicode = False, 120, True
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    return yaml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,11 +10,12 @@ from pydantic import AfterValidator, Field
 
 from rlhf_pg.config.learning import KL, Critic, Optimizer, Update
 from rlhf_pg.config.section import HomeText, Section
+from rlhf_pg.tasks import base as tasks
 
 Home = Annotated[Path, AfterValidator(Path.expanduser)]  # ~ is the home directory
 
 
-class Run(Section):
+class RunSection(Section):
     dir: Home = Field(description="run directory: config, metrics, checkpoints, report, final model")
     seed: int = Field(default=0, description="of every random stream: sampling, data order, initialisation")
     steps: int = Field(default=100, ge=0, description="rollout steps; 0 = only measure")
@@ -21,7 +23,7 @@ class Run(Section):
         default="never", description="auto: continue if there is a checkpoint"
     )
     preflight: bool = Field(default=True, description="run the checks of `rlhf-pg check` before step 1")
-    deadline_s: float = Field(
+    timeout_s: float = Field(
         default=1800.0, gt=0, description="the longest a process waits for the others before the run ends with an error"
     )
 
@@ -71,7 +73,11 @@ class DataSource(Section):
 
 class Data(Section):
     train: DataSource = Field(description="problems to learn from")
-    eval: DataSource | None = Field(default=None, description="held-out problems; absent = no evaluation")
+    eval: DataSource | None = Field(
+        default=None,
+        description="held-out problems; absent = no evaluation. Keys as in data.train, whose values hold for those not "
+        "given, but for path, split and limit",
+    )
     max_prompt_tokens: int = Field(default=1024, ge=1, description="longer prompts are dropped at start, and counted")
 
 
@@ -130,7 +136,7 @@ class Checkpoint(Section):
 class Recipe(Section):
     """Everything `rlhf-pg train`, `eval` and `check` need."""
 
-    run: Run
+    run: RunSection
     model: Model
     data: Data
     rollout: RolloutSection = RolloutSection()
@@ -160,9 +166,26 @@ class SftOptimizer(Optimizer):
 class SftRecipe(Section):
     """Everything `rlhf-pg sft` needs. Writes `run.dir`/model."""
 
-    run: Run
+    run: RunSection
     model: Model
     data: Data
     sft: Sft = Sft()
     optimizer: SftOptimizer = SftOptimizer()
     log: Log = Log()
+
+
+def sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, DataSource]]:
+    """Yield ("data.train", its source), and ("data.eval", its source) if there is one."""
+    yield "data.train", recipe.data.train
+    if recipe.data.eval is not None:
+        yield "data.eval", recipe.data.eval
+
+
+def is_generated(task: str | None) -> bool:
+    """Return whether a task makes its own rows; False for a task that cannot be found, which is reported elsewhere."""
+    if task is None:
+        return False
+    try:
+        return tasks.resolve(task).problems is not None
+    except ValueError:
+        return False

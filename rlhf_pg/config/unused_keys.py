@@ -6,20 +6,16 @@ A key counts as given when the recipe names it, even with its default value; nul
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeGuard
 
 from pydantic import BaseModel
 
-from rlhf_pg.algorithms.base import Algorithm, resolve
-from rlhf_pg.tasks import base as tasks
-
-if TYPE_CHECKING:
-    from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe
+from rlhf_pg.algorithms.base import BoundAlgorithm
+from rlhf_pg.config.recipe import Recipe, SftRecipe, is_generated, sources
 
 IDLE_IN_SFT = (
     "run.steps",
     "run.preflight",
-    "run.deadline_s",
+    "run.timeout_s",
     "model.lora",
     "model.quantize",
     "model.gradient_checkpointing",
@@ -29,54 +25,28 @@ IDLE_IN_SFT = (
 )
 
 
-def is_training(recipe: Recipe | SftRecipe) -> TypeGuard[Recipe]:
-    """Whether this is a recipe for reinforcement learning, not for `rlhf-pg sft`."""
-    return "algorithm" in type(recipe).model_fields
+def without_effect(recipe: Recipe | SftRecipe, algorithm: BoundAlgorithm | None) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, when it has no effect) for each idle key, written or not. Every such key has a default.
 
-
-def without_effect(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, str]]:
-    """(dotted key, when it has no effect) for each idle key, given or not. Every such key has a default."""
+    `algorithm` None: it is not known, and no key is idle because of it.
+    """
     yield from _of_sources(recipe)
     if not recipe.log.trackers:
         yield "log.project", "without log.trackers"
-    yield from _of_training(recipe) if is_training(recipe) else _of_sft()
+    if isinstance(recipe, SftRecipe):
+        yield from ((key, "in `rlhf-pg sft`") for key in IDLE_IN_SFT)
+    else:
+        yield from _of_training(recipe, algorithm)
 
 
-def given_without_effect(recipe: Recipe | SftRecipe) -> Iterator[str]:
-    """One line per idle key that the recipe names."""
-    for key, when in without_effect(recipe):
-        if _is_given(recipe, key):
+def written_without_effect(recipe: Recipe | SftRecipe, algorithm: BoundAlgorithm | None) -> Iterator[str]:
+    """Say, a line each, which idle keys a recipe names."""
+    for key, when in without_effect(recipe, algorithm):
+        if _is_written(recipe, key):
             yield f"{key}: has no effect {when}: remove it or set it to null"
 
 
-def sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, DataSource]]:
-    """("data.train", its source), and data.eval if there is one."""
-    yield "data.train", recipe.data.train
-    if recipe.data.eval is not None:
-        yield "data.eval", recipe.data.eval
-
-
-def is_generated(task: str | None) -> bool:
-    """Whether a task makes its own rows. False for a task that cannot be found: that is reported elsewhere."""
-    if task is None:
-        return False
-    try:
-        return tasks.resolve(task).problems is not None
-    except ValueError:
-        return False
-
-
-def algorithm_of(recipe: Recipe) -> Algorithm | None:
-    """The record, settled for the recipe's options. None if either is wrong: that is reported elsewhere."""
-    try:
-        algorithm = resolve(recipe.algorithm.name)
-        return algorithm.settled(algorithm.options.model_validate(recipe.algorithm.options))
-    except Exception:  # a plugin's import may raise anything
-        return None
-
-
-def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    algorithm = algorithm_of(recipe)
+def _of_training(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[tuple[str, str]]:
     if recipe.kl.coefficient == 0:
         for leaf in ("estimator", "placement"):
             yield f"kl.{leaf}", "while kl.coefficient is 0"
@@ -93,9 +63,11 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     rollout = recipe.rollout
     apart = rollout.overlap or rollout.server is not None
     if rollout.engine == "native" and recipe.model.dtype == "float32" and not apart:
-        yield "update.importance_cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
-    if rollout.overlap is False and recipe.update.importance_cap is None:
-        yield "update.importance", "without update.importance_cap"
+        yield "update.mismatch.cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
+    if rollout.overlap is False and recipe.update.mismatch.cap is None:
+        yield "update.mismatch.beyond", "without update.mismatch.cap"
+    if recipe.update.mismatch.limit is None:
+        yield "update.mismatch.action", "without update.mismatch.limit"
     if algorithm:
         yield from _of_critic(recipe, algorithm)
     if recipe.data.eval is None:
@@ -105,7 +77,7 @@ def _of_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "checkpoint.keep", "without checkpoint.every"
 
 
-def _of_critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[tuple[str, str]]:
+def _of_critic(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[tuple[str, str]]:
     critic = recipe.critic
     if not algorithm.needs_critic:
         for leaf in type(critic).model_fields:
@@ -114,20 +86,14 @@ def _of_critic(recipe: Recipe, algorithm: Algorithm) -> Iterator[tuple[str, str]
         for leaf in type(critic.optimizer).model_fields:
             yield f"critic.optimizer.{leaf}", f"without a critic: {algorithm.name} with these options has none"
         return
-    shared = critic.backbone == "policy"
-    if shared:
+    if critic.on_policy_model:
         for leaf in ("epochs", "minibatches", "warmup"):
             yield f"critic.{leaf}", "with critic.backbone=policy, which learns in the policy's own optimizer steps"
     else:
         yield "critic.coefficient", "for a critic that does not share the policy's backbone"
-    steps = recipe.update if shared else critic
+    steps = recipe.update if critic.on_policy_model else critic
     if steps.epochs * steps.minibatches == 1:
         yield "critic.clip", "with one optimizer step per rollout, taken at the values it is clipped to"
-
-
-def _of_sft() -> Iterator[tuple[str, str]]:
-    for key in IDLE_IN_SFT:
-        yield key, "in `rlhf-pg sft`"
 
 
 def _of_sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, str]]:
@@ -141,11 +107,11 @@ def _of_sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, str]]:
             yield f"{name}.options", "unless a generated task makes the rows"
 
 
-def _is_given(recipe: BaseModel, key: str) -> bool:
-    here = recipe
+def _is_written(recipe: BaseModel, key: str) -> bool:
+    section = recipe
     *above, leaf = key.split(".")
-    for part in above:
-        if part not in here.model_fields_set:
+    for name in above:
+        if name not in section.model_fields_set:
             return False
-        here = getattr(here, part)
-    return leaf in here.model_fields_set
+        section = getattr(section, name)
+    return leaf in section.model_fields_set

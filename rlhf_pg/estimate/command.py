@@ -12,8 +12,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PretrainedConfig
 
-from rlhf_pg.config import Lora, Recipe
-from rlhf_pg.config.unused_keys import algorithm_of
+from rlhf_pg.config import Launch, Lora, ResolvedRecipe, contradictions
 from rlhf_pg.estimate import hardware, tables
 from rlhf_pg.estimate.arguments import LAYOUTS_OF, Wanted
 from rlhf_pg.estimate.estimate import MOST_TOKENS, USABLE, with_tokens
@@ -52,7 +51,7 @@ class Row:
         return f"{self.layout.name}, LoRA" if self.lora else self.layout.name
 
 
-def run(recipe: Recipe, wanted: Wanted) -> int:
+def run(recipe: ResolvedRecipe, wanted: Wanted) -> int:
     """Print tables, or JSON. Raises ValueError for a model or a device that cannot be planned for."""
     config = model_config(recipe)
     device = device_of(recipe, wanted)
@@ -67,7 +66,7 @@ def run(recipe: Recipe, wanted: Wanted) -> int:
     return 0
 
 
-def model_config(recipe: Recipe) -> PretrainedConfig:
+def model_config(recipe: ResolvedRecipe) -> PretrainedConfig:
     """The configuration of `model.path`. Raises ValueError if there is none, or attention is not over everything."""
     path = recipe.model.path
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
@@ -85,7 +84,7 @@ def model_config(recipe: Recipe) -> PretrainedConfig:
     return config
 
 
-def device_of(recipe: Recipe, wanted: Wanted) -> Device:
+def device_of(recipe: ResolvedRecipe, wanted: Wanted) -> Device:
     """The device that is planned for: named, given by its numbers, or what is there."""
     if wanted.gpu:
         device = hardware.named(wanted.gpu, recipe.model.dtype)
@@ -104,13 +103,13 @@ def device_of(recipe: Recipe, wanted: Wanted) -> Device:
     return replace(device, mfu=wanted.mfu) if wanted.mfu else device
 
 
-def table(recipe: Recipe, config: PretrainedConfig, device: Device, wanted: Wanted) -> Iterator[Row]:
+def table(recipe: ResolvedRecipe, config: PretrainedConfig, device: Device, wanted: Wanted) -> Iterator[Row]:
     """One process first; every number of GPUs in every layout, with all weights trained and by an adapter."""
     gpus = wanted.gpus or (LAYOUTS_OF if device.is_gpu else (1,))
     variants = [recipe]
     if recipe.model.lora is None:
         section = recipe.model.model_copy(update={"lora": Lora()})
-        variants.append(recipe.model_copy(update={"model": section}))
+        variants.append(recipe.changed(model=section))
     sizes = [sizes_of(variant, config) for variant in variants]
     for number in dict.fromkeys([1, *gpus]):
         for variant, (size, critic) in zip(variants, sizes, strict=True):
@@ -120,21 +119,15 @@ def table(recipe: Recipe, config: PretrainedConfig, device: Device, wanted: Want
                     yield row(variant, size, critic, layout, device, wanted)
 
 
-def possible(recipe: Recipe, layout: Layout, device: Device) -> bool:
+def possible(recipe: ResolvedRecipe, layout: Layout, device: Device) -> bool:
     """Whether `rlhf-pg train` runs this recipe so: see docs/scaling.md."""
-    algorithm = algorithm_of(recipe)
-    shared = bool(algorithm and algorithm.needs_critic) and recipe.critic.backbone == "policy"
-    whole = bool(algorithm and algorithm.update == "trust_region") or shared or recipe.update.max_kl is not None
-    if layout.stage and (whole or recipe.model.quantize):
-        return False
-    if layout.stage == 3 and recipe.model.lora:
-        return False
-    if layout.processes > 1 and recipe.rollout.overlap:
+    launch = Launch(layout.processes, layout.stage)
+    if any(contradictions.of_launch(recipe.written, recipe.algorithm, launch)):
         return False
     return device.is_gpu or not layout.offload
 
 
-def row(recipe: Recipe, size: Size, critic: Size | None, layout: Layout, device: Device, wanted: Wanted) -> Row:
+def row(recipe: ResolvedRecipe, size: Size, critic: Size | None, layout: Layout, device: Device, wanted: Wanted) -> Row:
     """A layout, with the micro-batch that the recipe names, or the usual one, or the largest that fits."""
     prompts = math.ceil(recipe.rollout.prompts_per_step / layout.processes)
     prompt = wanted.prompt_tokens or recipe.data.max_prompt_tokens
@@ -160,7 +153,7 @@ def row(recipe: Recipe, size: Size, critic: Size | None, layout: Layout, device:
     )
 
 
-def record_of(recipe: Recipe, device: Device, rows: list[Row]) -> dict[str, Any]:
+def record_of(recipe: ResolvedRecipe, device: Device, rows: list[Row]) -> dict[str, Any]:
     """What --json prints: bytes, seconds, operations."""
     return {
         "model": recipe.model.path,

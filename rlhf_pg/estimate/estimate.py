@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PretrainedConfig
 
-from rlhf_pg.config import Model, Recipe
+from rlhf_pg.config import Model, ResolvedRecipe
 from rlhf_pg.estimate.memory import PHASES, Memory, kept_per_position, largest_tokens, memory
 from rlhf_pg.estimate.model_size import size_of, sizes_of
 from rlhf_pg.estimate.share import Share
@@ -58,7 +58,7 @@ class Plan:
         return self.total_samples * self.max_new_tokens
 
 
-def plan(recipe: Recipe, model_config: PretrainedConfig, longest_prompt: int | None = None) -> Plan:
+def plan(recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None) -> Plan:
     """The plan of a recipe for a model of `model_config`, in one process; loads nothing.
 
     `longest_prompt`: in tokens; default `data.max_prompt_tokens`.
@@ -79,7 +79,7 @@ def plan(recipe: Recipe, model_config: PretrainedConfig, longest_prompt: int | N
     )
 
 
-def share_of(recipe: Recipe, longest_prompt: int | None = None) -> Share:
+def share_of(recipe: ResolvedRecipe, longest_prompt: int | None = None) -> Share:
     """All of a settled recipe's step in one process, on the device there is."""
     prompt = longest_prompt or recipe.data.max_prompt_tokens
     return Share(recipe, prompt, recipe.rollout.prompts_per_step, recipe.update.positions, device_kind())
@@ -89,7 +89,9 @@ def device_kind() -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def settled(recipe: Recipe, model_config: PretrainedConfig, longest_prompt: int | None = None) -> Recipe:
+def settled(
+    recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None
+) -> ResolvedRecipe:
     """The recipe with the micro-batch that suits model and device, where it names none.
 
     On a GPU: MOST_TOKENS, or the most that fits beside everything else. On a CPU: `suitable_tokens`.
@@ -106,8 +108,8 @@ def settled(recipe: Recipe, model_config: PretrainedConfig, longest_prompt: int 
     return with_tokens(recipe, tokens)
 
 
-def with_tokens(recipe: Recipe, tokens: int) -> Recipe:
-    return recipe.model_copy(update={"update": recipe.update.model_copy(update={"tokens_per_microbatch": tokens})})
+def with_tokens(recipe: ResolvedRecipe, tokens: int) -> ResolvedRecipe:
+    return recipe.changed(update=recipe.update.model_copy(update={"tokens_per_microbatch": tokens}))
 
 
 def suitable_tokens(model_config: PretrainedConfig, model: Model, shared: bool = True) -> int:

@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_pg.config import Model
-from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.estimate.layout import ONE, Layout
 from rlhf_pg.estimate.model_size import Size, cache_per_token
 from rlhf_pg.estimate.share import Share
@@ -72,8 +71,8 @@ class Memory:
 def memory(share: Share, size: Size, critic: Size | None = None, layout: Layout = ONE) -> Memory:
     """What one process of a layout holds; `size` and `critic` as `plan_size.sizes_of` has them."""
     recipe = share.recipe
-    algorithm = algorithm_of(recipe)
-    trust_region = bool(algorithm and algorithm.update == "trust_region")
+    algorithm = recipe.algorithm
+    trust_region = algorithm.update == "trust_region"
     found = [*_state("", size, share, layout, trust_region)]
     if critic:
         found += _state("critic: ", critic, share, layout)
@@ -189,12 +188,8 @@ def _update(share: Share, size: Size) -> Iterator[Part]:
 
 def _scores(share: Share) -> bool:
     """Whether anything is computed without gradient before the update."""
-    algorithm = algorithm_of(share.recipe)
-    return (
-        share.recipe.kl.coefficient > 0
-        or not share.recipe.update.on_policy
-        or bool(algorithm and algorithm.needs_critic)
-    )
+    algorithm = share.recipe.algorithm
+    return share.recipe.kl.coefficient > 0 or not share.recipe.update.on_policy or algorithm.needs_critic
 
 
 def _critic_batch(share: Share) -> tuple[int, int]:
@@ -233,8 +228,8 @@ def kept_per_position(size: Size, model: Model, shared: bool = True) -> int:
 
 
 def _padded_attention(share: Share, size: Size, rows: int) -> int:
-    """Bytes a layer keeps beside that where trees go through the usual attention: off the CPU, each row's keys and
-    values beside a copy of its prompt's, padded queries and outputs."""
+    """Bytes a layer keeps beside that where packed rows are padded for their attention, as they are off the CPU: each
+    row's keys and values beside a copy of its prompt's, queries and outputs."""
     if share.device == "cpu" or not share.recipe.update.share_prompts:
         return 0
     width = 2 if share.recipe.model.dtype == "bfloat16" else FLOAT32
@@ -260,7 +255,8 @@ def _trust_region(share: Share, size: Size) -> Iterator[Part]:
     trained, later = size.trainable * FLOAT32, frozenset[Phase]({"optimizer step"})
     yield Part("trust region: weights before", trained, frozenset({"update", "gradients", "optimizer step"}))
     yield Part("trust region: old states", share.rows * share.completion * size.hidden * FLOAT32, later)
-    rows = max(1, round(share.rows * share.recipe.algorithm.options.get("fisher_fraction", 0.1)))
+    options: Any = share.recipe.algorithm.options
+    rows = max(1, round(share.rows * options.fisher_fraction))
     rows = min(rows, share.micro_batch(share.prompts)[1])
     kept = _activations(share, size, min(rows, share.prompts), rows)
     product = PRODUCT_VECTORS * trained + kept + _distributions(size, rows * share.completion)

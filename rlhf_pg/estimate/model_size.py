@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from rlhf_pg.config import Lora, Recipe
-from rlhf_pg.config.unused_keys import algorithm_of
-from rlhf_pg.models import fused
+from rlhf_pg.config import Lora, ResolvedRecipe
+from rlhf_pg.models import llama_family
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
 from rlhf_pg.rollout import llama_decode
@@ -79,15 +78,15 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
         queries=text.num_attention_heads * head_size(text),
         keys_values=2 * text.num_key_value_heads * head_size(text),
         vocabulary=text.vocab_size,
-        light=text.model_type in fused.FAMILY,
+        light=text.model_type in llama_family.MODEL_TYPES,
     )
 
 
-def sizes_of(recipe: Recipe, config: PretrainedConfig) -> tuple[Size, Size | None]:
+def sizes_of(recipe: ResolvedRecipe, config: PretrainedConfig) -> tuple[Size, Size | None]:
     """The policy's, and a critic's if it has a model of its own (which has no use for a head)."""
     trust = recipe.model.trust_remote_code
     policy = size_of(config, recipe.model.lora, trust_remote_code=trust)
-    algorithm = algorithm_of(recipe)
+    algorithm = recipe.algorithm
     if not algorithm or not algorithm.needs_critic or recipe.critic.backbone == "policy":
         return policy, None
     other = config

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 
 
 @dataclass(frozen=True)
 class Share:
     """Of `prompts` of the recipe's prompts, P = `prompt` tokens each."""
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     prompt: int  # tokens, P
     prompts: int  # of this process
     tokens: int  # positions forwarded at once

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf_pg.config.unused_keys import algorithm_of
 from rlhf_pg.estimate.memory import FLOAT32
 from rlhf_pg.estimate.model_size import Size, cache_per_token
 from rlhf_pg.estimate.share import Share
@@ -58,9 +58,9 @@ def work(share: Share, size: Size, critic: Size | None = None) -> Work:
     one = forward_pass(share, size)
     lora, again = recipe.model.lora is not None, recipe.model.gradient_checkpointing
     learn = one.forward() + one.backward(lora) + (one.forward(head=False) if again else 0)
-    free = scoring_passes(share)
-    algorithm = algorithm_of(recipe)
-    if algorithm and algorithm.update == "trust_region":
+    free = recipe.passes.of_policy
+    algorithm = recipe.algorithm
+    if algorithm.update == "trust_region":
         flops, learned = _trust_region(share, one, learn)
     else:
         flops, learned = recipe.update.epochs * learn, recipe.update.epochs * (3 if again else 2)
@@ -98,18 +98,6 @@ def forward_pass(share: Share, size: Size) -> Pass:
     return _forward(size, positions, seen, rows * completion)
 
 
-def scoring_passes(share: Share) -> int:
-    """Forwards without gradient of the policy or its reference: see `train/precompute.py`."""
-    recipe, algorithm = share.recipe, algorithm_of(share.recipe)
-    in_reward = recipe.kl.coefficient > 0 and recipe.kl.placement == "reward"
-    needs_old = in_reward or (bool(algorithm and algorithm.needs_old) and not recipe.update.on_policy)
-    live = recipe.rollout.engine == "native" and recipe.model.dtype == "float32" and not recipe.rollout.overlap
-    shared = bool(algorithm and algorithm.needs_critic) and recipe.critic.backbone == "policy"
-    by_row = bool(algorithm and algorithm.credit_by_row) and not recipe.algorithm.options.get("standardise")
-    values = shared and not (by_row and recipe.update.on_policy and not in_reward)
-    return (recipe.kl.coefficient > 0) + ((needs_old and not live) or values)
-
-
 def _forward(size: Size, positions: float, seen: float, scored: float) -> Pass:
     return Pass(
         layers=2 * size.matrices * positions,
@@ -121,8 +109,8 @@ def _forward(size: Size, positions: float, seen: float, scored: float) -> Pass:
 
 def _trust_region(share: Share, one: Pass, learn: float) -> tuple[float, float]:
     """(operations, passes): the gradient, what is remembered, two gradients a Fisher product, the line search."""
-    options = share.recipe.algorithm.options
-    products = 2 * (options.get("cg_iterations", 10) + 1) * options.get("fisher_fraction", 0.1)
+    options: Any = share.recipe.algorithm.options
+    products = 2 * (options.cg_iterations + 1) * options.fisher_fraction
     kl = learn + one.head  # the old distributions are formed too
     searched = MEASURES * (one.forward() + one.head)
     return learn + one.forward() + products * kl + searched, 2 + 1 + 2 * products + MEASURES

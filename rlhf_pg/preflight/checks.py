@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_pg import functional as F
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.data.prompts import eos_ids
 from rlhf_pg.display.text import visible
@@ -53,12 +53,12 @@ class Finding:
     advice: str = ""  # what to do if it failed
 
 
-def run(recipe: Recipe) -> int:
+def run(recipe: ResolvedRecipe) -> int:
     """`rlhf-pg check`: build the parts of the run, check them, print a table. The run directory is not touched.
 
     Returns 1 if a check failed, else 0. Raises ValueError for something the recipe names and that cannot be had.
     """
-    untracked = recipe.model_copy(update={"log": recipe.log.model_copy(update={"trackers": []})})
+    untracked = recipe.changed(log=recipe.log.model_copy(update={"trackers": []}))
     session = build(untracked)
     try:
         found = findings(session, session.notes.append)

@@ -21,9 +21,9 @@ Moments = dict[str, Tensor]  # by quantity: count, sum and sum of squares over s
 def assign(learner: Learner, batch: Batch, signals: Signals) -> Credit | None:
     """The credit of every sampled token, with what there is to log of it in `metrics`.
 
-    None where it is made during the update, from the values of the same forward (`Learner.values_from_update`).
+    None where it is made during the update, from the values of the same forward (`ScoringPasses`).
     """
-    if learner.values_from_update:
+    if learner.passes.values == "update":
         return None
     objective, backend = learner.objective, learner.backend
     credit = make(learner, batch, signals)
@@ -42,7 +42,7 @@ def make(learner: Learner, batch: Batch, signals: Signals) -> Credit:
     if not len(batch.group):
         nothing = torch.zeros_like(batch.logp_rollout)
         return Credit(nothing, nothing if learner.critic else None)
-    credit = objective.algorithm.credit(batch, signals, objective.options)
+    credit = objective.algorithm.credit(batch, signals)
     if learner.critic and credit.returns is None:
         name = objective.algorithm.name
         raise ValueError(f"algorithm {name} has needs_critic, but its credit has no `returns` for the critic to learn")
@@ -69,7 +69,7 @@ def whole(backend: Backend, found: Moments, sums: dict[str, Tensor]) -> tuple[di
     device = backend.device
     values = torch.stack([x.detach().double().to(device) for x in own]).tolist() if own else []
     names = [*sums, *(f"{MOMENT}{name}/{i}" for name, i in places)]
-    summed = backend.ranks.total(dict(zip(names, values, strict=True)), "metrics")
+    summed = backend.ranks.sum_named(dict(zip(names, values, strict=True)), "metrics")
     kept = {name: value for name, value in summed.items() if not name.startswith(MOMENT)}
     of = dict.fromkeys(name.removeprefix(MOMENT).rsplit("/", 1)[0] for name in summed if name.startswith(MOMENT))
     return kept, {

@@ -18,11 +18,11 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.models.packing import Prefix
+from rlhf_pg.models.hidden_states import backward_prompt
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import mismatch
 from rlhf_pg.train.learner import CriticLearner, Learner
-from rlhf_pg.types import Batch, Credit, Signals
+from rlhf_pg.types import Batch, Credit, Prefix, Signals
 
 NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
 
@@ -186,7 +186,7 @@ def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor
     else is learned from or measured on every row (KL, values)."""
     shared = learner.critic is not None and learner.critic.shared
     algorithm = learner.objective.algorithm
-    everywhere = learner.objective.kl_in_loss or shared or learner.update.max_kl is not None
+    everywhere = learner.objective.kl.in_loss or shared or learner.update.max_kl is not None
     if credit is None or everywhere or not algorithm.zero_without_advantage:
         return rows
     return rows[torch.where(batch.mask, credit.advantage, 0)[rows].any(dim=1)]
@@ -204,14 +204,14 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
     """
     tokens = update.positions * (1 if torch.is_grad_enabled() else NO_GRADIENT)
     split = collate.micro_batches(batch, rows, tokens, shares_prompts(module))
-    if isinstance(together := getattr(module, "together", None), Backend):
-        with together.ranks.waiting("forwards and backwards"):
+    if isinstance(backend := getattr(module, "collective_backend", None), Backend):
+        with backend.ranks.waiting("forwards and backwards"):
             flat = [piece for pieces in split for piece in pieces]
-            more = together.idle_passes(len(flat))
+            more = backend.idle_passes(len(flat))
             for piece in flat:
                 yield piece, collate.select(batch, piece)
             for _ in range(more):
-                together.idle(module)
+                backend.idle_pass(module)
         return
     for pieces in split:
         if len(pieces) == 1:
@@ -220,7 +220,7 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
         prefix: Prefix = module(collate.select(batch, pieces[0]), prompt_only=True)
         for piece in pieces:
             yield piece, replace(collate.select(batch, piece), prefix=prefix)
-        prefix.backward()
+        backward_prompt(prefix)
 
 
 def shares_prompts(module: nn.Module) -> bool:
@@ -248,13 +248,13 @@ def token_losses(
     objective, critic = learner.objective, learner.critic
     old = logp.detach() if signals.logp_old is None else signals.logp_old
     signals = replace(signals, logp_old=old)
-    token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit, objective.options)
+    token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit)
     loss, metrics = token_loss.loss, dict(token_loss.metrics)
     weight, found = mismatch.of_tokens(batch, old, learner.update)
     loss, metrics = loss if weight is None else weight * loss, metrics | found
     if signals.logp_ref is not None:
         metrics["kl/ref"] = F.kl.k3(logp, signals.logp_ref)
-        if objective.kl_in_loss:
+        if objective.kl.in_loss:
             loss = loss + learner.kl_coefficient * _kl(objective.kl.estimator, logp, signals.logp_ref, old)
     metrics["entropy"] = entropy
     metrics["kl/old"] = F.kl.k3(old, logp)

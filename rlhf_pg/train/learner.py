@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_pg.algorithms.base import Algorithm
-from rlhf_pg.config import KL, Critic, Optimizer, Update
+from rlhf_pg.algorithms.base import BoundAlgorithm
+from rlhf_pg.config import KL, Critic, Optimizer, ScoringPasses, Update
 from rlhf_pg.distributed.backend import Backend
 
 
@@ -17,22 +17,18 @@ from rlhf_pg.distributed.backend import Backend
 class Objective:
     """What is minimised: an algorithm with its options, and the KL to the reference as a loss."""
 
-    algorithm: Algorithm
-    options: Any
+    algorithm: BoundAlgorithm
     kl: KL
-    longest: int  # rollout.max_new_tokens, the length that the "constant" denominator divides by
+    max_length: int  # rollout.max_new_tokens, the length that the "constant" denominator divides by
+
+    @property
+    def options(self) -> Any:
+        """The algorithm's own class of `Options`."""
+        return self.algorithm.options
 
     @property
     def constant_length(self) -> int | None:
-        return self.longest if self.options.denominator == "constant" else None
-
-    @property
-    def kl_in_loss(self) -> bool:
-        return self.kl.coefficient > 0 and self.kl.placement == "loss"
-
-    @property
-    def kl_in_reward(self) -> bool:
-        return self.kl.coefficient > 0 and self.kl.placement == "reward"
+        return self.max_length if self.options.denominator == "constant" else None
 
 
 @dataclass
@@ -49,7 +45,7 @@ class CriticLearner:
     @property
     def shared(self) -> bool:
         """Whether it is a head on the policy, which then learns in the policy's own optimizer steps."""
-        return self.options.backbone == "policy"
+        return self.options.on_policy_model
 
 
 @dataclass
@@ -60,28 +56,17 @@ class Learner:
     optimizer: torch.optim.Optimizer
     backend: Backend
     objective: Objective
-    update: Update
+    update: Update  # with a micro-batch size
     optimization: Optimizer
     seed: int
     total_updates: int  # optimizer steps of the whole run: the learning rate schedule's length
     updates: int = 0  # optimizer steps done
     critic: CriticLearner | None = None
-    rollout_is_old: bool = False  # whether the engine's log-probs are the trainer's own: its weights and its arithmetic
+    passes: ScoringPasses = ScoringPasses()  # noqa: RUF009 (frozen)
     kl_coefficient: float = field(init=False)  # as it is now: it moves when `kl.target` is set
 
     def __post_init__(self):
         self.kl_coefficient = self.objective.kl.coefficient
-
-    @property
-    def values_from_update(self) -> bool:
-        """Whether a shared critic's values are taken from the update's own forward, sparing a pass for them.
-
-        That needs a single optimizer step, at the weights before the update, and a credit that reads one row at a time.
-        """
-        objective = self.objective
-        by_row = objective.algorithm.credit_by_row and not objective.options.standardise
-        shared = self.critic is not None and self.critic.shared
-        return bool(shared and by_row) and self.update.on_policy and not objective.kl_in_reward
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -3,8 +3,8 @@
     w  = pi_trainer / pi_engine   of a sampled token, both at the temperature of sampling
     kl = k3                       whose mean estimates KL(engine || trainer) per token
 
-The trainer's log-probs are those at the start of the update. `update.importance_cap` weighs the policy's loss by w,
-`update.importance` says what becomes of a w beyond it; `update.mismatch` sets a limit on kl.
+The trainer's log-probs are those at the start of the update. `update.mismatch.cap` weighs the policy's loss by w,
+`beyond` says what becomes of a w beyond it; `limit` is an alarm on kl, `action` what follows.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ def of_tokens(batch: Batch, old: Tensor, update: Update) -> tuple[Tensor | None,
     old: the trainer's log-probs [B, C].
     """
     kl = F.kl.k3(batch.logp_rollout, old)
-    metrics, cap, weight = {"mismatch/kl": kl}, update.importance_cap, None
+    metrics, cap, weight = {"mismatch/kl": kl}, update.mismatch.cap, None
     if cap is not None:
-        make = F.importance.truncated if update.importance == "truncate" else F.importance.masked
-        beyond = F.importance.is_capped if update.importance == "truncate" else F.importance.is_masked
+        make = F.importance.truncated if update.mismatch.beyond == "truncate" else F.importance.masked
+        beyond = F.importance.is_capped if update.mismatch.beyond == "truncate" else F.importance.is_masked
         weight = torch.where(batch.mask, make(old, batch.logp_rollout, cap), 1)  # NaN in padding must not reach a loss
         metrics["mismatch/capped"] = beyond(old, batch.logp_rollout, cap)
-    alarm = update.mismatch
-    if alarm is not None and alarm.action == "mask":
-        over = F.importance.rows_over(kl, batch.mask, alarm.limit)[:, None].expand_as(batch.mask)  # [B, C]
+    if update.mismatch.limit is not None and update.mismatch.action == "mask":
+        over = F.importance.rows_over(kl, batch.mask, update.mismatch.limit)[:, None].expand_as(batch.mask)  # [B, C]
         weight = torch.where(over, 0, torch.ones_like(old) if weight is None else weight)
         metrics["mismatch/masked"] = over.to(kl.dtype)
     used = F.importance.truncated(old, batch.logp_rollout, MEASURED) if weight is None else weight
@@ -58,9 +57,9 @@ def finished(found: dict[str, float], update: Update) -> dict[str, float]:
     """
     means = torch.tensor([1.0, found.pop(MEAN_WEIGHT), found.pop(MEAN_SQUARE)], dtype=torch.float64)
     found = found | {"mismatch/ess": float(F.importance.effective_share(means))}
-    if update.mismatch is None:
-        return found
     kl, limit = found["mismatch/kl"], update.mismatch.limit
+    if limit is None:
+        return found
     alarm = not kl <= limit or math.isnan(kl)
     if alarm and update.mismatch.action == "stop":
         raise RunError(

@@ -86,33 +86,29 @@ def reference(
 def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: Callable[[], None] = _never) -> Signals:
     """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
     kl = learner.objective.kl
-    in_reward = learner.objective.kl_in_reward
-    needs_old = in_reward or (learner.objective.algorithm.needs_old and not learner.update.on_policy)
-    logp_old, value = _old(learner, batch, needs_old and not learner.rollout_is_old, poll)
-    if needs_old and learner.rollout_is_old:
+    logp_old, value = _old(learner, batch, poll)
+    if learner.passes.old == "engine":
         logp_old = torch.where(batch.mask, batch.logp_rollout, 0)
     logp_ref = reference(batch, poll) if reference else None
     token_reward = terminal_reward(batch)
-    if in_reward and logp_old is not None and logp_ref is not None:
+    if kl.in_reward and logp_old is not None and logp_ref is not None:
         penalty = learner.kl_coefficient * getattr(F.kl, kl.estimator)(logp_old, logp_ref)
         token_reward = token_reward - torch.where(batch.mask, penalty, 0.0)
     return Signals(token_reward=token_reward, logp_old=logp_old, logp_ref=logp_ref, value=value)
 
 
-def _old(
-    learner: Learner, batch: Batch, needs_old: bool, poll: Callable[[], None]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Log-probs and values before the update. A critic that shares the policy's model needs no pass beside theirs."""
-    policy, update, critic = learner.policy, learner.update, learner.critic
-    if learner.values_from_update:
-        return None, None
-    if critic and critic.shared:
-        if needs_old:
+def _old(learner: Learner, batch: Batch, poll: Callable[[], None]) -> tuple[Tensor | None, Tensor | None]:
+    """Compute log-probs and values before the update, by the passes that `learner.passes` names."""
+    policy, update, passes = learner.policy, learner.update, learner.passes
+    if passes.values == "policy":
+        if passes.old == "pass":
             logp, value = _pass(policy, batch, update, poll, [0, 2], value=True)
             return logp, value
         return None, _pass(policy, batch, update, poll, [0], value=True, score=False)[0]
-    logp = log_probs(policy, batch, update, poll) if needs_old else None
-    return logp, critic_step.values(learner, critic, batch, poll) if critic else None
+    logp = log_probs(policy, batch, update, poll) if passes.old == "pass" else None
+    if passes.values == "critic" and learner.critic:
+        return logp, critic_step.values(learner, learner.critic, batch, poll)
+    return logp, None
 
 
 def terminal_reward(batch: Batch) -> Tensor:

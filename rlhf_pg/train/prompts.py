@@ -7,12 +7,12 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_pg.config import DataSource, Recipe
+from rlhf_pg.config import DataSource, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
 
 
 def prompts_of(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int
+    recipe: ResolvedRecipe, tokenizer: PreTrainedTokenizerBase, context: int
 ) -> dict[Literal["train", "eval"], prompt_data.Prompts]:
     """The prompts of data.train and, if there is one, data.eval."""
     sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
@@ -30,7 +30,7 @@ def prompts_of(
     }
 
 
-def longest_request(recipe: Recipe, made: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
+def longest_request(recipe: ResolvedRecipe, made: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
     """Tokens of the longest prompt with the longest completion, over data.train and data.eval."""
     new = {"train": recipe.rollout.max_new_tokens, "eval": recipe.eval.max_new_tokens or recipe.rollout.max_new_tokens}
     return max(len(prompt.tokens) + new[name] for name, source in made.items() for prompt in source.prompts)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from rlhf_pg import config
-from rlhf_pg.config import Recipe, SftRecipe
-from rlhf_pg.config.unused_keys import is_training
+from rlhf_pg.config import Recipe, ResolvedRecipe, SftRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
-from rlhf_pg.storage import state as run_state
+from rlhf_pg.storage import random_state
+from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train import prefetch
 from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.setup import Session, identity_of
+from rlhf_pg.train.setup import Session, digest_without_adapter
 from rlhf_pg.types import Batch, Signals
 
-LEARNED = ("model", "rewards", "algorithm", "kl")  # sections of a recipe that a resumed run may not change
-OF_CRITIC = ("backbone", "coefficient", "clip", "warmup")  # the same of its section
+# what a resumed run may not change: what is learned, and from what
+SFT_KEYS = ("run.seed", "model", "sft", "optimizer", "data.train")
+OF_CRITIC = tuple(f"critic.{key}" for key in ("backbone", "coefficient", "clip", "warmup"))
+KEYS = ("run.seed", "model", "rewards", "algorithm", "kl", *OF_CRITIC, "data.train", "rollout.overlap")
 Tensors = dict[str, dict[str, Tensor]]  # by group, by name
 
 
@@ -50,21 +53,20 @@ class Progress:
 class Snapshot:
     """All a run must remember: what is the same on all ranks, and what this rank alone has."""
 
-    tensors: Tensors
-    state: dict[str, Any]  # JSON
-    own: tuple[Tensors, dict[str, Any]]
+    common: tuple[Tensors, dict[str, Any]]  # tensors, JSON
+    of_rank: tuple[Tensors, dict[str, Any]]
 
 
 def snapshot(session: Session, progress: Progress) -> Snapshot:
     """From which `restore` continues exactly."""
     learner = session.learner
     backend = learner.backend
-    random, random_state = run_state.random_state()
-    tensors: Tensors = {"model": backend.weights(session.model)}
+    random, random_numbers = random_state.capture()
+    tensors: Tensors = {"model": backend.weights_to_save(session.model)}
     own: Tensors = {"random": random}
-    own_state: dict[str, Any] = {"random": random_state}
+    own_state: dict[str, Any] = {"random": random_numbers}
     state: dict[str, Any] = {
-        "layout": backend.layout,
+        "layout": backend.state_layout,
         "progress": {k: v for k, v in vars(progress).items() if k != "pending"},
         "updates": learner.updates,
         "kl_coefficient": learner.kl_coefficient,
@@ -76,7 +78,7 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
     moments["optimizer"], numbers["optimizer"] = backend.optimizer_state(learner.optimizer, trained)
     if learner.critic:
         module = backend.unwrap(learner.critic.module)
-        tensors["critic"] = backend.weights(module)
+        tensors["critic"] = backend.weights_to_save(module)
         state["critic"] = {"updates": learner.critic.updates, "base": critic_base(learner)}
         made = backend.optimizer_state(learner.critic.optimizer, _trained(module))
         moments["critic_optimizer"], numbers["critic_optimizer"] = made
@@ -85,7 +87,7 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
         state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
     of_next, of_next_state = prefetch.snapshot(session)
-    return Snapshot(tensors, state, (own | of_next, own_state | of_next_state))
+    return Snapshot((tensors, state), (own | of_next, own_state | of_next_state))
 
 
 def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Progress:
@@ -94,7 +96,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     Raises ValueError when the reference model is not the one the run began with, or other processes hold other parts of
     the state than now.
     """
-    _check_layout(session.learner.backend.layout, state.get("layout"), "pending" in state)
+    _check_layout(session.learner.backend.state_layout, state.get("layout"), "pending" in state)
     identity = reference_identity(session)
     if identity != state["reference"]:
         raise ValueError(
@@ -126,26 +128,20 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
     prefetch.restore(session, tensors, state, session.sampling(progress.step + 1))
-    run_state.restore_random_state(tensors["random"], state["random"])
+    random_state.restore(tensors["random"], state["random"])
     return progress
 
 
-def refuse_another_run(recipe: Recipe | SftRecipe, saved: Path) -> None:
+def refuse_another_run(recipe: ResolvedRecipe | SftRecipe, saved: Path) -> None:
     """Raise ValueError when what is learned, or from what, is not as in the run that `saved` describes.
 
     Length, logging, checkpoints, evaluation, and how the optimizer goes on may change.
     """
-    before = config.load(saved, (), type(recipe))
-    sections = ("model", "sft", "optimizer") if isinstance(recipe, SftRecipe) else LEARNED
-    asked = {
-        "run.seed": (before.run.seed, recipe.run.seed),
-        **{key: (getattr(before, key), getattr(recipe, key)) for key in sections},
-        **_critics(before, recipe),
-        "data.train": (before.data.train, recipe.data.train),
-    }
-    if is_training(before) and is_training(recipe):
-        asked["rollout.overlap"] = (before.rollout.overlap, recipe.rollout.overlap)
-    changed = [f"{key} (was {old}, is {new})" for key, (old, new) in asked.items() if old != new]
+    now = recipe.written if isinstance(recipe, ResolvedRecipe) else recipe
+    before = config.load_saved(saved, type(now))
+    keys = SFT_KEYS if isinstance(now, SftRecipe) else KEYS
+    values = {key: (_value(before, key), _value(now, key)) for key in keys}
+    changed = [f"{key} (was {old}, is {new})" for key, (old, new) in values.items() if old != new]
     if changed:
         raise ValueError(
             f"{saved.parent} holds another run; changed: {'; '.join(changed)}. Continue with the same recipe, or "
@@ -157,10 +153,10 @@ def reference_identity(session: Session) -> str | None:
     """A digest of the reference's weights, which are those under an adapter too; None when there is neither."""
     if session.reference is None and not has_adapter(session.model):
         return None
-    if session.reference_identity is None:
+    if session.reference_digest is None:
         kept = session.reference_policy.model if session.reference_policy else session.model
-        session.reference_identity = identity_of(kept)
-    return session.reference_identity
+        session.reference_digest = digest_without_adapter(kept)
+    return session.reference_digest
 
 
 def _check_layout(here: dict[str, Any], saved: dict[str, Any] | None, pending: bool) -> None:
@@ -184,14 +180,12 @@ def critic_base(learner: Learner) -> str | None:
     if critic.base is None:
         named = learner.backend.unwrap(critic.module).named_parameters()
         frozen = {name: p for name, p in named if not p.requires_grad}
-        critic.base = run_state.weights_digest(frozen) if frozen else None
+        critic.base = weights_digest(frozen) if frozen else None
     return critic.base
 
 
-def _critics(before: Recipe | SftRecipe, recipe: Recipe | SftRecipe) -> dict[str, tuple[Any, Any]]:
-    if isinstance(before, SftRecipe) or isinstance(recipe, SftRecipe):
-        return {}
-    return {f"critic.{key}": (getattr(before.critic, key), getattr(recipe.critic, key)) for key in OF_CRITIC}
+def _value(recipe: Recipe | SftRecipe, key: str) -> Any:
+    return reduce(getattr, key.split("."), recipe)
 
 
 def _steps(session: Session) -> dict[str, int]:

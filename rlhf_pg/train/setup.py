@@ -1,19 +1,18 @@
-"""From a recipe to the live parts of a run, cheap checks first: data and rewards come before any model is loaded."""
+"""Build the live parts of a run from its recipe, cheap ones first: data and rewards fail before any model is loaded."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_pg.algorithms.base import resolve as resolve_algorithm
-from rlhf_pg.config import Optimizer, Recipe
+from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.distributed.launch_checks import refuse_in_several, refuse_with_deepspeed
 from rlhf_pg.estimate.estimate import Plan, settled
 from rlhf_pg.estimate.estimate import plan as make_plan
 from rlhf_pg.models.adapter import add_adapter
@@ -27,7 +26,7 @@ from rlhf_pg.rollout.engine import build as build_engine
 from rlhf_pg.rollout.launch_local import local_engine
 from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
-from rlhf_pg.storage.state import weights_digest
+from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.precompute import Reference, frozen_copy, reference
 from rlhf_pg.train.prompts import longest_request, note, prompts_of
@@ -38,10 +37,10 @@ from rlhf_pg.types import Prompt, Sampling
 class Session:
     """The live parts of a run."""
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel  # unwrapped: what is trained and saved
-    sampled: PreTrainedModel  # what the engine samples from: `model`, or a copy where that is sharded
+    engine_model: PreTrainedModel  # what the engine samples from: `model`, or a copy where that is sharded
     learner: Learner
     reference: Reference | None
     reference_policy: Policy | None
@@ -52,10 +51,10 @@ class Session:
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
     plan: Plan
-    reference_identity: str | None = None  # digest of its weights, taken once
+    reference_digest: str | None = None  # of its weights, computed once
 
     def sampling(self, step: int) -> Sampling:
-        """How the rollouts of a step are sampled."""
+        """Return how the rollouts of a step are sampled."""
         rollout = self.recipe.rollout
         return Sampling(
             samples=rollout.samples_per_prompt,
@@ -67,99 +66,103 @@ class Session:
 
     def push_weights(self) -> None:
         """Make the engine sample from the weights as they are now; all ranks must call this."""
-        if self.sampled is not self.model:
-            for named in self.learner.backend.whole(self.model):
-                overwrite(self.sampled, [named])
+        if self.engine_model is not self.model:
+            for named_weight in self.learner.backend.gathered_weights(self.model):
+                overwrite(self.engine_model, [named_weight])
         self.engine.load_weights((), version=self.learner.updates)
 
     def close(self) -> None:
+        """End the engine, the reward workers and the trackers."""
         self.engine.close()
         self.scorer.close()
         self.learner.backend.close()
 
 
-def build(recipe: Recipe, *, learn: bool = True, backend: Backend | None = None) -> Session:
-    """Every part of a run. `learn` False leaves out the critic and the reference, which evaluation does not need.
-    `backend`: the process group, if it has been joined.
+def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None = None) -> Session:
+    """Build every part of a run. `learn` False leaves out the critic and the reference, which evaluation does not need.
 
-    Raises ValueError naming the key, file or column that is wrong.
+    `backend`: the process group, if it has been joined. Raises ValueError naming the key, file or column that is wrong.
     """
     rewards = [plugin.resolve(r.fn, r.weight, r.timeout_s) for r in recipe.rewards]
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
-    config = load_config(recipe.model.path, trust_remote_code=trust)
-    made = prompts_of(recipe, tokenizer, context_length(config))
-    train = made["train"].prompts
+    model_config = load_config(recipe.model.path, trust_remote_code=trust)
+    prompts = prompts_of(recipe, tokenizer, context_length(model_config))
+    train = prompts["train"].prompts
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
-    sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed)
-    longest = max(len(prompt.tokens) for prompt in train)
-    recipe = settled(recipe, config, longest)
+    longest_prompt = max(len(prompt.tokens) for prompt in train)
+    recipe = settled(recipe, model_config, longest_prompt)
 
     backend = backend or join(recipe, trackers=learn)
-    refuse_in_several(recipe, backend)
-    if learn:
-        refuse_with_deepspeed(recipe, backend)
     model = policy_model(recipe, recipe.model.path, backend)
-    with_reference = learn and recipe.kl.coefficient > 0
-    sampled, kept, identity = model, None, None
-    if backend.sharded:  # whatever needs whole weights takes them now
-        sampled = copy.deepcopy(model)
-        if with_reference:
-            kept = frozen_copy(Policy(model, recipe.rollout.temperature, recipe.update.share_prompts))
-            identity = identity_of(kept.model)
+    # Copies are made before `backend.prepare`, which under ZeRO-3 leaves no process with all weights.
+    engine_model = copy.deepcopy(model) if backend.sharded else model
+    with_reference = learn and recipe.passes.reference
+    reference_copy, digest = None, None
+    if with_reference and backend.sharded:
+        reference_copy = frozen_copy(Policy(model, recipe.rollout.temperature, recipe.update.share_prompts))
+        digest = digest_without_adapter(reference_copy.model)
     learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
     frozen, frozen_policy = None, None
     if with_reference:
-        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, kept, backend.freeze)
-    stops = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    engine = make_engine(recipe, sampled, stops, longest_request(recipe, made), learn=learn)
-    learner.rollout_is_old = getattr(engine, "samples_live_weights", False) and recipe.model.dtype == "float32"
+        frozen, frozen_policy = reference(
+            policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
+        )
+    eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
+    engine = make_engine(recipe, engine_model, eos_ids, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
         model=model,
-        sampled=sampled,
+        engine_model=engine_model,
         learner=learner,
         reference=frozen,
         reference_policy=frozen_policy,
         engine=engine,
         scorer=Scorer(rewards),
         train_prompts=train,
-        eval_prompts=made["eval"].prompts if "eval" in made else [],
-        sampler=sampler,
-        notes=[note(name, prompts) for name, prompts in made.items()],
-        plan=make_plan(recipe, config, longest_prompt=longest),
-        reference_identity=identity,
+        eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
+        sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
+        notes=[note(name, source) for name, source in prompts.items()],
+        plan=make_plan(recipe, model_config, longest_prompt=longest_prompt),
+        reference_digest=digest,
     )
 
 
-def join(recipe: Recipe, *, trackers: bool = True) -> Backend:
-    """The device and the processes of this launch."""
-    given = recipe.model.dtype, recipe.log.trackers if trackers else (), recipe.run.dir, recipe.run.deadline_s
-    return Backend(*given)
+def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:
+    """Join the processes of this launch, each on its device."""
+    names = recipe.log.trackers if trackers else ()
+    return Backend(recipe.model.dtype, names, recipe.run.dir, recipe.run.timeout_s)
 
 
-def identity_of(model: PreTrainedModel) -> str:
-    """A digest of a model's weights, an adapter's left out."""
+def digest_without_adapter(model: PreTrainedModel) -> str:
+    """Return a digest of a model's weights, an adapter's left out."""
     return weights_digest((n, p) for n, p in model.named_parameters() if "lora_" not in n)
 
 
 def make_engine(
-    recipe: Recipe, model: PreTrainedModel, stops: Sequence[int], context: int, *, learn: bool = True
+    recipe: ResolvedRecipe, model: PreTrainedModel, eos_ids: Sequence[int], context: int, *, learn: bool = True
 ) -> Engine:
-    """In this process, in one that samples a step ahead, or in that of `rlhf-pg serve`."""
-    rollout, trust = recipe.rollout, recipe.model.trust_remote_code
-    facts = {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
+    """Build the engine: in this process, in a second one that samples a step ahead, or in that of `rlhf-pg serve`.
+
+    context: tokens of the longest request.
+    """
+    rollout = recipe.rollout
     if rollout.server is not None:
-        return served_engine(model, stops, rollout.server, dtype=recipe.model.dtype, context=context)
-    if learn and rollout.overlap:
-        return local_engine(model, stops, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
-    return build_engine(rollout.engine, model, stops, rollout.slots, rollout.options, **facts)
+        return served_engine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
+    launch = local_engine if learn and rollout.overlap else build_engine
+    return launch(rollout.engine, model, eos_ids, rollout.slots, rollout.options, **engine_facts(recipe, context))
 
 
-def policy_model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel:
-    """A model as the recipe's `model` section wants it: attention, adapter, dropout, checkpointing, device."""
+def engine_facts(recipe: ResolvedRecipe, context: int) -> dict[str, Any]:
+    """Return what an engine's constructor may name besides the recipe's `rollout.options`."""
+    trust = recipe.model.trust_remote_code
+    return {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
+
+
+def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend) -> PreTrainedModel:
+    """Load a model as the recipe's `model` section has it: attention, adapter, dropout, checkpointing, device."""
     section = recipe.model
     model = load_model(
         path,
@@ -178,54 +181,55 @@ def policy_model(recipe: Recipe, path: str, backend: Backend) -> PreTrainedModel
 
 
 def _learner(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend, *, learn: bool
+    recipe: ResolvedRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend, *, learn: bool
 ) -> tuple[Learner, Policy]:
-    """The policy with its optimizer, and the critic with its own if the algorithm has one."""
-    algorithm = resolve_algorithm(recipe.algorithm.name)
-    options = algorithm.options(**recipe.algorithm.options)
-    algorithm = algorithm.settled(options)
-    critic, head = None, None
-    if learn and algorithm.needs_critic:
-        critic, head = _critic(recipe, model, tokenizer, backend)
-    policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts, head)
+    """Return the policy with its optimizer, and the critic with its own if the algorithm has one."""
+    critic, value_head = None, None
+    if learn and recipe.algorithm.needs_critic:
+        critic, value_head = _critic(recipe, model, tokenizer, backend)
+    policy = Policy(model, recipe.rollout.temperature, recipe.update.share_prompts, value_head)
     trainable = [p for p in model.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(policy, adamw(trainable, recipe.optimizer), recipe.optimizer.grad_clip)
     learner = Learner(
         policy=prepared,
         optimizer=optimizer,
         backend=backend,
-        objective=Objective(algorithm, options, recipe.kl, recipe.rollout.max_new_tokens),
+        objective=Objective(recipe.algorithm, recipe.kl, recipe.rollout.max_new_tokens),
         update=recipe.update,
+        passes=recipe.passes,
         optimization=recipe.optimizer,
         seed=recipe.run.seed,
-        total_updates=(recipe.run.steps - recipe.critic.warmup) * recipe.update.epochs * recipe.update.minibatches,
+        total_updates=recipe.optimizer_steps,
         critic=critic,
     )
     return learner, policy
 
 
 def _critic(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend
+    recipe: ResolvedRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: Backend
 ) -> tuple[CriticLearner, ValueHead | None]:
-    """The critic, and its head if that sits on the policy. Raises ValueError for a backbone with other tokens."""
+    """Return the critic, and its head if that sits on the policy.
+
+    Raises ValueError for a backbone with another tokenizer.
+    """
     section = recipe.critic
-    if section.backbone == "policy":
+    if section.on_policy_model:
         head = ValueHead(model.config.get_text_config().hidden_size, section.coefficient).to(backend.device)
         optimizer = backend.prepare_optimizer(adamw(list(head.parameters()), section.optimizer))
         total = recipe.run.steps * recipe.update.epochs * recipe.update.minibatches
         return CriticLearner(head, optimizer, section, total), head
-    copied = section.backbone == "copy"
-    if not copied:
-        _same_tokens(recipe, tokenizer)
-    other = policy_model(recipe, recipe.model.path if copied else section.backbone, backend)
-    own = Critic(other.get_decoder(), recipe.update.share_prompts).to(backend.device)
-    trainable = [p for p in own.parameters() if p.requires_grad]
-    prepared, optimizer = backend.prepare(own, adamw(trainable, section.optimizer), section.optimizer.grad_clip)
+    if section.backbone != "copy":
+        _check_same_tokens(recipe, tokenizer)
+    path = recipe.model.path if section.backbone == "copy" else section.backbone
+    backbone = policy_model(recipe, path, backend)
+    critic = Critic(backbone.get_decoder(), recipe.update.share_prompts).to(backend.device)
+    trainable = [p for p in critic.parameters() if p.requires_grad]
+    prepared, optimizer = backend.prepare(critic, adamw(trainable, section.optimizer), section.optimizer.grad_clip)
     total = recipe.run.steps * section.epochs * section.minibatches
     return CriticLearner(prepared, optimizer, section, total), None
 
 
-def _same_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_same_tokens(recipe: ResolvedRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError unless the critic's model knows the policy's tokens by the same numbers."""
     path, trust = recipe.critic.backbone, recipe.model.trust_remote_code
     rows = load_config(path, trust_remote_code=trust).get_text_config().vocab_size
@@ -237,7 +241,7 @@ def _same_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def adamw(parameters: list[torch.nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:
-    """The optimizer of one `optimizer` section."""
+    """Make the optimizer of one `optimizer` section."""
     return torch.optim.AdamW(
         parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )

@@ -18,8 +18,8 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from rlhf_pg import functional as F
-from rlhf_pg.algorithms.base import Algorithm, resolve
-from rlhf_pg.config import Recipe
+from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
+from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
@@ -67,17 +67,18 @@ class Rung:
     """An estimator that this run can have, with its record."""
 
     estimator: Estimator
-    record: Algorithm
-    options: Any
+    record: BoundAlgorithm
 
 
-def run(recipe: Recipe, after: int, groups: int, out: Path) -> int:
+def run(recipe: ResolvedRecipe, after: int, groups: int, out: Path) -> int:
     """Measure, print a table, write variance.json and variance.png to `out` (see `variance_arguments.checked`)."""
     sections = {
         "log": recipe.log.model_copy(update={"trackers": []}),
         "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
     }
-    session = build(recipe.model_copy(update=sections), backend=join(recipe, trackers=False).alone("rlhf-pg variance"))
+    session = build(
+        recipe.changed(**sections), backend=join(recipe, trackers=False).require_one_process("rlhf-pg variance")
+    )
     try:
         result = measure(session, after, groups)
     finally:
@@ -90,7 +91,7 @@ def measure(session: Session, after: int, groups: int) -> dict[str, Any]:
     """Train `after` steps, then measure at those weights: what variance.json holds."""
     recipe = session.recipe
     rungs, notes = ladder(session.learner, recipe.rollout.samples_per_prompt)
-    made = loop.Run(session, _Nowhere(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    made = loop.TrainingRun(session, _Nowhere(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     with Bar() as bar:
         steps = bar.add_task(f"training {after} steps", total=after)
         for _ in range(after):
@@ -108,14 +109,13 @@ def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
     rungs, notes = [], []
     for estimator in LADDER:
         record = resolve(estimator.algorithm)
-        options = record.options(**estimator.options, denominator="constant")
-        settled = record.settled(options)
-        if settled.needs_critic and learner.critic is None:
+        bound = record.bind({**estimator.options, "denominator": "constant"})
+        if bound.needs_critic and learner.critic is None:
             notes.append(f"{estimator.name} is left out: the recipe's algorithm has no critic")
-        elif (settled.min_group if isinstance(settled.min_group, int) else 1) > samples:
+        elif bound.min_group > samples:
             notes.append(f"{estimator.name} is left out: rollout.samples_per_prompt is {samples}")
         else:
-            rungs.append(Rung(estimator, settled, options))
+            rungs.append(Rung(estimator, bound))
     return rungs, notes
 
 
@@ -123,7 +123,7 @@ def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
 
 
 def gradients(
-    run: loop.Run, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
+    run: loop.TrainingRun, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, dict[str, Any]]:
     """The gradients of fresh groups at the present weights [E, groups, d], and their rollouts' figures.
 
@@ -143,7 +143,7 @@ def gradients(
             pending = loop.roll_out(looking)
             looking.progress.step += 1
             batch, signals = pending.batch, pending.signals
-            given = [rung.record.credit(batch, signals, rung.options) for rung in rungs]
+            given = [rung.record.credit(batch, signals) for rung in rungs]
             used = batch.group < groups - done  # [B]
             scored = batch.mask & used[:, None]  # [B, C]
             moments += [credits.moments(c, signals, scored) for c in given if c.returns is not None][:1]
@@ -184,7 +184,7 @@ def group_gradients(
     The denominator is that of a whole group, `samples` * max_new_tokens, also where samples are excluded. The ratio to
     the policy that sampled is 1. One forward serves all estimators, unless the group is more than a micro-batch.
     """
-    longest, parameters = learner.objective.longest, learner.parameters
+    longest, parameters = learner.objective.max_length, learner.parameters
     rows = (batch.group == group).nonzero().squeeze(1)
     count = torch.tensor(samples * longest)
     pieces = collate.micro_batches(batch, rows, learner.update.positions, shares_prompts(learner.policy))
@@ -195,7 +195,7 @@ def group_gradients(
         for micro, part in micros:
             logp, entropy = shared or learner.policy(part)
             known = replace(pick(signals, micro, part), logp_old=logp.detach())
-            loss = rung.record.objective(logp, entropy, part, known, pick(credit, micro, part), rung.options).loss
+            loss = rung.record.objective(logp, entropy, part, known, pick(credit, micro, part)).loss
             total = F.normalize.total(loss, part.mask, "constant", count, longest)
             found = torch.autograd.grad(total, parameters, retain_graph=shared is not None, allow_unused=True)
             for place, gradient in zip(flat.split([p.numel() for p in parameters]), found, strict=True):
@@ -205,8 +205,9 @@ def group_gradients(
 
 
 def _all_signals(learner: Learner) -> Learner:
-    """The same learner as if it took several optimizer steps: then a shared critic's values are among the signals."""
-    made = replace(learner, update=learner.update.model_copy(update={"epochs": 2}))
+    """Return the same learner, but for a shared critic's values: they are among the signals, by a pass of their own."""
+    values = "policy" if learner.passes.values == "update" else learner.passes.values
+    made = replace(learner, passes=replace(learner.passes, values=values))
     made.kl_coefficient = learner.kl_coefficient
     return made
 
@@ -225,7 +226,7 @@ class _Nowhere:
 
 
 def _result(
-    recipe: Recipe, after: int, rungs: Sequence[Rung], kept: Tensor, facts: dict[str, Any], notes: list[str]
+    recipe: ResolvedRecipe, after: int, rungs: Sequence[Rung], kept: Tensor, facts: dict[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     names = [rung.estimator.name for rung in rungs]
     bootstrap = Bootstrap(kept)
@@ -237,7 +238,7 @@ def _result(
     for number, (rung, summary) in enumerate(zip(rungs, made, strict=True)):
         estimator = rung.estimator
         ratio = bootstrap.ratio(number, to_go) if estimator.same_scale else None
-        options = rung.options.model_dump(mode="json")
+        options = rung.record.options.model_dump(mode="json")
         about = {"name": estimator.name, "algorithm": estimator.algorithm, "options": options, "bias": estimator.bias}
         table.append(about | {"same_scale": estimator.same_scale} | vars(summary) | {"to_reward_to_go": ratio})
         if estimator.rung_above and (ratio := bootstrap.ratio(number, names.index(estimator.rung_above))):
@@ -261,5 +262,5 @@ def _result(
         "estimators": table,
         "rungs": steps,
         "notes": notes,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.written.model_dump(mode="json"),
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_pg.config import Recipe
+from rlhf_pg.config import ResolvedRecipe
 
 RUN_FILES = ("metrics.jsonl", "config.yaml", "checkpoints", "model", ".lock")
 
 
-def checked(recipe: Recipe, *, after: int = 10, groups: int = 256, out: Path | None = None) -> tuple[int, int, Path]:
+def checked(
+    recipe: ResolvedRecipe, *, after: int = 10, groups: int = 256, out: Path | None = None
+) -> tuple[int, int, Path]:
     """Steps to train first, groups to measure on, and the folder to write to, made. Raises ValueError."""
     if groups < 2:
         raise ValueError(f"--groups {groups}: a variance needs at least 2 groups")

@@ -25,7 +25,7 @@ REWARD = Path(__file__).parent / "reward.py"
 Take = Callable[[], Answer]
 
 
-def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.Recipe:
+def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.ResolvedRecipe:
     """GRPO with its defaults (AdamW at 1e-6), beta 0.04, one optimizer step per rollout; `sections` replace its."""
     raw: dict[str, Any] = {
         "run": {"dir": str(run), "steps": 10**6, "preflight": False},
@@ -50,7 +50,7 @@ def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.Rec
     return config.parse(raw | sections, config.Recipe)
 
 
-def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.Run:
+def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.TrainingRun:
     """What `rlhf-pg train` holds when its first step begins; closed with the stack."""
     place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
     settings = recipe(shape, folder, place)
@@ -58,10 +58,10 @@ def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.Run:
     session = build(settings)
     stack.callback(session.close)
     view = stack.enter_context(LiveView(settings.run.steps, "off"))
-    return loop.Run(session, run_dir, view, StopRequest(), Progress())
+    return loop.TrainingRun(session, run_dir, view, StopRequest(), Progress())
 
 
-def take_step(run: loop.Run) -> Answer:
+def take_step(run: loop.TrainingRun) -> Answer:
     """One whole step, its metrics written, as the loop of `rlhf-pg train` does it."""
     metrics = loop.train_step(run)
     loop.record(run, metrics)

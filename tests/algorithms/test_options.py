@@ -9,17 +9,17 @@ from rlhf_pg.algorithms import base, rloo
 from rlhf_pg.config import messages
 
 
-def problems(name, **given):
+def problems(name, **options):
     """The lines that the check of a recipe prints."""
     schema = base.resolve(name).options
     with pytest.raises(ValidationError) as error:
-        schema.model_validate(given)
+        schema.model_validate(options)
     return messages.explain(error.value, schema, "algorithm.options.")
 
 
-def settled(name, **given):
+def bound(name, **options):
     record = base.resolve(name)
-    return record.settled(record.options.model_validate(given))
+    return record.bind(options)
 
 
 def test_the_shipped_algorithms():
@@ -53,13 +53,15 @@ def test_the_shipped_algorithms():
     ],
 )
 def test_defaults(name, expected):
-    found = base.resolve(name).options().model_dump()
-    assert found == expected
-    assert base.resolve(name).options.model_validate(found).model_dump() == expected  # as a saved recipe names them all
+    actual = base.resolve(name).options().model_dump()
+    assert actual == expected
+    assert (
+        base.resolve(name).options.model_validate(actual).model_dump() == expected
+    )  # as a saved recipe names them all
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "update", "critic", "old", "group"),
+    ("name", "options", "update", "critic", "old", "group"),
     [
         ("reinforce", {}, "gradient", False, False, 1),
         ("reinforce_baseline", {}, "gradient", True, False, 1),
@@ -71,9 +73,9 @@ def test_defaults(name, expected):
         ("grpo", {}, "gradient", False, True, 2),
     ],
 )
-def test_what_the_trainer_must_know_follows_from_the_options(name, given, update, critic, old, group):
-    found = settled(name, **given)
-    assert (found.update, found.needs_critic, found.needs_old, found.min_group) == (update, critic, old, group)
+def test_what_the_trainer_must_know_follows_from_the_options(name, options, update, critic, old, group):
+    actual = bound(name, **options)
+    assert (actual.update, actual.needs_critic, actual.needs_old, actual.min_group) == (update, critic, old, group)
 
 
 @pytest.mark.parametrize("name", ["reinforce", "reinforce_baseline", "rloo", "trpo"])
@@ -96,7 +98,7 @@ def test_every_refused_key_gets_its_own_line():
 def test_a_discount_of_the_whole_rows_return_is_refused(name):
     (line,) = problems(name, returns="trajectory", gamma=0.9)
     assert line.startswith("algorithm.options.gamma: returns=trajectory is one sum for the row, not discounted")
-    assert settled(name, returns="trajectory", gamma=1.0).name == name
+    assert bound(name, returns="trajectory", gamma=1.0).name == name
 
 
 def test_gspo_asks_for_the_sequence_denominator():
@@ -104,17 +106,17 @@ def test_gspo_asks_for_the_sequence_denominator():
         (line,) = problems("grpo", surrogate="gspo", denominator=denominator)
         assert line.endswith("use denominator=sequence")
         assert line.startswith("algorithm.options.surrogate: ")
-    assert settled("grpo", surrogate="gspo").name == "grpo"
+    assert bound("grpo", surrogate="gspo").name == "grpo"
 
 
 def test_an_eps_for_a_std_that_is_left_out_is_refused():
     (line,) = problems("grpo", scale_by_std=False, std_eps=0.01)
     assert line.startswith("algorithm.options.std_eps: ")
-    assert settled("grpo", scale_by_std=False).name == "grpo"
+    assert bound("grpo", scale_by_std=False).name == "grpo"
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "options"),
     [
         ("reinforce", {"gamma": 1.1}),
         ("reinforce", {"returns": "rewards_to_go"}),
@@ -134,11 +136,32 @@ def test_an_eps_for_a_std_that_is_left_out_is_refused():
         ("rloo", {"baseline": "leave_one_out"}),
     ],
 )
-def test_a_value_out_of_range_or_an_unknown_key_is_named(name, given):
-    (key,) = given
-    (line,) = problems(name, **given)
+def test_a_value_out_of_range_or_an_unknown_key_is_named(name, options):
+    (key,) = options
+    (line,) = problems(name, **options)
     assert line.startswith(f"algorithm.options.{key}: ")
 
 
 def test_rloo_is_at_most_forty_lines():
     assert len(inspect.getsource(rloo).splitlines()) <= 40
+
+
+def test_a_bound_algorithm_is_its_record_with_the_options_filled_in():
+    calls = []
+    record = base.Algorithm(
+        "mine",
+        lambda *call: calls.append(call),  # pyright: ignore[reportArgumentType]
+        lambda *call: calls.append(call),  # pyright: ignore[reportArgumentType]
+        needs_critic=lambda options: options.standardise,
+    )
+    mine = record.bind({"standardise": True})
+    mine.credit("batch", "signals")  # pyright: ignore[reportArgumentType]
+    mine.objective("logp", "entropy", "batch", "signals", "credit")  # pyright: ignore[reportArgumentType]
+    assert calls == [
+        ("batch", "signals", mine.options),
+        ("logp", "entropy", "batch", "signals", "credit", mine.options),
+    ]
+    assert mine.options.standardise
+    assert (mine.needs_critic, record.bind(base.Options()).needs_critic) == (True, False)
+    with pytest.raises(ValidationError, match="standardize"):
+        record.bind({"standardize": True})

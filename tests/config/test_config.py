@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recipe_files import HELD_OUT, MINIMAL, load, write
+from recipe_files import HELD_OUT, MINIMAL, load, resolve, write
 
 from rlhf_pg import config
 from rlhf_pg.config import SftRecipe
@@ -131,7 +131,7 @@ def test_a_row_format_with_a_home_on_the_hub_needs_no_path():
     ],
 )
 def test_a_dumped_recipe_loads_back_equal(overrides):
-    recipe = load(*overrides)
+    recipe = resolve(*overrides)
     assert config.load(write(config.dump(recipe), "dumped.yaml")) == recipe
 
 
@@ -142,10 +142,10 @@ def test_a_dumped_sft_recipe_loads_back_equal():
 
 
 def test_a_dump_is_plain_yaml_that_any_reader_reads_the_same():
-    dumped = yaml.safe_load(config.dump(load("log.live=off", "log.trackers=[wandb]", "log.project='1e5'")))
+    dumped = yaml.safe_load(config.dump(resolve("log.live=off", "log.trackers=[wandb]", "log.project='1e5'")))
     assert (dumped["log"]["live"], dumped["log"]["project"]) == ("off", "1e5")
     assert dumped["optimizer"]["lr"] == 1e-6
-    assert "estimator" not in yaml.safe_load(config.dump(load("kl.coefficient=0")))["kl"]
+    assert "estimator" not in yaml.safe_load(config.dump(resolve("kl.coefficient=0")))["kl"]
 
 
 def test_loading_imports_no_torch_and_takes_under_two_seconds():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recipe_files import HELD_OUT, SFT, load, problem, problems, write
+from recipe_files import HELD_OUT, SFT, load, problem, problems, resolve, write
 
 from rlhf_pg import config
 from rlhf_pg.config import RecipeError, SftRecipe
@@ -76,23 +76,23 @@ def test_same_k_twice():
 
 
 def test_importance_weights_of_an_engine_with_the_trainers_own_log_probs():
-    assert problem("update.importance_cap=2") == (
-        "update.importance_cap: has no effect with rollout.engine=native in float32, whose log-probs are the trainer's "
+    assert problem("update.mismatch.cap=2") == (
+        "update.mismatch.cap: has no effect with rollout.engine=native in float32, whose log-probs are the trainer's "
         "own: remove it or set it to null"
     )
-    assert load("update.importance_cap=2", "model.dtype=bfloat16").update.importance_cap == 2
-    assert load("update.importance_cap=2", "rollout.engine=my.engine:Engine").update.importance_cap == 2
-    assert load("model.dtype=bfloat16").update.importance_cap is None
-    assert problem("update.importance_cap=0.5", "model.dtype=bfloat16") == (
-        "update.importance_cap: must be at least 1, is 0.5"
+    assert load("update.mismatch.cap=2", "model.dtype=bfloat16").update.mismatch.cap == 2
+    assert load("update.mismatch.cap=2", "rollout.engine=my.engine:Engine").update.mismatch.cap == 2
+    assert load("model.dtype=bfloat16").update.mismatch.cap is None
+    assert problem("update.mismatch.cap=0.5", "model.dtype=bfloat16") == (
+        "update.mismatch.cap: must be at least 1, is 0.5"
     )
 
 
 def test_overlap_brings_importance_weights_with_it_and_keeps_a_cap_that_is_given():
-    recipe = load("rollout.overlap=true")
-    assert recipe.update.importance_cap == 2.0
+    recipe = resolve("rollout.overlap=true")
+    assert recipe.update.mismatch.cap == 2.0
     assert config.load(write(config.dump(recipe), "again.yaml")) == recipe
-    assert load("rollout.overlap=true", "update.importance_cap=5").update.importance_cap == 5
+    assert load("rollout.overlap=true", "update.mismatch.cap=5").update.mismatch.cap == 5
 
 
 def test_overlap_where_it_cannot_be():
@@ -319,9 +319,9 @@ def test_a_group_baseline_with_one_sample_is_refused_and_a_critic_needs_no_secon
 
 
 def test_a_saved_recipe_names_the_critic_only_where_there_is_one():
-    assert "critic" not in config.dump(load())
+    assert "critic" not in config.dump(resolve())
     assert load("algorithm.name=ppo").critic.backbone == "copy"
-    assert "backbone: copy" in config.dump(load("algorithm.name=ppo"))
+    assert "backbone: copy" in config.dump(resolve("algorithm.name=ppo"))
 
 
 def test_an_option_set_to_null_is_as_if_not_given():

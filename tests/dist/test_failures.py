@@ -16,7 +16,7 @@ DEADLINE_S = 4.0  # of the run in which a rank hangs
 
 def outcome(kind, folder):
     """(exit status, output) of two processes of which rank 1 fails in step 2."""
-    run = {"run": {"deadline_s": DEADLINE_S if kind == "hang" else 120.0}}
+    run = {"run": {"timeout_s": DEADLINE_S if kind == "hang" else 120.0}}
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(plays.recipe(folder / "run", "grpo", run | {"log": {"live": "auto"}})))
     return launch.finish(launch.start("cpu_ddp", "tests.dist.faults", kind, str(file)))
@@ -32,7 +32,7 @@ def test_an_error_on_one_rank_is_what_the_others_end_with(tmp_path):
 def test_a_rank_that_hangs_ends_the_run_at_the_deadline_and_both_stacks_are_shown(tmp_path):
     status, output = outcome("hang", tmp_path)
     assert status != 0
-    found = re.search(r"rlhf-pg \(rank 0\): waited more than 4 s \(run\.deadline_s\) for (.*), step 2", output)
+    found = re.search(r"rlhf-pg \(rank 0\): waited more than 4 s \(run\.timeout_s\) for (.*), step 2", output)
     assert found, output[-3000:]
     assert "rank 0 failed first: waited more than 4 s" in output  # on rank 1, which can still speak
     assert "in sleep_in_the_update" in output and "in all_reduce" in output  # where each of them is

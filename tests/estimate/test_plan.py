@@ -8,6 +8,7 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg import config
+from rlhf_pg.config import contradictions
 from rlhf_pg.estimate.estimate import bytes_text, count_text, plan, settled, show
 from rlhf_pg.estimate.model_size import size_of, sizes_of
 
@@ -31,7 +32,10 @@ def recipe(**sections):
     }
     for name, section in sections.items():
         mapping[name] = {**mapping.get(name, {}), **section}
-    return config.Recipe.model_validate(mapping)
+    written = config.Recipe.model_validate(mapping)
+    algorithm, _ = contradictions.bind_algorithm(written.algorithm)
+    assert algorithm is not None
+    return config.ResolvedRecipe.of(written, algorithm, config.Launch())
 
 
 @pytest.mark.parametrize("tied", [True, False])

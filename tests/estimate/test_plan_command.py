@@ -12,7 +12,7 @@ from rlhf_pg.estimate.layout import ONE, Layout
 from rlhf_pg.estimate.model_size import sizes_of
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.estimate.step_time import step_time
-from rlhf_pg.estimate.work import scoring_passes, work
+from rlhf_pg.estimate.work import work
 from tests.estimate.test_plan import TINY, recipe
 
 SEVEN_B = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
@@ -183,8 +183,7 @@ def test_what_is_frozen_or_left_out_costs_less_and_what_is_done_again_costs_more
 
 def test_passes_without_gradient_are_those_that_signals_makes():
     def passes(**changes):
-        given = recipe(**changes)
-        return scoring_passes(Share(given, 20, 6, 100))
+        return recipe(**changes).passes.of_policy
 
     assert passes() == 1  # the reference
     assert passes(kl={"coefficient": 0}) == 0

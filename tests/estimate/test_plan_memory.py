@@ -27,11 +27,11 @@ PPO = {"algorithm": {"name": "ppo"}, "kl": IN_REWARD}
 KEPT = 6 * 32 + 2 * 16 + 3 * 64  # numbers a layer keeps per position
 
 
-def share(given: config.Recipe, tokens: int = 10_000, **changes) -> Share:
+def share(given: config.ResolvedRecipe, tokens: int = 10_000, **changes) -> Share:
     return Share(given, 20, given.rollout.prompts_per_step, tokens, **changes)
 
 
-def of(given: config.Recipe, tokens: int = 10_000, layout: Layout = ONE, shape=None, **changes) -> Memory:
+def of(given: config.ResolvedRecipe, tokens: int = 10_000, layout: Layout = ONE, shape=None, **changes) -> Memory:
     return memory(share(given, tokens, **changes), *sizes_of(given, shape or Qwen2Config(**TINY)), layout)
 
 
@@ -170,7 +170,7 @@ def test_the_largest_micro_batch_fits_and_one_position_more_does_not():
     assert largest_tokens(share(given), *sizes, 1000) == 0
 
 
-def test_off_the_cpu_trees_attend_to_copies_of_their_prompts():
+def test_off_the_cpu_packed_rows_attend_to_copies_of_their_prompts():
     cpu, gpu = of(recipe()), of(recipe(), device="cuda")
     copies = 3 * 24 * (2 * 30 + 2 * 10) * 32 * 4  # layers, rows, keys and values of P + C, queries and outputs of C
     assert part(gpu, "update: activations") - part(cpu, "update: activations") == copies

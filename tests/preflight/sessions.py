@@ -18,7 +18,7 @@ def small_session(scorer, tmp_path, **changes) -> Session:
     return replace(build(small_recipe(tmp_path, **changes)), scorer=scorer)
 
 
-def small_recipe(tmp_path, **changes) -> config.Recipe:
+def small_recipe(tmp_path, **changes) -> config.ResolvedRecipe:
     recipe = {
         "run": {"dir": str(tmp_path / "run")},
         "model": {"path": "tiny"},

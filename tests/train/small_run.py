@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_pg import config
-from rlhf_pg.train.loop import train
+from rlhf_pg.commands.run_training import train
 
 REWARDS = Path(__file__).with_name("small_rewards.py")
 
 
-def recipe(folder: Path, **changes: Any) -> config.Recipe:
+def recipe(folder: Path, **changes: Any) -> config.ResolvedRecipe:
     """`changes`: section=dict, merged into the defaults of `mapping`."""
     return config.parse(mapping(folder, **changes), config.Recipe)
 

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import resolve
-from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.config import KL, Mismatch, Optimizer, Update
 from rlhf_pg.data import collate
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
@@ -21,22 +21,26 @@ UPDATE = Update(tokens_per_microbatch=2048)
 
 LENGTH = 6
 
+NO_ALARM = Mismatch()
+
 
 def gradient(
-    batch, *, denominator="sequence", tokens=10_000, share=True, seed=0, cap=None, mismatch=None, dropped=None
+    batch, *, denominator="sequence", tokens=10_000, share=True, seed=0, cap=None, mismatch=NO_ALARM, dropped=None
 ):
     """All parameters' gradients of one GRPO step with a KL term, in float64 weights."""
     model = random_model(seed=seed).double()
     reference = frozen_copy(Policy(random_model(seed=seed + 1).double(), temperature=0.9))
     policy = Policy(model, temperature=0.9, share_prompts=share)
     algorithm = resolve("grpo")
-    options = algorithm.options.model_validate({"denominator": denominator})
+    bound = algorithm.bind({"denominator": denominator})
     learner = Learner(
         policy=policy,
         optimizer=torch.optim.SGD(policy.parameters(), lr=0.0),
         backend=Backend(),
-        objective=Objective(algorithm, options, KL(coefficient=0.1), LENGTH),
-        update=Update(tokens_per_microbatch=tokens, share_prompts=share, importance_cap=cap, mismatch=mismatch),
+        objective=Objective(bound, KL(coefficient=0.1), LENGTH),
+        update=Update(
+            tokens_per_microbatch=tokens, share_prompts=share, mismatch=mismatch.model_copy(update={"cap": cap})
+        ),
         optimization=Optimizer(),
         seed=0,
         total_updates=1,
@@ -45,7 +49,7 @@ def gradient(
     signals = Signals(
         terminal_reward(batch), log_probs(policy, batch, UPDATE) + 0.01, log_probs(reference, batch, UPDATE)
     )
-    credit = algorithm.credit(batch, signals, options)
+    credit = bound.credit(batch, signals)
     if dropped is not None:
         credit = replace(credit, advantage=torch.where(dropped[:, None], 0, credit.advantage))
     rows = torch.arange(len(batch.group))
@@ -170,13 +174,13 @@ def test_on_policy_old_log_probs_are_the_current_ones():
     model = random_model().double()
     policy = Policy(model)
     algorithm = resolve("grpo")
-    options = algorithm.options.model_validate({"denominator": "token"})
-    objective = Objective(algorithm, options, KL(coefficient=0.0), LENGTH)
+    bound = algorithm.bind({"denominator": "token"})
+    objective = Objective(bound, KL(coefficient=0.0), LENGTH)
     learner = Learner(
         policy, torch.optim.SGD(policy.parameters(), 0.0), Backend(), objective, UPDATE, Optimizer(), 0, 1
     )
     signals = Signals(terminal_reward(batch).double())
-    credit = algorithm.credit(batch, signals, options)
+    credit = bound.credit(batch, signals)
     gradient_step.accumulate(learner, batch, signals, credit, torch.arange(len(batch.group)))
     found = flat_gradient(model)
     model.zero_grad()

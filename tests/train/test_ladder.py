@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from rlhf_pg import config
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train import gradient_step, learner, loop, setup
+from rlhf_pg.train import gradient_step, loop, setup
 from tests.train import small_run
 
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
@@ -204,7 +206,9 @@ def test_values_from_the_updates_own_forward_change_nothing_but_the_passes(tmp_p
     section = {"name": algorithm, "options": {"standardise": False}}
     same = dict(algorithm=section, critic={"backbone": "policy"}, kl={"coefficient": 0.0}, update=SMALL)
     small_run.run(tmp_path / "in", **same)
-    monkeypatch.setattr(learner.Learner, "values_from_update", False)
+    by_recipe = config.ScoringPasses.of
+    passes_with_one_for_values = lambda *args, **kwargs: replace(by_recipe(*args, **kwargs), values="policy")  # noqa: E731
+    monkeypatch.setattr(config.ScoringPasses, "of", passes_with_one_for_values)
     small_run.run(tmp_path / "before", **same)
     small_run.assert_bitwise_equal(last_checkpoint(tmp_path / "in"), last_checkpoint(tmp_path / "before"))
     for ours, theirs in zip(reproducible(tmp_path / "in"), reproducible(tmp_path / "before"), strict=True):
@@ -358,6 +362,6 @@ IN_UPDATE = {"algorithm": {"name": "reinforce_baseline"}, "critic": {"backbone":
 def test_values_come_from_the_update_only_where_that_is_the_same(tmp_path, other, expected):
     session = setup.build(small_run.recipe(tmp_path, **(IN_UPDATE | other)))
     try:
-        assert session.learner.values_from_update is expected
+        assert (session.learner.passes.values == "update") is expected
     finally:
         session.close()

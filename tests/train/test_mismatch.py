@@ -42,10 +42,10 @@ def test_kl_effective_share_and_worst_token_by_hand_without_any_weights():
 
 
 def test_truncated_and_masked_weights_by_hand():
-    cut, metrics = mismatch.of_tokens(batch(), OLD, Update(importance_cap=1.5))
+    cut, metrics = mismatch.of_tokens(batch(), OLD, Update(mismatch=Mismatch(cap=1.5)))
     assert cut is not None and cut[MASK].tolist() == pytest.approx([1.5, 1.0, 0.5, 0.8, 1.25])
     assert averaged(metrics, Update())["mismatch/capped"] == pytest.approx(1 / 5)
-    out, metrics = mismatch.of_tokens(batch(), OLD, Update(importance_cap=1.5, importance="mask"))
+    out, metrics = mismatch.of_tokens(batch(), OLD, Update(mismatch=Mismatch(cap=1.5, beyond="mask")))
     assert out is not None and out[MASK].tolist() == pytest.approx([0.0, 1.0, 0.0, 0.8, 1.25])
     found = averaged(metrics, Update())
     assert found["mismatch/capped"] == pytest.approx(2 / 5)
@@ -60,7 +60,7 @@ def test_a_masked_row_is_the_one_above_the_limit_and_is_counted_by_its_tokens():
     assert weight is not None and means[0] > limit > means[1]
     assert weight.tolist() == [[0, 0, 0], [1, 1, 1]]
     assert averaged(metrics, update)["mismatch/masked"] == pytest.approx(2 / 5)
-    update = Update(mismatch=update.mismatch, importance_cap=1.0)
+    update = Update(mismatch=update.mismatch.model_copy(update={"cap": 1.0}))
     weight, _ = mismatch.of_tokens(batch(), OLD, update)
     assert weight is not None and weight[MASK].tolist() == pytest.approx([0, 0, 0.5, 0.8, 1.0])
 

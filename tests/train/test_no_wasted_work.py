@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from rlhf_pg.algorithms.base import resolve
-from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.config import KL, Critic, Optimizer, ScoringPasses, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import gradient_step
@@ -22,12 +22,14 @@ from tests.train import small_run
 UPDATE = Update(tokens_per_microbatch=2048)
 
 
-def learner(name: str = "grpo", kl: float = 0.0, update: Update | None = None, **record) -> Learner:
+def learner(name: str = "grpo", kl: float = 0.0, update: Update | None = None, options=None, **record) -> Learner:
     algorithm = replace(resolve(name), **record)
     policy = Policy(random_model())
-    objective = Objective(algorithm, algorithm.options(), KL(coefficient=kl), longest=6)
+    objective = Objective(algorithm.bind(options or {}), KL(coefficient=kl), max_length=6)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-    return Learner(policy, optimizer, Backend(), objective, update or UPDATE, Optimizer(), seed=0, total_updates=9)
+    passes = ScoringPasses.of(objective.algorithm, objective.kl, update or UPDATE, Critic(), engine_is_trainer=False)
+    settings = update or UPDATE, Optimizer()
+    return Learner(policy, optimizer, Backend(), objective, *settings, seed=0, total_updates=9, passes=passes)
 
 
 def forwarded(under: Learner) -> list[int]:
@@ -39,7 +41,7 @@ def forwarded(under: Learner) -> list[int]:
 
 def accumulated(under: Learner, batch: Batch, signal: Signals) -> tuple[torch.Tensor, dict[str, float]]:
     algorithm = under.objective.algorithm
-    credit = algorithm.credit(batch, signal, under.objective.options)
+    credit = algorithm.credit(batch, signal)
     metrics = gradient_step.accumulate(under, batch, signal, credit, torch.arange(len(batch.group)))
     assert all(p.grad is not None for p in under.parameters)
     return torch.cat([p.grad.flatten() for p in under.parameters if p.grad is not None]), metrics
@@ -55,10 +57,8 @@ def half_equal() -> Batch:
 @pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])
 @pytest.mark.parametrize("denominator", ["token", "sequence", "constant"])
 def test_rows_without_advantage_are_not_forwarded_and_the_gradient_is_the_same(name, denominator, half_equal):
-    under, whole = learner(name), learner(name, zero_without_advantage=False)
-    for each in (under, whole):
-        options = each.objective.algorithm.options.model_validate({"denominator": denominator})
-        each.objective = replace(each.objective, options=options)
+    options = {"denominator": denominator}
+    under, whole = learner(name, options=options), learner(name, options=options, zero_without_advantage=False)
     made = Signals(terminal_reward(half_equal), logp_old=log_probs(under.policy, half_equal, UPDATE) - 0.1)
     rows, every = forwarded(under), forwarded(whole)
     found, metrics = accumulated(under, half_equal, made)
@@ -109,12 +109,12 @@ def test_the_engines_own_log_probs_stand_for_the_old_ones_without_a_pass():
     under = learner(update=Update(epochs=2, tokens_per_microbatch=99))
     batch = replace(batch, logp_rollout=torch.where(batch.mask, log_probs(under.policy, batch, UPDATE), torch.nan))
     by_pass = signals(under, None, batch).logp_old
-    under.rollout_is_old = True
+    under.passes = replace(under.passes, old="engine")
     rows = forwarded(under)
     reused = signals(under, None, batch).logp_old
     assert rows == [] and reused is not None and by_pass is not None
     torch.testing.assert_close(reused, by_pass)
-    under.update = UPDATE
+    under = learner(update=UPDATE)
     assert signals(under, None, batch).logp_old is None  # one optimizer step: it is logp itself
 
 
@@ -123,8 +123,8 @@ def test_in_a_run_only_live_float32_weights_give_the_old_log_probs(tmp_path):
 
     for dtype, expected in (("float32", True), ("bfloat16", False)):
         AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
-        session = build(small_run.recipe(tmp_path, model={"dtype": dtype}))
-        assert session.learner.rollout_is_old is expected
+        session = build(small_run.recipe(tmp_path, model={"dtype": dtype}, update={"epochs": 2}))
+        assert (session.learner.passes.old == "engine") is expected
         session.close()
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_pg.algorithms.base import resolve
-from rlhf_pg.config import KL, Optimizer, Update
+from rlhf_pg.config import KL, Critic, Optimizer, ScoringPasses, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train.learner import Learner, Objective
@@ -20,8 +20,10 @@ def learner(kl):
     algorithm = resolve("reinforce")
     policy = Policy(random_model())
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    objective = Objective(algorithm, algorithm.options(), kl, longest=6)
-    return Learner(policy, optimizer, Backend(), objective, UPDATE, Optimizer(), seed=0, total_updates=1)
+    objective = Objective(algorithm.bind({}), kl, max_length=6)
+    passes = ScoringPasses.of(objective.algorithm, kl, UPDATE, Critic(), engine_is_trainer=False)
+    settings = UPDATE, Optimizer()
+    return Learner(policy, optimizer, Backend(), objective, *settings, seed=0, total_updates=1, passes=passes)
 
 
 @pytest.mark.parametrize("holes", [False, True])

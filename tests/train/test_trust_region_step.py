@@ -30,13 +30,12 @@ def norm_weights(model):
 
 def make(model, *, tokens=10_000, share=True, kl=None, temperature=0.9, **options):
     algorithm = resolve("trpo")
-    settings = algorithm.options.model_validate(ALL_STATES | options)
     policy = Policy(model, temperature, share)
     return Learner(
         policy=policy,
         optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
         backend=Backend(),
-        objective=Objective(algorithm, settings, kl or KL(coefficient=0.0), longest=6),
+        objective=Objective(algorithm.bind(ALL_STATES | options), kl or KL(coefficient=0.0), max_length=6),
         update=Update(tokens_per_microbatch=tokens, share_prompts=share),
         optimization=Optimizer(),
         seed=0,

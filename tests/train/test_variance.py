@@ -53,7 +53,7 @@ def opened(tmp_path):
 
 def run_of(session, steps=3):
     """After a few steps: some rewards were found, so the KL and the gradients are not 0."""
-    made = loop.Run(session, variance._Nowhere(), LiveView(1, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    made = loop.TrainingRun(session, variance._Nowhere(), LiveView(1, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     for _ in range(steps):
         loop.train_step(made)
     return made
@@ -71,12 +71,12 @@ def test_the_mean_of_the_groups_gradients_is_the_gradient_the_trainer_takes(open
     batch = collate.select(pending.batch, chosen)
     signals = gradient_step.pick(pending.signals, chosen, batch)
     (rung,) = [r for r in variance.ladder(learner, 4)[0] if r.estimator.name == name]
-    credit = rung.record.credit(batch, signals, rung.options)
+    credit = rung.record.credit(batch, signals)
     groups = [
         next(variance.group_gradients(learner, batch, signals, [rung], [credit], g, samples=4))
         for g in range(len(batch.prompt_lengths))
     ]
-    objective = Objective(rung.record, rung.options, KL(coefficient=0), 6)
+    objective = Objective(rung.record, KL(coefficient=0), 6)
     trained = replace(learner, objective=objective, critic=None)
     gradient_step.zero_grad(trained)
     gradient_step.accumulate(trained, batch, signals, credit, torch.arange(len(batch.group)))
@@ -92,7 +92,7 @@ def test_several_estimators_from_one_forward_are_each_as_if_alone(opened):
     pending = loop.roll_out(made)
     given = pending.batch, pending.signals
     rungs, notes = variance.ladder(session.learner, 4)
-    credits = [r.record.credit(*given, r.options) for r in rungs]
+    credits = [r.record.credit(*given) for r in rungs]
     together = list(variance.group_gradients(session.learner, *given, rungs, credits, 2, samples=4))
     assert len(together) == 8 and notes == []
     for rung, credit, found in zip(rungs, credits, together, strict=True):

@@ -36,7 +36,7 @@ def sft(recipe: SftRecipe) -> int:
         refuse_another_run(recipe, recipe.run.dir / "config.yaml")
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
-    backend = Backend(recipe.model.dtype).alone("rlhf-pg sft")
+    backend = Backend(recipe.model.dtype).require_one_process("rlhf-pg sft")
     tokenizer = load_tokenizer(
         recipe.model.tokenizer or recipe.model.path, trust_remote_code=recipe.model.trust_remote_code
     )
@@ -105,7 +105,7 @@ def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, 
         policy, adamw(list(model.parameters()), recipe.optimizer), recipe.optimizer.grad_clip
     )
     update = Update(tokens_per_microbatch=suitable_tokens(model.config, recipe.model, shared=False))
-    imitation = Objective(_IMITATE, Options(), KL(coefficient=0.0), longest=1)
+    imitation = Objective(_IMITATE.bind({}), KL(coefficient=0.0), max_length=1)
     made = (prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
     return Learner(*made), model
 
