@@ -94,15 +94,12 @@ def largest_budget(
 def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layout) -> Iterator[Part]:
     recipe = share.recipe
     trust_region = recipe.algorithm.update == "trust_region"
-    yield from _state("", size, share, layout)
-    if not trust_region:
-        yield from _optimizer("", size, layout)
-        if not layout.offload:  # one tensor after the other, or all at once (foreach)
-            temporary = 2 * size.largest_tensor if share.device == "cpu" else size.trainable
-            yield Part("Adam's temporaries", layout.optimizer(temporary * FLOAT32), frozenset({"optimizer step"}))
+    yield from _state("", size, share, layout, adam=not trust_region)
+    if not trust_region and not layout.offload:  # one tensor after the other, or all at once (foreach)
+        temporary = 2 * size.largest_tensor if share.device == "cpu" else size.trainable
+        yield Part("Adam's temporaries", layout.optimizer(temporary * FLOAT32), frozenset({"optimizer step"}))
     if critic:
-        yield from _state("critic: ", critic, share, layout)
-        yield from _optimizer("critic: ", critic, layout)
+        yield from _state("critic: ", critic, share, layout, adam=True)
     if recipe.passes.reference and not recipe.model.lora:
         yield Part("reference copy", layout.weights(size.parameters * FLOAT32))
     if recipe.model.dtype == "bfloat16":
@@ -119,8 +116,8 @@ def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layo
         yield Part("CUDA context", layout.context)
 
 
-def _state(owner: str, size: ModelSize, share: Share, layout: Layout) -> Iterator[Part]:
-    """Yield the weights and gradients of a trained model; `owner` begins the names of the critic's."""
+def _state(owner: str, size: ModelSize, share: Share, layout: Layout, adam: bool) -> Iterator[Part]:
+    """Yield what a trained model keeps from step to step; `owner` begins the names of the critic's parts."""
     yield Part(f"{owner}weights", layout.weights(_weights(share, size)), host=layout.weights_on_host)
     if layout.stage == 3:
         gathered = 2 * size.layer_parameters * FLOAT32
@@ -133,10 +130,8 @@ def _state(owner: str, size: ModelSize, share: Share, layout: Layout) -> Iterato
         during = frozenset[Phase]({"update", "gradients", "critic"})
         yield Part(f"{owner}gradient buckets", layout.buckets(trainable), during)
         yield Part(f"{owner}weights of the optimizer", layout.optimizer(trainable), host=layout.offload)
-
-
-def _optimizer(owner: str, size: ModelSize, layout: Layout) -> Iterator[Part]:
-    yield Part(f"{owner}Adam state", layout.optimizer(2 * size.trainable * FLOAT32), host=layout.offload)
+    if adam:
+        yield Part(f"{owner}Adam state", layout.optimizer(2 * trainable), host=layout.offload)
 
 
 def _weights(share: Share, size: ModelSize) -> int:
