@@ -1,8 +1,8 @@
 """How modules and optimizers run on this device and beside other processes. Built on Accelerate.
 
-Replicas (one process, DDP): every rank has all weights, adds up the gradients of its own micro-batches, any number of
-them, and one sum over all ranks per optimizer step makes them one. No wrapper: its hooks would demand as many forwards
-and backwards of every rank.
+Replicas (one process, DDP): every rank has all weights and accumulates the gradients of its own micro-batches, any
+number of them; per optimizer step, one sum over all ranks makes the gradients equal. Modules are not wrapped in DDP,
+whose hooks would demand the same number of forwards and backwards of every rank.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rlhf_pg.distributed import zero
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.models.adapter import is_learned, learned, load_learned
-from rlhf_pg.storage import state as run_state
+from rlhf_pg.storage import optimizer_state
+from rlhf_pg.storage.digest import weights_digest
 
-MARGIN_S = 120.0  # the process group's own timeout comes after the deadline, whose message is the better one
+MARGIN_S = 120.0  # the process group's own timeout comes this much later than the watchdog, whose message says more
 
 
 class Backend:
@@ -38,81 +39,87 @@ class Backend:
         dtype: Literal["float32", "bfloat16"] = "float32",
         trackers: Sequence[str] = (),
         folder: Path | None = None,
-        deadline_s: float = 1800.0,
+        timeout_s: float = 1800.0,
     ):
         missing = set(trackers) - {kind.value for kind in get_available_trackers()}
-        if missing:  # Accelerate would leave it out without a word
+        if missing:  # Accelerate would leave it out silently
             raise ValueError(
                 f"log.trackers: {', '.join(sorted(missing))} is not installed; install it, or leave it out"
             )
         self.dtype = dtype
         precision = "bf16" if dtype == "bfloat16" else "no"
-        places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
+        folders = (
+            ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
+        )
         self.accelerator = Accelerator(
-            mixed_precision=precision, log_with=[*trackers] or None, project_config=places, **_process_group(deadline_s)
+            mixed_precision=precision,
+            log_with=[*trackers] or None,
+            project_config=folders,
+            **_process_group(timeout_s),
         )
         self.device = self.accelerator.device
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        self.ranks = Ranks(rank, size, self.device, deadline_s)
+        self.ranks = Ranks(rank, size, self.device, timeout_s)
         self.zero = self._zero()
-        wanted = int(os.environ.get("WORLD_SIZE", "1"))
-        if size != wanted:
-            raise ValueError(f"{wanted} processes were started, but they found {size} of each other")
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if size != started:
+            raise ValueError(f"{started} processes were started, but they found {size} of each other")
 
     def _zero(self) -> zero.Zero | None:
-        """DeepSpeed, if the launch asks for it. Raises ValueError where Accelerate would do without it in silence."""
-        asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-        there = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if asked != there:
+        """Return DeepSpeed's ZeRO if the launch asks for it. Raises ValueError where Accelerate would leave it out."""
+        active = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if _asks_for_deepspeed() != active:
             raise ValueError(
-                f"the accelerate configuration asks for {'DeepSpeed' if asked else 'no DeepSpeed'}, but Accelerate "
+                f"the accelerate configuration asks for {'no ' if active else ''}DeepSpeed, but Accelerate "
                 f"started {self.accelerator.distributed_type.value}: use_cpu must be false with DeepSpeed, on a CPU too"
             )
-        if not there:
+        if not active:
             return None
-        unset_hf_deepspeed_config()  # or transformers would shard every model while it is made, the small ones too
+        unset_hf_deepspeed_config()  # else transformers would shard every model while it loads it, small ones too
         plugin: Any = self.accelerator.state.deepspeed_plugin
         return zero.Zero(plugin.deepspeed_config, self.ranks.size, self.autocast)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> tuple[Any, Any]:
-        """A module and its optimizer as this layout runs them; the same weights on every rank. `clip`: the largest
-        gradient norm."""
-        self._same_weights(module)
+        """Return a module and its optimizer as they are run here, with rank 0's weights on every rank.
+
+        `clip` is the largest gradient norm.
+        """
+        self._broadcast_weights(module)
         if self.zero:
             engine, stepped = self.zero.prepare(module, optimizer, clip)
-            engine.together = self  # its passes may be collectives: `gradient_step.parts` asks
+            engine.collective_backend = self  # its passes may be collectives, for `gradient_step.parts`
             return engine, stepped
         prepared = self.accelerator.prepare_model(module, evaluation_mode=True)  # True: not wrapped
         return prepared, self.prepare_optimizer(optimizer)
 
-    def freeze(self, module: nn.Module) -> Any:
-        """A module that is only read, as this layout keeps it."""
+    def prepare_frozen(self, module: nn.Module) -> Any:
+        """Return a module that is never trained as it is run here: sharded, or as it is."""
         if not self.sharded or self.zero is None:
             return module
-        engine = self.zero.freeze(module)
-        engine.together = self
+        engine = self.zero.prepare_frozen(module)
+        engine.collective_backend = self
         return engine
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """An optimizer of parameters that another module, prepared with its own, holds too."""
+        """Return a further optimizer, of parameters in a module that was prepared with its own."""
         return self.accelerator.prepare_optimizer(optimizer)
 
-    def _same_weights(self, module: nn.Module) -> None:
-        """Rank 0's weights on all ranks, and proof of it."""
+    def _broadcast_weights(self, module: nn.Module) -> None:
+        """Give all ranks rank 0's weights. Raises ValueError if their digests differ afterwards."""
         named = dict(module.named_parameters()) | dict(module.named_buffers())
         what = f"the weights of the {type(module).__name__.lower()}"
-        self.ranks.from_first(named.values(), what)
-        if self.ranks.size > 1 and len(set(self.ranks.gather(run_state.weights_digest(named), what))) > 1:
+        self.ranks.broadcast(named.values(), what)
+        if self.ranks.size > 1 and len(set(self.ranks.gather(weights_digest(named), what))) > 1:
             raise ValueError(f"{what} are not the same on all ranks after they were sent")
 
-    def alone(self, command: str) -> Backend:
-        """This backend, for a command that one process does. Raises ValueError if there are more."""
+    def require_one_process(self, command: str) -> Backend:
+        """Return this backend. Raises ValueError, naming the command, if there are several processes."""
         if self.ranks.size > 1:
             raise ValueError(f"{command} is done by one process: start it without `accelerate launch`")
         return self
 
     def unwrap(self, policy: nn.Module) -> Any:
-        """The policy itself, without what `prepare` put around it."""
+        """Return the module itself, without what `prepare` put around it."""
         return getattr(policy, "module", policy) if self.zero else policy
 
     @property
@@ -122,65 +129,70 @@ class Backend:
 
     @property
     def sharded(self) -> bool:
-        """Whether no rank has all weights: they are then read by `whole` only, and forwards are collectives."""
+        """Whether no rank has all weights: only `gathered_weights` reads them then, and forwards are collectives."""
         return self.zero is not None and self.zero.stage == 3
 
     @property
-    def layout(self) -> dict[str, Any]:
-        """How the state of training is spread over processes: what a checkpoint's parts are."""
+    def state_layout(self) -> dict[str, Any]:
+        """How training state is spread over processes, for checkpoints: {"kind": "ZeRO-2", "processes": 8}."""
         kind = f"ZeRO-{self.zero.stage}" if self.zero else "replicas"
         return {"kind": kind, "processes": self.ranks.size}
 
-    def whole(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Weights by name, one at a time, tied ones once, each to be used before the next; all ranks must iterate."""
-        if self.zero:
-            yield from self.zero.whole(module)
-            return
-        kept = module.state_dict().keys()
-        yield from module.named_parameters()
-        yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+    def gathered_weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, weight) of all that a state dict has, tied ones once; all ranks must iterate.
 
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        """The weights to be saved by the first rank: its own, or where they are sharded, copies on its CPU. Of a module
-        with frozen weights only the others."""
+        One tensor at a time is gathered: use each before the next.
+        """
+        if self.zero:
+            yield from self.zero.gathered_weights(module)
+            return
+        yield from module.named_parameters()
+        yield from zero.saved_buffers(module)
+
+    def weights_to_save(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the weights that the first rank saves, frozen ones left out; all ranks must call this.
+
+        Under DeepSpeed they are copies on the CPU, and the other ranks get none.
+        """
         if not self.zero:
             return learned(module)
-        wanted = is_learned(module)
-        kept = (
-            (name, tensor.to("cpu", copy=True) if self.ranks.first else tensor) for name, tensor in self.whole(module)
-        )
-        return {name: tensor for name, tensor in kept if self.ranks.first and wanted(name)}
+        saved = is_learned(module)
+        copies: dict[str, Tensor] = {}
+        for name, tensor in self.gathered_weights(module):
+            if self.ranks.first and saved(name):
+                copies[name] = tensor.to("cpu", copy=True)
+        return copies
 
     def load_weights(self, prepared: Any, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `weights`; `module` is `prepared`, or a part of it, without what is around it."""
+        """Undo `weights_to_save`; `module` is `prepared`, or a part of it, unwrapped."""
         if self.zero:
             self.zero.load(prepared, tensors, module)
         else:
             load_learned(module, tensors)
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON) of an optimizer of the parameters `named`: this rank's part where it is sharded."""
-        return optimizer.state() if self.zero else run_state.flatten_optimizer(optimizer, named)
+        """Return (tensors, JSON) of an optimizer of the parameters `named`, or of this rank's shards of it."""
+        return optimizer.state() if self.zero else optimizer_state.capture(optimizer, named)
 
     def load_optimizer_state(self, optimizer: Any, named: Mapping[str, Tensor], tensors, saved) -> None:
         """Undo `optimizer_state`."""
         if self.zero:
             optimizer.load_state(tensors, saved)
         else:
-            run_state.restore_optimizer(optimizer, named, tensors, saved)
+            optimizer_state.restore(optimizer, named, tensors, saved)
 
     def peak_memory_mb(self) -> float:
-        """The most memory this process has held so far: on the device if there is one, else resident."""
+        """Return the most memory this process has held, in MiB: on the CUDA device if there is one, else resident."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB
 
     def sum(self, values: Tensor, what: str = "a sum") -> Tensor:
-        """The sum of a tensor over all ranks, on the backend's device."""
+        """Return the sum of a tensor over all ranks, on the backend's device."""
         return self.ranks.sum(values, what)
 
     def maximum(self, value: Tensor, what: str) -> float:
-        """The largest of a scalar over all ranks."""
+        """Return the largest of a scalar over all ranks."""
         return max(self.ranks.gather(float(value), what))
 
     def backward(self, loss: Tensor, module: nn.Module) -> None:
@@ -191,23 +203,26 @@ class Backend:
             self.accelerator.backward(loss)
 
     def idle_passes(self, passes: int) -> int:
-        """How many passes this rank must add to its own `passes`: so that all ranks make the same number of them where
-        they are collectives, and at least one backward before a step of DeepSpeed."""
+        """Return how many idle passes this rank adds to its `passes`, which are backwards too where gradients are on.
+
+        Where passes are collectives all ranks then make the same number; without, at least one backward, which
+        DeepSpeed's step needs.
+        """
         if self.zero is None or self.zero.stage < (2 if torch.is_grad_enabled() else 3):
             return int(torch.is_grad_enabled() and not passes)
         return max(self.ranks.gather(passes, "the number of micro-batches")) - passes
 
-    def idle(self, module: nn.Module) -> None:
-        """Take part in one pass of other ranks."""
-        zero.idle(module, self.device)
+    def idle_pass(self, module: nn.Module) -> None:
+        """Take part in one pass of the other ranks, with a gradient of 0."""
+        zero.idle_pass(module, self.device)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], what: str = "gradients") -> None:
-        """Add up the ranks' gradients, once before they are read: .grad is then the whole optimizer step's."""
+        """Replace .grad by its sum over all ranks: call it once per optimizer step, before gradients are read."""
         self.ranks.sum_gradients(parameters, what)
 
     def clip(self, optimizer: Any, max_norm: float) -> float:
-        """Sum an optimizer's gradients over all ranks, scale them to at most `max_norm` (global 2-norm) and return the
-        norm they had. With DeepSpeed the step is taken too, if the norm is finite."""
+        """Sum an optimizer's gradients over all ranks, scale them to at most `max_norm` (global 2-norm), and return the
+        norm before. DeepSpeed takes the step too, if the norm is finite."""
         if self.zero:
             with self.ranks.waiting("gradients and step"):
                 return optimizer.clip()
@@ -216,44 +231,49 @@ class Backend:
         return float(self.accelerator.clip_grad_norm_(parameters, max_norm))  # pyright: ignore[reportArgumentType]
 
     def start_trackers(self, project: str, run: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers given at the start, under `project`, with the recipe as their configuration."""
+        """Open the trackers, under `project`, with the recipe as their configuration."""
         if self.accelerator.log_with:
             self.accelerator.init_trackers(project, config=dict(_flat(config)), init_kwargs={"wandb": {"name": run}})
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """One step's numbers to the trackers."""
+        """Send one step's numbers to the trackers, without those that are None."""
         self.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
     def close(self) -> None:
-        """Flush and close the trackers, stop watching the other ranks. The process group goes with the process."""
+        """Flush and close the trackers and stop the watchdog. The process group ends with the process."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.ranks.close()
 
     def autocast(self):
-        """The arithmetic of `model.dtype`, for forwards outside the prepared policy (the engine's)."""
+        """Return a context with the arithmetic of `model.dtype`, for forwards outside the prepared policy."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-def _process_group(deadline_s: float) -> dict[str, Any]:
-    """What Accelerate needs to be told to join the processes of this launch; nothing for a single one.
+def _process_group(timeout_s: float) -> dict[str, Any]:
+    """Return the arguments with which Accelerate joins the processes of this launch; none for a single process.
 
-    Without a GPU, gloo: for DDP Accelerate takes it when told to use the CPU; for DeepSpeed, which that would switch
-    off without a word, when told its name.
+    Without a GPU the group is gloo's. For DDP `cpu=True` chooses it; for DeepSpeed the backend's name does, because
+    `cpu=True` would silently switch DeepSpeed off.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return {}
-    timeout = timedelta(seconds=deadline_s + MARGIN_S)
+    timeout = timedelta(seconds=timeout_s + MARGIN_S)
     if torch.cuda.is_available():
         return {"kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)]}
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+    if not _asks_for_deepspeed():
         return {"kwargs_handlers": [InitProcessGroupKwargs(timeout=timeout)], "cpu": True}
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return {"kwargs_handlers": [InitProcessGroupKwargs(backend="gloo", timeout=timeout)]}
 
 
+def _asks_for_deepspeed() -> bool:
+    """Return whether `accelerate launch` was told to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("optimizer.lr", 1e-6), ...: what trackers take as configuration."""
+    """Yield ("optimizer.lr", 1e-6), ...: what trackers take as configuration."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request: the loop leaves at the next safe point, where it can save."""
+"""SIGTERM and Ctrl-C as a request to stop: the loop ends at the next safe point, where it can save."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Stopped(BaseException):
-    """Asked to stop. Not an Exception, like KeyboardInterrupt: code that survives plugin errors must not survive it."""
+    """A request to stop. Like KeyboardInterrupt not an Exception: what catches plugin errors must not catch it."""
 
 
 class StopRequest:
@@ -22,12 +22,12 @@ class StopRequest:
             for step in steps:
                 stop.raise_if_requested()   # also between decode steps and micro-batches: cheap
 
-    Signal handlers exist only in the main thread: entered elsewhere it installs nothing, says so in the log, and
-    `request` still works. Handlers of before are put back on leaving.
+    Only the main thread can set signal handlers: entered in another, this sets none and logs that; `request` still
+    works. Leaving puts the earlier handlers back.
     """
 
     def __init__(self) -> None:
-        self.reason = ""  # "" = nobody asked
+        self.reason = ""  # "": not requested
         self._interrupted = False
         self._previous: dict[int, Any] = {}
 
@@ -49,11 +49,11 @@ class StopRequest:
         return bool(self.reason)
 
     def request(self, reason: str) -> None:
-        """Ask from code, as a signal would."""
+        """Ask to stop from code, as a signal would."""
         self.reason = reason
 
     def raise_if_requested(self) -> None:
-        """Raises Stopped, naming the signal, once somebody asked."""
+        """Raise Stopped, naming the signal, if a stop was requested."""
         if self.reason:
             raise Stopped(self.reason)
 

@@ -1,15 +1,14 @@
-"""The processes of a run, and everything they say to each other. Every wait has a name and a deadline.
+"""The processes of a run, and everything they tell each other. Every wait has a name and a timeout.
 
-Rank r of R. With one process each call returns at once. Work is either done together (collectives, which every rank
-must reach in the same order) or apart, and then left together: `apart` ends with an agreement, so that an error or a
-request to stop on one rank ends it on all, in one place, where they can still save. A rank that fails elsewhere writes
-its cause into the process group's store and ends; the others read it there.
+Rank r of R. With one process each call returns at once. Work is either collective (every rank must reach it in the same
+order) or independent: `independently` ends with an agreement, so that an error or a request to stop on one rank ends
+the work of all, in one place, where they can still save. A rank that fails elsewhere writes its cause into the process
+group's store and ends; the others read it there.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,53 +18,54 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf_pg.distributed.interrupt import Stopped
-from rlhf_pg.distributed.watch import Watch
+from rlhf_pg.distributed.watchdog import Watchdog
 from rlhf_pg.errors import RunError
 
 BUCKET = 2**25  # elements of one all-reduce: 128 MiB of float32
-GRACE_S = 5.0  # how long a rank that failed waits for the others to fail in the same place
+GRACE_S = 5.0  # how long a rank that failed waits for the others to end too
 T = TypeVar("T")
 
 
 class Ranks:
-    """This process among all. `deadline_s`: the longest it waits for the others before the run is ended."""
+    """This process among all. `timeout_s`: the longest it waits for the others before the run is ended."""
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu", deadline_s: float = 1800.0):
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu", timeout_s: float = 1800.0):
         self.rank, self.size, self.device = rank, size, torch.device(device)
-        self.place = "the start"  # what the run is at, for messages
-        self.watch = Watch(rank, deadline_s, _store()) if size > 1 else None
-        self.alone = size == 1  # in work that needs no other rank
-        self._asked = 0.0  # when the store was last asked for a request to stop
+        self.place = "the start"  # of the run, for messages: "step 2"
+        self.watchdog = Watchdog(rank, timeout_s, _store()) if size > 1 else None
+        self.independent = size == 1  # no other rank needs this one now, so that it may stop at once
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    # ---- together
+    # ---- collectives
 
     def sum(self, values: Tensor, what: str) -> Tensor:
-        """The sum of a tensor over all ranks, on the ranks' device; the same bits on all."""
-        whole = values.to(self.device)
+        """Return the sum of a tensor over all ranks, on the ranks' device; the same bits on all."""
+        total = values.to(self.device)
         if self.size == 1:
-            return whole
-        whole = whole.clone()
+            return total
+        total = total.clone()
         with self.waiting(what):
-            dist.all_reduce(whole)
-        return whole
+            dist.all_reduce(total)
+        return total
 
     def gather(self, value: Any, what: str) -> list[Any]:
-        """Each rank's JSON value, in the order of ranks (floats keep their bits, NaN and infinity included).
+        """Return each rank's JSON value, in the order of ranks (floats keep their bits, NaN and infinity included).
 
-        Raises RunError when another rank is not here but has failed in work of its own.
+        Raises RunError when another rank is not here but has failed in independent work.
         """
         if self.size == 1:
             return [value]
-        found = self._exchange({"at": what, "value": value}, what)
-        self._refuse_failures(found, what)
-        return [said["value"] for said in found]
+        messages = self._exchange({"at": what, "value": value}, what)
+        self._check_messages(messages, what)
+        return [message["value"] for message in messages]
 
     def _exchange(self, message: dict[str, Any], what: str) -> list[dict[str, Any]]:
+        """Return each rank's message. As JSON, not by torch's all_gather_object: that unpickles whatever arrives on
+        the process group's ports, which authenticate nobody."""
         text = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8).to(self.device)
         with self.waiting(what):
             sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
@@ -75,24 +75,24 @@ class Ranks:
             dist.all_gather(texts, nn.functional.pad(text, (0, longest - len(text))))
         return [json.loads(t[: int(size)].cpu().numpy().tobytes()) for t, size in zip(texts, sizes, strict=True)]
 
-    def _refuse_failures(self, found: Sequence[dict[str, Any]], what: str) -> None:
-        """Raise RunError if a rank has failed, or is not where this one is."""
-        for rank, said in enumerate(found):
-            if said.get("failed"):
-                raise RunError(f"rank {rank} failed first: {said['failed']}")
-        for rank, said in enumerate(found):
-            if said["at"] != what:
-                raise RunError(f"rank {self.rank} is at {what!r}, but rank {rank} is at {said['at']!r}")
+    def _check_messages(self, messages: Sequence[dict[str, Any]], what: str) -> None:
+        """Raise RunError if a rank has failed, or is not at the same place as this one."""
+        for rank, message in enumerate(messages):
+            if message.get("failed"):
+                raise RunError(f"rank {rank} failed first: {message['failed']}")
+        for rank, message in enumerate(messages):
+            if message["at"] != what:
+                raise RunError(f"rank {self.rank} is at {what!r}, but rank {rank} is at {message['at']!r}")
 
-    def total(self, named: Mapping[str, float], what: str) -> dict[str, float]:
-        """Named numbers summed over all ranks; a rank may lack some, or all. The same on all ranks, in one order."""
+    def sum_named(self, named: Mapping[str, float], what: str) -> dict[str, float]:
+        """Return named numbers summed over all ranks, in the same order on all; a rank may lack some names, or all."""
         if self.size == 1:
             return dict(named)
-        whole: dict[str, float] = {}
-        for part in self.gather(dict(named), what):
-            for name, value in part.items():
-                whole[name] = whole.get(name, 0.0) + value
-        return whole
+        total: dict[str, float] = {}
+        for of_rank in self.gather(dict(named), what):
+            for name, value in of_rank.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], what: str) -> None:
         """Replace each parameter's .grad by its sum over all ranks; one that is missing counts as zeros there.
@@ -102,9 +102,8 @@ class Ranks:
         if self.size == 1:
             return
         present = torch.tensor([float(p.grad is not None) for p in parameters])
-        present = self.sum(present, f"{what} (which there are)").tolist()
-        some = [p for p, ranks in zip(parameters, present, strict=True) if ranks]
-        for bucket in _buckets(some):
+        ranks_with_gradient = self.sum(present, f"{what} (which there are)").tolist()
+        for bucket in _buckets([p for p, count in zip(parameters, ranks_with_gradient, strict=True) if count]):
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = torch.cat([g.reshape(-1) for g in grads])
             with self.waiting(what):
@@ -113,37 +112,34 @@ class Ranks:
             for parameter, piece in zip(bucket, pieces, strict=True):
                 parameter.grad = piece.view_as(parameter)
 
-    def from_first(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Overwrite tensors by rank 0's."""
+    def broadcast(self, tensors: Iterable[Tensor], what: str) -> None:
+        """Overwrite tensors with rank 0's."""
         if self.size == 1:
             return
         with self.waiting(what), torch.no_grad():
             for tensor in tensors:
-                held = tensor.detach().to(self.device).contiguous()
-                dist.broadcast(held, 0)
-                tensor.copy_(held)
+                sent = tensor.detach().to(self.device).contiguous()
+                dist.broadcast(sent, 0)
+                tensor.copy_(sent)
 
     # ---- shares
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This rank's part of what all ranks have: every R-th, so that shares differ by one at most."""
+        """Return this rank's share of items that all ranks have: every R-th, so that shares differ by one at most."""
         return list(items[self.rank :: self.size])
 
-    def gather_shares(self, mine: Sequence[Any], what: str) -> list[Any]:
-        """Undo `share`: JSON values of all ranks' items, in the order of the whole."""
-        parts = self.gather(list(mine), what)
-        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+    def gather_shares(self, values: Sequence[Any], what: str) -> list[Any]:
+        """Undo `share`: given a JSON value for each item of this rank's share, return those of all items, in order."""
+        shares = self.gather(list(values), what)
+        return [shares[i % self.size][i // self.size] for i in range(sum(map(len, shares)))]
 
-    # ---- apart
+    # ---- independent work
 
     @contextmanager
-    def apart(self, what: str) -> Iterator[None]:
-        """Work that each rank does by itself. All leave it when each is done, or none goes on.
-
-        `alone` is True inside: a request to stop may then be followed at once.
-        """
+    def independently(self, what: str) -> Iterator[None]:
+        """Run a block that each rank does by itself; then go on only if it succeeded on all (`agree`)."""
         error: BaseException | None = None
-        before, self.alone = self.alone, True
+        before, self.independent = self.independent, True
         try:
             yield
         except (Exception, Stopped) as raised:
@@ -151,88 +147,80 @@ class Ranks:
                 raise
             error = raised
         finally:
-            self.alone = before
+            self.independent = before
         self.agree(what, error)
 
     def agree(self, what: str, error: BaseException | None = None, stop: str = "") -> None:
-        """Go on only if no rank has an error or was asked to stop: else raise it on all ranks, errors first."""
+        """Return if no rank has an error or was asked to stop; else raise that on all ranks, errors before stops.
+
+        The error is raised as it is where it came up, as RunError on the others; a request to stop as Stopped.
+        """
         if self.size == 1:
             if error or stop:
                 raise error or Stopped(stop)
             return
         stop = str(error) if isinstance(error, Stopped) else stop
         failed = describe(error) if error and not isinstance(error, Stopped) else ""
-        found = self._exchange({"at": what, "failed": failed, "stop": stop}, what)
+        messages = self._exchange({"at": what, "failed": failed, "stop": stop}, what)
         if error is not None and failed:
             raise error
-        self._refuse_failures(found, what)
-        reasons = [said["stop"] for said in found if said.get("stop")]
+        self._check_messages(messages, what)
+        reasons = [message["stop"] for message in messages if message.get("stop")]
         if reasons:
             raise Stopped(reasons[0])
-
-    def ask_to_stop(self) -> None:
-        """Let the other ranks know, between agreements, that this one was asked to stop."""
-        if self.watch:
-            self.watch.store.set("rlhf_pg/stop", "1")
-
-    def stop_asked(self) -> bool:
-        """Whether another rank was asked to stop; looks once a second at most."""
-        now = time.monotonic()
-        if self.watch is None or now - self._asked < 1.0:
-            return False
-        self._asked = now
-        return self.watch.store.check(["rlhf_pg/stop"])
 
     # ---- failing
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Around every wait for other processes: ended, on all ranks, when it takes longer than the deadline."""
-        if self.watch is None:
+        """Surround a wait for other processes: the watchdog ends all ranks when it takes longer than the timeout.
+
+        Raises RunError, with the first cause if one was reported, when the connection to another process breaks.
+        """
+        if self.watchdog is None:
             yield
             return
         try:
-            with self.watch.waiting(f"{what}, {self.place}"):
+            with self.watchdog.waiting(f"{what}, {self.place}"):
                 yield
-        except RuntimeError as error:  # the connection to a process that has ended
-            cause = self.watch.cause(wait_s=GRACE_S)
+        except RuntimeError as error:  # the connection to a process that has ended is broken
+            cause = self.watchdog.cause(wait_s=GRACE_S)
             if cause:
                 raise RunError(cause) from error
             raise RunError(f"waiting for {what}, {self.place}: {error}") from error
 
-    def failed(self, error: BaseException) -> bool:
-        """Tell the other ranks why this one ends. Returns whether all of them have failed too, in the same place: then
-        they may still save together."""
-        if self.watch is None:
+    def report_failure(self, error: BaseException) -> bool:
+        """Tell the other ranks why this one ends. Returns whether all of them end too: they may still save together."""
+        if self.watchdog is None:
             return True
-        return self.watch.leave(describe(error), self.size, GRACE_S)
+        return self.watchdog.report(describe(error), self.size, GRACE_S)
 
     def first_cause(self) -> str:
-        """What to say of an error that came after another rank's; "" if none failed before."""
+        """Return which rank failed before this one and why; "" if none reported it."""
         try:
-            return self.watch.cause() if self.watch else ""
-        except RuntimeError:  # the store went with the process that kept it
+            return self.watchdog.cause() if self.watchdog else ""
+        except RuntimeError:  # the store ended with the process that hosts it
             return ""
 
     def close(self) -> None:
-        """Stop watching. The process group goes with the process."""
-        if self.watch:
-            self.watch.close()
+        """Stop the watchdog. The process group ends with the process."""
+        if self.watchdog:
+            self.watchdog.close()
 
 
 def describe(error: BaseException | None) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _store() -> Any:
-    """A connection of our own to the store through which the processes found each other: usable by another thread."""
+    """Return a second connection to the process group's store, which another thread may use."""
     store: Any = dist.distributed_c10d._get_default_store()
     return store.clone()
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Consecutive parameters of one dtype, at most `BUCKET` elements together, or one."""
+    """Yield consecutive parameters of one dtype, at most `BUCKET` elements together, or a single larger one."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
         full = sum(p.numel() for p in bucket) + parameter.numel() > BUCKET

@@ -1,12 +1,12 @@
-"""DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): the only file that imports it, and only when asked to.
+"""DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): the only file that imports DeepSpeed, inside functions.
 
     stage 1   each rank has a part of the optimizer's state
     stage 2   ... and of the gradients
     stage 3   ... and of the weights: they are gathered layer by layer in every forward and backward
 
 From stage 2 on a backward is a collective, in stage 3 a forward too: every rank must make as many as any other. A rank
-that has fewer micro-batches makes idle ones, of two tokens and loss 0 (`idle`). Weights, gradients and state
-are float32 at every stage; `model.dtype` chooses the arithmetic by autocast, as without DeepSpeed.
+that has fewer micro-batches makes idle ones, of two tokens and loss 0 (`idle_pass`). Weights, gradients and optimizer
+state are float32 at every stage; `model.dtype` chooses the arithmetic by autocast, as without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -19,70 +19,73 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-KEPT_WHOLE = 10_000  # parameters with fewer elements (norms, biases) are not sharded in stage 3
+UNSHARDED_BELOW = 10_000  # elements: stage 3 does not shard smaller parameters (norms, biases)
 
 
 class Zero:
-    """How modules are sharded. `given`: the DeepSpeed configuration of the launch; `size`: the number of ranks."""
+    """How modules are sharded. `config`: the DeepSpeed configuration of the launch; `size`: the number of ranks."""
 
-    def __init__(self, given: Mapping[str, Any], size: int, autocast: Callable[[], AbstractContextManager]):
-        self.given, self.size, self.autocast = given, size, autocast
-        self.stage = int(given.get("zero_optimization", {}).get("stage", 0))
+    def __init__(self, config: Mapping[str, Any], size: int, autocast: Callable[[], AbstractContextManager]):
+        self.config, self.size, self.autocast = config, size, autocast
+        self.stage = int(config.get("zero_optimization", {}).get("stage", 0))
         if self.stage not in (1, 2, 3):
             raise ValueError(f"zero_stage {self.stage} of the accelerate configuration: use 1, 2 or 3, or MULTI_GPU")
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> tuple[Any, ZeroOptimizer]:
-        """A module under training, in DeepSpeed's engine, and its optimizer."""
+        """Return a module to be trained, in DeepSpeed's engine, and its optimizer. `clip`: largest gradient norm."""
         engine = self._engine(module, {"gradient_clipping": clip}, optimizer=optimizer)
         if engine.zero_optimization_stage() != self.stage:
             raise RuntimeError(f"DeepSpeed runs stage {engine.zero_optimization_stage()}, not {self.stage}")
         return engine, ZeroOptimizer(engine)
 
-    def freeze(self, module: nn.Module) -> Any:
-        """A module that is only read, its weights sharded (stage 3)."""
+    def prepare_frozen(self, module: nn.Module) -> Any:
+        """Return a module that is never trained, in DeepSpeed's engine, its weights sharded (stage 3)."""
         return self._engine(module, {})
 
     def _engine(self, module: nn.Module, settings: Mapping[str, Any], **trained: Any) -> Any:
         import deepspeed
 
-        _as_one(module, self.autocast)
+        _stack_outputs(module, self.autocast)
         parameters: Any = [p for p in module.parameters() if p.requires_grad] if trained else None
-        config = {**_configuration(self.given, self.size), **settings}
+        config = {**_configuration(self.config, self.size), **settings}
         engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config, **trained)
         head = _outer_head(module)
         if self.stage == 3 and head is not None:
             deepspeed.zero.register_external_parameter(module, head.weight)
-        _taken_apart(engine)
+        _unstack_outputs(engine)
         return engine
 
-    def whole(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers that a state dict has, by name, tied ones once, gathered one at a time; all ranks must
+    def gathered_weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) of all that a state dict has, tied ones once, gathered one at a time; all ranks must
         iterate."""
         import deepspeed
 
         for name, parameter in module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 yield name, parameter.detach()
-        yield from _buffers(module)
+        yield from saved_buffers(module)
 
     def load(self, engine: Any, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
-        """Give `module`, which is the engine's or a part of it, these weights, named as by `whole`."""
+        """Give `module`, the engine's or a part of it, weights by name, as `gathered_weights` yields them.
+
+        Frozen parameters that `tensors` lacks stay as they are: they come from model.path.
+        """
         import deepspeed
 
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if not parameter.requires_grad and name not in tensors:
-                    continue  # frozen: as model.path has it
+                    continue
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
                     parameter.copy_(tensors[name])
-            for name, buffer in _buffers(module):
+            for name, buffer in saved_buffers(module):
                 if name in tensors:
                     buffer.copy_(tensors[name])
         engine.optimizer.refresh_fp32_params()
 
 
 class ZeroOptimizer:
-    """An engine's optimizer. DeepSpeed clips and steps in one call: `clip` makes it, and nothing is left to `step`."""
+    """An engine's optimizer. DeepSpeed clips and steps in one call, which `clip` makes; `step` then does nothing."""
 
     def __init__(self, engine: Any):
         self.engine = engine
@@ -92,9 +95,9 @@ class ZeroOptimizer:
         return self.engine.optimizer.param_groups
 
     def clip(self) -> float:
-        """Clip the gradients to the norm given at the start and take the step, unless their norm is not finite.
+        """Clip the gradients to the norm given to `prepare` and take the step, unless their norm is not finite.
 
-        Returns the norm before clipping, infinite where no step was taken.
+        Returns the norm before clipping, infinity if no step was taken.
         """
         self.engine.step()
         return float("inf") if self.engine.optimizer.overflow else float(self.engine.get_global_grad_norm())
@@ -105,16 +108,16 @@ class ZeroOptimizer:
 
     @property
     def shards(self) -> Sequence[Tensor]:
-        """This rank's parts of all trained weights, flat, float32."""
+        """This rank's parts of all trained weights: flat, float32, one per parameter group."""
         inner = self.engine.optimizer
         stage_3 = self.engine.zero_optimization_stage() == 3
         return inner.fp32_partitioned_groups_flat if stage_3 else inner.single_partition_of_fp32_groups
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """AdamW's state of this rank's shards: tensors "exp_avg/0", and how long each shard is."""
-        moments = self.engine.optimizer.optimizer.state
+        """Return AdamW's state of this rank's shards: tensors "exp_avg/<shard>", and the length of each shard."""
+        state_of = self.engine.optimizer.optimizer.state
         tensors = {
-            f"{key}/{i}": value for i, shard in enumerate(self.shards) for key, value in moments.get(shard, {}).items()
+            f"{key}/{i}": value for i, shard in enumerate(self.shards) for key, value in state_of.get(shard, {}).items()
         }
         return tensors, {"shards": [shard.numel() for shard in self.shards]}
 
@@ -122,35 +125,41 @@ class ZeroOptimizer:
         """Undo `state`. Raises ValueError for shards of another length."""
         if saved["shards"] != [shard.numel() for shard in self.shards]:
             raise ValueError("the optimizer's shards have other sizes than those saved: the model is another one")
-        moments = self.engine.optimizer.optimizer.state
+        state_of = self.engine.optimizer.optimizer.state
         for i, shard in enumerate(self.shards):
-            of = {path.split("/")[0]: t for path, t in tensors.items() if path.split("/")[1] == str(i)}
-            if of:
-                moments[shard] = {k: t.to("cpu" if k == "step" else shard.device, copy=True) for k, t in of.items()}
+            state = {path.split("/")[0]: t for path, t in tensors.items() if path.split("/")[1] == str(i)}
+            if state:
+                state_of[shard] = {k: t.to("cpu" if k == "step" else shard.device, copy=True) for k, t in state.items()}
 
 
-def idle(module: nn.Module, device: torch.device) -> None:
-    """A forward, and a backward with gradients of 0 where they are on, of two tokens after a prompt of two: what takes
-    part in the collectives of the other ranks' micro-batches."""
+def idle_pass(module: nn.Module, device: torch.device) -> None:
+    """Take part in the collectives of the other ranks' micro-batch: forward two tokens after a prompt of two and, with
+    gradients on, make a backward of gradient 0."""
     from rlhf_pg.types import Batch
 
-    two = torch.zeros(1, 2, dtype=torch.int64, device=device)
-    size = torch.full((1,), 2, device=device)
-    nothing = torch.zeros(1, 2, device=device)
-    made = module(Batch(two, size, two[:, 0], two, two == 0, nothing[:, 0], nothing))
-    outputs = made if isinstance(made, tuple) else (made,)
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    lengths = torch.full((1,), 2, device=device)
+    zeros = torch.zeros(1, 2, device=device)
+    outputs = module(Batch(tokens, lengths, tokens[:, 0], tokens, tokens == 0, zeros[:, 0], zeros))
     if torch.is_grad_enabled():
-        module.backward(sum(x.sum() for x in outputs) * 0.0)  # pyright: ignore[reportCallIssue]
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        module.backward(sum(x.sum() for x in tensors) * 0.0)  # pyright: ignore[reportCallIssue]
 
 
-def _configuration(given: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """What the launch asks for, less what does not apply here: batches are made by the trainer, weights are float32."""
-    kept = {k: copy.deepcopy(v) for k, v in given.items() if v != "auto" and k not in ("bf16", "fp16", "amp")}
-    zero = {k: v for k, v in kept["zero_optimization"].items() if v != "auto"}
+def saved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return (name, buffer) of the buffers that a state dict has."""
+    saved = module.state_dict().keys()
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+
+
+def _configuration(launch: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Return the launch's configuration without what does not apply: the trainer makes batches, weights are float32."""
+    config = {k: copy.deepcopy(v) for k, v in launch.items() if v != "auto" and k not in ("bf16", "fp16", "amp")}
+    zero = {k: v for k, v in config["zero_optimization"].items() if v != "auto"}
     if zero["stage"] == 3:
-        zero.setdefault("stage3_param_persistence_threshold", KEPT_WHOLE)
+        zero.setdefault("stage3_param_persistence_threshold", UNSHARDED_BELOW)
     return {
-        **kept,
+        **config,
         "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -162,36 +171,34 @@ def _configuration(given: Mapping[str, Any], size: int) -> dict[str, Any]:
     }
 
 
-def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    kept = module.state_dict().keys()
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
-
-
 def _outer_head(module: nn.Module) -> nn.Linear | None:
-    """The output head, if `module` (a policy) reads its weight itself instead of calling it."""
+    """Return the output head, if `module` (a policy) reads its weight itself instead of calling it."""
     model = getattr(module, "model", None)
     return model.get_output_embeddings() if model is not None else None
 
 
-def _as_one(module: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
-    """Run the module's forward inside a context, and make one tensor [K, B, C] of the K that it returns: DeepSpeed
-    counts the tensors of a forward that a loss reaches, and they must be as many on every rank and in idle passes."""
+def _stack_outputs(module: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
+    """Make the module's forward run inside a context and return its K tensors [B, C] as one [K, B, C].
+
+    DeepSpeed counts the tensors of a forward that a loss reaches, and the count must be the same on every rank and in
+    idle passes.
+    """
     inner = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         with context():
-            made = inner(*args, **kwargs)
-        return torch.stack(made) if isinstance(made, tuple) else made
+            outputs = inner(*args, **kwargs)
+        return torch.stack(outputs) if isinstance(outputs, tuple) else outputs
 
     module.forward = forward
 
 
-def _taken_apart(engine: Any) -> None:
-    """Undo that for who calls the engine."""
+def _unstack_outputs(engine: Any) -> None:
+    """Make the engine return the K tensors [B, C] again that `_stack_outputs` made one."""
     inner = engine.forward
 
     def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
-        made = inner(*args, **kwargs)
-        return made.unbind() if made.dim() == 3 else made
+        outputs = inner(*args, **kwargs)
+        return outputs.unbind() if outputs.dim() == 3 else outputs
 
     engine.forward = forward

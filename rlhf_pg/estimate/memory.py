@@ -213,7 +213,7 @@ def activations_per_position(size: ModelSize, model: Model, shared: bool = True)
 
     A layer keeps in float32 its input and the residual between attention and MLP; in the arithmetic's width both normed
     inputs, queries, attention's output, keys and values, the MLP's gate, up and product, and the inner states of
-    adapters. Outside the Llama family also what trained norms scale, and the MLP's activation (models/fused.py).
+    adapters. Outside the Llama family also what trained norms scale, and the MLP's activation (models/llama_family.py).
     Without `shared` prompts, keys and values are repeated for each query head.
     """
     residual = (2 if model.lora or size.fused else 4) * size.hidden * FLOAT32
@@ -225,8 +225,8 @@ def activations_per_position(size: ModelSize, model: Model, shared: bool = True)
 
 
 def _padded_attention(share: Share, size: ModelSize, rows: int) -> int:
-    """Return the bytes a layer keeps on top where packed prompts go through the usual attention, which is off the CPU:
-    each row's keys and values beside a copy of its prompt's, padded queries and outputs."""
+    """Return the bytes a layer keeps on top where packed rows are padded for their attention, as they are off the CPU:
+    each row's keys and values beside a copy of its prompt's, queries and outputs."""
     if share.device == "cpu" or not share.recipe.update.share_prompts:
         return 0
     tokens = 2 * (share.prompt_length + share.completion_length) + 2 * share.completion_length

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_pg.config import Lora, Model, ResolvedRecipe
-from rlhf_pg.models import fused
+from rlhf_pg.models import llama_family
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
 from rlhf_pg.rollout import llama_decode
@@ -38,7 +38,7 @@ class ModelSize:
     query_width: int  # heads x head size, of one layer
     key_value_width: int  # the same of keys and values together
     vocabulary: int
-    fused: bool = False  # norms and MLPs keep less than autograd would (models/fused.py)
+    fused: bool = False  # norms and MLPs keep less than autograd would (models/llama_family.py)
 
     @property
     def head(self) -> int:
@@ -112,7 +112,7 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
         query_width=text.num_attention_heads * head_size,
         key_value_width=2 * text.num_key_value_heads * head_size,
         vocabulary=text.vocab_size,
-        fused=text.model_type in fused.FAMILY,
+        fused=text.model_type in llama_family.MODEL_TYPES,
     )
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.data import collate
 from rlhf_pg.rollout.native import evaluation_mode
-from rlhf_pg.storage import state as run_state
+from rlhf_pg.storage import random_state
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Completion, Prompt, Rollout, Sampling, Score
@@ -141,9 +141,9 @@ def _bits(parameter: Tensor) -> tuple[Tensor, int]:
 @contextmanager
 def untouched(session: Session) -> Iterator[None]:
     """No gradient and no dropout inside; every module's mode and every global random stream afterwards as before."""
-    random = run_state.random_state()
+    saved = random_state.capture()
     try:
         with torch.no_grad(), evaluation_mode(session.learner.policy), evaluation_mode(session.model):
             yield
     finally:
-        run_state.restore_random_state(*random)
+        random_state.restore(*saved)

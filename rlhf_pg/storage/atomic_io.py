@@ -1,4 +1,4 @@
-"""Files that survive SIGKILL and power loss: written beside their place, fsynced, then renamed into it."""
+"""Files and folders that survive SIGKILL and power loss: written beside their place, then renamed into it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import os
 import shutil
 from pathlib import Path
 
-TEMPORARY = ".tmp-"  # prefix of everything unfinished; whatever bears it may be deleted once its writer is gone
+TEMPORARY = ".tmp-"  # prefix of what is unfinished: it may be deleted once its writer is gone
+REPLACED = ".replaced"  # suffix of a folder while another takes its place
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write every byte: one os.write may write less (always above 2 GiB). Raises OSError, with a part written."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Give `path` this content: a reader, at any moment, sees the old content or the new, whole.
+    """Replace the content of `path`: at any moment a reader sees all of the old content or all of the new.
 
     Raises OSError naming the path and the free bytes; the old content is then still there.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
     try:
         write_new(temporary, data)
         os.replace(temporary, path)
@@ -34,7 +35,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write and fsync a file nobody reads yet."""
+    """Write and fsync a file that nobody reads yet."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         write_all(descriptor, data)
@@ -44,7 +45,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append all of `data` or nothing, fsynced. Raises OSError naming the path; what was there stays as it was."""
+    """Append all of `data` or nothing, fsynced. Raises OSError naming the path; the earlier content then stays."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
@@ -62,19 +63,46 @@ def append(path: Path, data: bytes) -> None:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable, not only the files they name."""
+    """Make the names in `directory` durable; fsync of a file does this for its content only."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without directory fsync say so like this
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # from file systems that cannot fsync a directory
             raise
     finally:
         os.close(descriptor)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Delete what killed writers left. Only for the one process that may write here."""
+def replace_folder(unfinished: Path, folder: Path) -> None:
+    """Rename a folder that is completely written to `folder`, which may exist.
+
+    At every moment the new folder or the old one is there, complete; after a kill `clean` gives it its name.
+    """
+    replaced = folder.with_name(folder.name + REPLACED)
+    if folder.exists():
+        os.rename(folder, replaced)
+    os.rename(unfinished, folder)
+    fsync_directory(folder.parent)
+    if replaced.exists():
+        remove_folder(replaced)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; its name goes first, so that a kill in the middle does not leave a damaged one."""
+    removed = folder.with_name(f"{TEMPORARY}removed-{folder.name}")
+    os.rename(folder, removed)
+    shutil.rmtree(removed)
+
+
+def clean(directory: Path) -> None:
+    """Finish or undo what killed writers began. Only for the one process that may write here."""
+    for replaced in directory.glob(f"*{REPLACED}"):
+        folder = replaced.with_name(replaced.name.removesuffix(REPLACED))
+        if folder.exists():
+            remove_folder(replaced)
+        else:
+            os.rename(replaced, folder)
     for path in directory.glob(f"{TEMPORARY}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -83,7 +111,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> OSError:
-    """The same error (same errno), saying which path and how many bytes are free there."""
+    """Return an error of the same errno that names the path and how many bytes are free there."""
     existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(existing).free
     reason = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""The folder of one run: one writer at a time, whole files, and a log that can be cut back to a checkpoint.
+"""The folder of one run: one writer at a time, files replaced atomically, a log that is cut back to a checkpoint.
 
 metrics.jsonl   a flat object per step          rollouts/step_00000010.jsonl   samples
 checkpoints/    see checkpoint.py               .lock                          held while a process writes here
@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_pg.storage import checkpoint
-from rlhf_pg.storage.atomic_io import append, fsync_directory, remove_leftovers, write_atomic
+from rlhf_pg.storage.atomic_io import append, clean, fsync_directory, write_atomic
 
 log = logging.getLogger(__name__)
 
 
 class RunDir:
-    """Made by `RunDir.open`. `resume_from` is the intact checkpoint to continue from, None = start at the beginning."""
+    """A run's folder, made by `RunDir.open`. `resume_from`: the intact checkpoint to go on from, None: start anew."""
 
     def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
-        self.writes = lock is not None  # False: another process has the run, and nothing here writes
+        self.writes = lock is not None  # False: another process writes the run, and no method here does
         self.checkpoints = path / "checkpoints"
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
@@ -67,9 +67,9 @@ class RunDir:
 
     @classmethod
     def follow(cls, path: Path, resume_from: Path | None) -> RunDir:
-        """The folder of a run that another process of the same launch has opened: to be read only.
+        """Return the folder of a run that another process of this launch has opened; it writes nothing.
 
-        Raises ValueError when the folder cannot be seen from here.
+        Raises ValueError when this machine does not see the folder.
         """
         if not (path / ".lock").exists():
             raise ValueError(
@@ -86,9 +86,8 @@ class RunDir:
             raise ValueError(
                 f"run.dir {self.path} holds an earlier run: continue it with run.resume=auto, or choose another run.dir"
             )
-        checkpoint.clean(self.checkpoints)
-        remove_leftovers(self.path)
-        remove_leftovers(self.rollouts)
+        for folder in (self.checkpoints, self.path, self.rollouts):
+            clean(folder)
         self.resume_from = checkpoint.latest(self.checkpoints)
         if self.resume_from is None and checkpoint.exists(self.checkpoints):
             raise ValueError(
@@ -107,7 +106,7 @@ class RunDir:
             probe.unlink()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line, on disk when this returns. Values: numbers, text, None, numpy and torch scalars; NaN -> null.
+        """Append one line and fsync it. Values: numbers, text, None, numpy and torch scalars; NaN becomes null.
 
         Raises ValueError for a nested value or a row without an int `step`; OSError naming the file when the disk
         refuses, with the earlier lines as they were.
@@ -124,36 +123,27 @@ class RunDir:
                 )
         append(self.metrics, json.dumps(plain).encode() + b"\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines, oldest first."""
-        return [row for row, _ in self._lines() if row is not None]
-
     def truncate_after(self, step: int, *, rollouts: int | None = None) -> None:
-        """Forget what was logged after `step`: metrics lines, a torn last line, rollouts files of later steps (than
-        `rollouts`, if given: a step may be sampled before it is learned from)."""
+        """Drop metrics lines after `step`, damaged ones too, and rollouts files after `rollouts` (default: `step`; a
+        step may be sampled before it is learned from)."""
         if not self.writes:
             return
-        kept = []
-        for row, line in self._lines():
-            if row is None:
-                log.warning("dropped a damaged line of %s: %r", self.metrics, line[:80])
-            elif row["step"] <= step:
-                kept.append(line)
-        content = b"".join(line + b"\n" for line in kept)
-        if self.metrics.exists() and self.metrics.read_bytes() != content:
-            write_atomic(self.metrics, content)
+        if self.metrics.exists():
+            content = self.metrics.read_bytes()
+            lines = []
+            for line in filter(None, content.split(b"\n")):
+                number = _step_of(line)
+                if number is None:
+                    log.warning("dropped a damaged line of %s: %r", self.metrics, line[:80])
+                elif number <= step:
+                    lines.append(line + b"\n")
+            if b"".join(lines) != content:
+                write_atomic(self.metrics, b"".join(lines))
         for path in self.rollouts.glob("step_*.jsonl"):
             number = path.stem.removeprefix("step_")
             if number.isdigit() and int(number) > (step if rollouts is None else rollouts):
                 path.unlink()
         fsync_directory(self.rollouts)
-
-    def _lines(self) -> list[tuple[dict[str, Any] | None, bytes]]:
-        """(row, line) of metrics.jsonl; row None for a line that is not one."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_bytes().split(b"\n")
-        return [(_row(line), line) for line in lines if line]
 
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
         """Write rollouts/step_<step>.jsonl, one object a line, replacing an earlier one of this step."""
@@ -176,7 +166,7 @@ class RunDir:
 
     @property
     def elapsed_s(self) -> float:
-        """Wall seconds of this process since `open`, plus those given to `continue_clock`. Save it in checkpoints."""
+        """Wall seconds since `open`, plus those given to `continue_clock`: a checkpoint has them."""
         return self._before_s + time.monotonic() - self._started
 
     def continue_clock(self, elapsed_s: float) -> None:
@@ -184,7 +174,7 @@ class RunDir:
         self._before_s = elapsed_s
 
     def close(self) -> None:
-        """Release the lock. Twice is fine."""
+        """Release the lock; a second call does nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -197,7 +187,8 @@ class RunDir:
 
 
 def _take_lock(path: Path) -> int:
-    """Lock `path`/.lock and write our pid and host into it. The lock dies with its process, so none is ever stale."""
+    """Lock `path`/.lock and write pid and host into it. Returns its descriptor. The lock ends with its process, so that
+    none is ever stale."""
     descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,16 +216,18 @@ def _cannot_write(path: Path, error: OSError) -> str:
     return f"run.dir {path} cannot be used: {error.strerror}; {hint}"
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a metrics line, None for a damaged line."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def _plain(value: Any) -> Any:
-    """As strict JSON has it: numpy and torch become numbers and lists, NaN and infinity null."""
+    """Return a value as strict JSON has it: numpy and torch as numbers and lists, NaN and infinity as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Tensors of any device into one safetensors file, on disk when it returns, one tensor at a time in memory."""
+"""Write tensors of any device as one safetensors file, with one tensor at a time in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.storage.atomic_io import write_all
-from rlhf_pg.storage.state import tensor_bytes
+from rlhf_pg.storage.digest import tensor_bytes
 
 _DTYPES = {  # names of the safetensors format
     torch.float64: "F64",
@@ -33,9 +33,11 @@ _DTYPES = {  # names of the safetensors format
 
 
 def write_tensors(path: Path, named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write one safetensors file, a tensor at a time (the library would copy a whole group to the CPU). -> size, sha256
+    """Write and fsync a new safetensors file. Returns {"size": bytes, "sha256": digest of the file}.
 
-    Format: 8 bytes little-endian header length, JSON header padded with spaces to 8 bytes, then the tensors' bytes.
+    The library would copy all tensors to the CPU first; this copies one at a time. Format: header length (8 bytes,
+    little-endian), JSON header padded with spaces to a multiple of 8 bytes, then the tensors' bytes.
+    Raises ValueError for a dtype that the format does not have.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     order = sorted(named, key=lambda name: (-named[name].element_size(), name))  # widest first keeps all aligned
@@ -61,7 +63,7 @@ def write_tensors(path: Path, named: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def aliases_of(named: Mapping[str, Tensor]) -> dict[str, str]:
-    """name -> the earlier name of the very same memory, seen the same way."""
+    """Return alias -> first name, for tensors that are views of one memory with the same shape, dtype and strides."""
     owners: dict[Any, str] = {}
     aliases: dict[str, str] = {}
     for name, t in named.items():

@@ -69,7 +69,7 @@ def whole(backend: Backend, found: Moments, sums: dict[str, Tensor]) -> tuple[di
     device = backend.device
     values = torch.stack([x.detach().double().to(device) for x in own]).tolist() if own else []
     names = [*sums, *(f"{MOMENT}{name}/{i}" for name, i in places)]
-    summed = backend.ranks.total(dict(zip(names, values, strict=True)), "metrics")
+    summed = backend.ranks.sum_named(dict(zip(names, values, strict=True)), "metrics")
     kept = {name: value for name, value in summed.items() if not name.startswith(MOMENT)}
     of = dict.fromkeys(name.removeprefix(MOMENT).rsplit("/", 1)[0] for name in summed if name.startswith(MOMENT))
     return kept, {

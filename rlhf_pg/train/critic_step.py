@@ -78,4 +78,4 @@ def _accumulate(
         reduced = F.normalize.total(loss, part.mask, "token", count)
         learner.backend.backward(reduced, critic.module)
         total = total + reduced.detach()
-    return learner.backend.ranks.total({"loss": float(total)}, "the critic's loss")["loss"]
+    return learner.backend.ranks.sum_named({"loss": float(total)}, "the critic's loss")["loss"]

@@ -18,11 +18,11 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.models.packing import Prefix
+from rlhf_pg.models.hidden_states import backward_prompt
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import mismatch
 from rlhf_pg.train.learner import CriticLearner, Learner
-from rlhf_pg.types import Batch, Credit, Signals
+from rlhf_pg.types import Batch, Credit, Prefix, Signals
 
 
 def update(
@@ -202,14 +202,14 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
     """
     tokens = update.positions * (1 if torch.is_grad_enabled() else collate.NO_GRADIENT_FACTOR)
     split = collate.micro_batches(batch, rows, tokens, shares_prompts(module))
-    if isinstance(together := getattr(module, "together", None), Backend):
-        with together.ranks.waiting("forwards and backwards"):
+    if isinstance(backend := getattr(module, "collective_backend", None), Backend):
+        with backend.ranks.waiting("forwards and backwards"):
             flat = [piece for pieces in split for piece in pieces]
-            more = together.idle_passes(len(flat))
+            more = backend.idle_passes(len(flat))
             for piece in flat:
                 yield piece, collate.select(batch, piece)
             for _ in range(more):
-                together.idle(module)
+                backend.idle_pass(module)
         return
     for pieces in split:
         if len(pieces) == 1:
@@ -218,7 +218,7 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
         prefix: Prefix = module(collate.select(batch, pieces[0]), prompt_only=True)
         for piece in pieces:
             yield piece, replace(collate.select(batch, piece), prefix=prefix)
-        prefix.backward()
+        backward_prompt(prefix)
 
 
 def shares_prompts(module: nn.Module) -> bool:

@@ -13,7 +13,8 @@ from rlhf_pg import config
 from rlhf_pg.config import Recipe, ResolvedRecipe, SftRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
-from rlhf_pg.storage import state as run_state
+from rlhf_pg.storage import random_state
+from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train import prefetch
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.setup import Session, digest_without_adapter
@@ -52,21 +53,20 @@ class Progress:
 class Snapshot:
     """All a run must remember: what is the same on all ranks, and what this rank alone has."""
 
-    tensors: Tensors
-    state: dict[str, Any]  # JSON
-    own: tuple[Tensors, dict[str, Any]]
+    common: tuple[Tensors, dict[str, Any]]  # tensors, JSON
+    of_rank: tuple[Tensors, dict[str, Any]]
 
 
 def snapshot(session: Session, progress: Progress) -> Snapshot:
     """From which `restore` continues exactly."""
     learner = session.learner
     backend = learner.backend
-    random, random_state = run_state.random_state()
-    tensors: Tensors = {"model": backend.weights(session.model)}
+    random, random_numbers = random_state.capture()
+    tensors: Tensors = {"model": backend.weights_to_save(session.model)}
     own: Tensors = {"random": random}
-    own_state: dict[str, Any] = {"random": random_state}
+    own_state: dict[str, Any] = {"random": random_numbers}
     state: dict[str, Any] = {
-        "layout": backend.layout,
+        "layout": backend.state_layout,
         "progress": {k: v for k, v in vars(progress).items() if k != "pending"},
         "updates": learner.updates,
         "kl_coefficient": learner.kl_coefficient,
@@ -78,7 +78,7 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
     moments["optimizer"], numbers["optimizer"] = backend.optimizer_state(learner.optimizer, trained)
     if learner.critic:
         module = backend.unwrap(learner.critic.module)
-        tensors["critic"] = backend.weights(module)
+        tensors["critic"] = backend.weights_to_save(module)
         state["critic"] = {"updates": learner.critic.updates, "base": critic_base(learner)}
         made = backend.optimizer_state(learner.critic.optimizer, _trained(module))
         moments["critic_optimizer"], numbers["critic_optimizer"] = made
@@ -87,7 +87,7 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
         state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
     of_next, of_next_state = prefetch.snapshot(session)
-    return Snapshot(tensors, state, (own | of_next, own_state | of_next_state))
+    return Snapshot((tensors, state), (own | of_next, own_state | of_next_state))
 
 
 def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Progress:
@@ -96,7 +96,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
     Raises ValueError when the reference model is not the one the run began with, or other processes hold other parts of
     the state than now.
     """
-    _check_layout(session.learner.backend.layout, state.get("layout"), "pending" in state)
+    _check_layout(session.learner.backend.state_layout, state.get("layout"), "pending" in state)
     identity = reference_identity(session)
     if identity != state["reference"]:
         raise ValueError(
@@ -128,7 +128,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
     prefetch.restore(session, tensors, state, session.sampling(progress.step + 1))
-    run_state.restore_random_state(tensors["random"], state["random"])
+    random_state.restore(tensors["random"], state["random"])
     return progress
 
 
@@ -180,7 +180,7 @@ def critic_base(learner: Learner) -> str | None:
     if critic.base is None:
         named = learner.backend.unwrap(critic.module).named_parameters()
         frozen = {name: p for name, p in named if not p.requires_grad}
-        critic.base = run_state.weights_digest(frozen) if frozen else None
+        critic.base = weights_digest(frozen) if frozen else None
     return critic.base
 
 

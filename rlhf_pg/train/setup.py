@@ -25,7 +25,7 @@ from rlhf_pg.rollout.engine import build as build_engine
 from rlhf_pg.rollout.process import ProcessEngine
 from rlhf_pg.rollout.remote import RemoteEngine
 from rlhf_pg.rollout.weights import overwrite
-from rlhf_pg.storage.state import weights_digest
+from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.precompute import Reference, frozen_copy, reference
 from rlhf_pg.train.prompts import longest_request, note, prompts_of
@@ -66,7 +66,7 @@ class Session:
     def push_weights(self) -> None:
         """Make the engine sample from the weights as they are now; all ranks must call this."""
         if self.engine_model is not self.model:
-            for named_weight in self.learner.backend.whole(self.model):
+            for named_weight in self.learner.backend.gathered_weights(self.model):
                 overwrite(self.engine_model, [named_weight])
         self.engine.load_weights((), version=self.learner.updates)
 
@@ -105,7 +105,9 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     learner, policy = _learner(recipe, model, tokenizer, backend, learn=learn)
     frozen, frozen_policy = None, None
     if with_reference:
-        frozen, frozen_policy = reference(policy, recipe.update, backend.autocast, reference_copy, backend.freeze)
+        frozen, frozen_policy = reference(
+            policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
+        )
     eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
     engine = make_engine(recipe, engine_model, eos_ids, longest_request(recipe, prompts), learn=learn)
     return Session(

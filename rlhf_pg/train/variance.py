@@ -76,7 +76,9 @@ def run(recipe: ResolvedRecipe, after: int, groups: int, out: Path) -> int:
         "log": recipe.log.model_copy(update={"trackers": []}),
         "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
     }
-    session = build(recipe.changed(**sections), backend=join(recipe, trackers=False).alone("rlhf-pg variance"))
+    session = build(
+        recipe.changed(**sections), backend=join(recipe, trackers=False).require_one_process("rlhf-pg variance")
+    )
     try:
         result = measure(session, after, groups)
     finally:
@@ -89,7 +91,7 @@ def measure(session: Session, after: int, groups: int) -> dict[str, Any]:
     """Train `after` steps, then measure at those weights. Return what variance.json holds."""
     recipe = session.recipe
     rungs, notes = ladder(session.learner, recipe.rollout.samples_per_prompt)
-    run = loop.Run(session, _NoRunDir(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    run = loop.TrainingRun(session, _NoRunDir(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     with Bar() as bar:
         steps = bar.add_task(f"training {after} steps", total=after)
         for _ in range(after):
@@ -120,7 +122,7 @@ def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
 
 
 def gradients(
-    run: loop.Run, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
+    run: loop.TrainingRun, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the gradients of fresh groups at the present weights [E, groups, d], and their rollouts' figures.
 

@@ -13,7 +13,7 @@ def one_process(tmp_path_factory):
     def run(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp("one")
-            plays.alone(folder, plays.recipe(folder, name, plays.RUNS[name] | plays.EVALUATED))
+            plays.in_one_process(folder, plays.recipe(folder, name, plays.RUNS[name] | plays.EVALUATED))
             made[name] = folder
         return made[name]
 

@@ -1,6 +1,6 @@
 """Started by `accelerate launch` in every process: `rlhf-pg train` of a recipe in which rank 1 fails in step 2.
 
-    -m tests.dist.faults raise|hang|kill|rollout RECIPE.yaml
+-m tests.dist.faults raise|hang|kill|rollout RECIPE.yaml
 """
 
 from __future__ import annotations

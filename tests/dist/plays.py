@@ -80,8 +80,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
 
 
-def alone(folder: Path, plain: dict[str, Any]) -> int:
+def in_one_process(folder: Path, plain: dict[str, Any]) -> int:
     """The same run in this process."""
-    from rlhf_pg.train.loop import train
+    from rlhf_pg.commands.run_training import train
 
     return train(config.parse(plain, config.Recipe))

@@ -56,7 +56,10 @@ def test_each_rank_saved_the_rows_it_had_paid_for(runs):
 def test_between_steps_one_process_goes_on_where_two_were(runs, tmp_path):
     folder = tmp_path / "short"
     shutil.copytree(runs[0] / "short", folder)
-    assert plays.alone(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 3, "resume": "must"}})) == 0
+    assert (
+        plays.in_one_process(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 3, "resume": "must"}}))
+        == 0
+    )
     whole, here = small_run.final_weights(runs[0] / "whole"), small_run.final_weights(folder)
     assert all(torch.allclose(whole[name], here[name], atol=1e-4) for name in whole)
 
@@ -67,4 +70,4 @@ def test_within_a_step_another_number_of_processes_is_refused(runs, tmp_path):
     for later in sorted((folder / "checkpoints").iterdir())[1:]:
         shutil.rmtree(later)
     with pytest.raises(ValueError, match=r"saved by 2 process\(es\) with replicas and was stopped inside"):
-        plays.alone(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 3, "resume": "must"}}))
+        plays.in_one_process(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 3, "resume": "must"}}))

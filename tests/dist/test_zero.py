@@ -1,16 +1,14 @@
 """DeepSpeed on two processes does what one process without it does, at each stage; its checkpoints go on bitwise."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_pg import config
-
-from rlhf_pg.train import setup
 from rlhf_pg.distributed.backend import Backend
+from rlhf_pg.models.load import load_model
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
 from tests.train import small_run
@@ -60,14 +58,14 @@ def test_the_exported_model_opens_in_transformers_with_the_last_weights(zero):
     exported = AutoModelForCausalLM.from_pretrained(zero[1] / "whole" / "model")
     saved = small_run.final_weights(zero[1] / "whole")
     assert all(torch.equal(exported.state_dict()[name], tensor) for name, tensor in saved.items())
-    started = setup.load_model("tiny", seed=0).state_dict()
+    started = load_model("tiny", seed=0).state_dict()
     assert any(not torch.equal(started[name], tensor) for name, tensor in saved.items())
 
 
 def test_another_layout_is_refused_by_name(zero):
     folder = zero[1] / "whole"
     with pytest.raises(ValueError, match=rf"saved by 2 process\(es\) with ZeRO-{zero[0]}.*1 with replicas"):
-        plays.alone(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 4, "resume": "must"}}))
+        plays.in_one_process(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 4, "resume": "must"}}))
 
 
 def test_a_launch_for_deepspeed_that_would_run_without_is_refused(monkeypatch):

@@ -146,7 +146,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from rlhf_pg.train import checkpoint
+from rlhf_pg.storage import checkpoint
 
 def run(directory, done):
     newest = checkpoint.latest(directory)

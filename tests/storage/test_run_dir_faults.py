@@ -73,7 +73,7 @@ SMALL_DISK = """
 import errno, json, subprocess, sys
 from pathlib import Path
 import torch
-from rlhf_pg.train import checkpoint
+from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
 
 def refused(work):

@@ -15,11 +15,11 @@ from rlhf_pg.train.setup import Session
 def open_folder(recipe: ResolvedRecipe, ranks: Ranks) -> RunDir:
     """The run's folder: opened by the first rank, followed by the others."""
     folder = None
-    with ranks.apart("opening run.dir"):
+    with ranks.independently("opening run.dir"):
         if ranks.first:
             folder = RunDir.open(recipe.run.dir, recipe.run.resume)
     resume_from = ranks.gather(str((folder and folder.resume_from) or ""), "the checkpoint to resume from")[0]
-    with ranks.apart("run.dir on every machine"):
+    with ranks.independently("run.dir on every machine"):
         folder = folder or RunDir.follow(recipe.run.dir, Path(resume_from) if resume_from else None)
     return folder
 

@@ -1,24 +1,13 @@
-"""Optimizer and random streams come back exactly; the digest is what hashlib gives for the bytes written by hand."""
+"""An optimizer comes back exactly, by the names of its parameters."""
 
 import copy
-import hashlib
 import json
-import random
-import struct
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from rlhf_pg.storage import checkpoint
-from rlhf_pg.storage.state import (
-    flatten_optimizer,
-    random_state,
-    restore_optimizer,
-    restore_random_state,
-    weights_digest,
-)
+from rlhf_pg.storage import checkpoint, optimizer_state
 
 
 def model() -> nn.Module:
@@ -56,7 +45,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path, options, reverse):
     scheduler = schedule(optimizer)
     train(straight, optimizer, scheduler, range(3))
 
-    tensors, numbers = flatten_optimizer(optimizer, dict(straight.named_parameters()))
+    tensors, numbers = optimizer_state.capture(optimizer, dict(straight.named_parameters()))
     groups = {"weights": straight.state_dict(), "optimizer": tensors}
     path = checkpoint.save(tmp_path, 3, groups, {"optimizer": numbers, "schedule": scheduler.state_dict()}, 1)
     train(straight, optimizer, scheduler, range(3, 6))
@@ -66,7 +55,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path, options, reverse):
     second_schedule = schedule(second)
     loaded, state = checkpoint.load(path)
     resumed.load_state_dict(loaded["weights"])
-    restore_optimizer(second, dict(resumed.named_parameters()), loaded["optimizer"], state["optimizer"])
+    optimizer_state.restore(second, dict(resumed.named_parameters()), loaded["optimizer"], state["optimizer"])
     second_schedule.load_state_dict(state["schedule"])
     assert second.param_groups[0]["lr"] == pytest.approx(0.01 / 4)
     assert second.param_groups[0]["betas"] == (0.8, 0.95)
@@ -79,7 +68,7 @@ def test_tensors_are_named_after_parameters_and_numbers_are_json():
     net = model()
     optimizer = adamw(net)
     train(net, optimizer, schedule(optimizer), range(1))
-    tensors, numbers = flatten_optimizer(optimizer, dict(net.named_parameters()))
+    tensors, numbers = optimizer_state.capture(optimizer, dict(net.named_parameters()))
     assert set(tensors) == {
         f"{key}/{layer}.{kind}"
         for key in ("step", "exp_avg", "exp_avg_sq")
@@ -92,20 +81,20 @@ def test_tensors_are_named_after_parameters_and_numbers_are_json():
 def test_a_learning_rate_that_is_a_tensor_stays_one():
     net = model()
     optimizer = adamw(net, lr=torch.tensor(0.25), foreach=False)
-    tensors, numbers = flatten_optimizer(optimizer, dict(net.named_parameters()))
+    tensors, numbers = optimizer_state.capture(optimizer, dict(net.named_parameters()))
     assert set(tensors) == {"group.0/lr", "group.1/lr"}
     other = adamw(net, lr=torch.tensor(0.5), foreach=False)
-    restore_optimizer(other, dict(net.named_parameters()), tensors, numbers)
+    optimizer_state.restore(other, dict(net.named_parameters()), tensors, numbers)
     assert [group["lr"] for group in other.param_groups] == [torch.tensor(0.25)] * 2
 
 
 def test_an_optimizer_that_never_stepped_comes_back_fresh():
     net = model()
     used = adamw(net)
-    saved = flatten_optimizer(used, dict(net.named_parameters()))
+    saved = optimizer_state.capture(used, dict(net.named_parameters()))
     assert saved[0] == {}
     train(net, used, schedule(used), range(2))
-    restore_optimizer(used, dict(net.named_parameters()), *saved)
+    optimizer_state.restore(used, dict(net.named_parameters()), *saved)
     assert not used.state
 
 
@@ -114,8 +103,8 @@ def test_moments_keep_their_dtype_and_are_copies():
     optimizer = torch.optim.AdamW([weight])
     moments = {"exp_avg": torch.full((3,), 1 / 3), "exp_avg_sq": torch.full((3,), 1 / 7)}  # float32, of a bf16 weight
     optimizer.state[weight] = {"step": torch.tensor(5.0), **moments}
-    tensors, numbers = flatten_optimizer(optimizer, {"w": weight})
-    restore_optimizer(optimizer, {"w": weight}, tensors, numbers)
+    tensors, numbers = optimizer_state.capture(optimizer, {"w": weight})
+    optimizer_state.restore(optimizer, {"w": weight}, tensors, numbers)
     restored = optimizer.state[weight]
     assert restored["exp_avg"].dtype == torch.float32
     assert torch.equal(restored["exp_avg"], moments["exp_avg"])
@@ -129,81 +118,18 @@ def test_another_model_is_refused_before_anything_changes():
     train(net, optimizer, schedule(optimizer), range(2))
     train(other, theirs, schedule(theirs), range(2))
     before = copy.deepcopy(theirs.state_dict())
-    tensors, numbers = flatten_optimizer(optimizer, dict(net.named_parameters()))
+    tensors, numbers = optimizer_state.capture(optimizer, dict(net.named_parameters()))
     with pytest.raises(ValueError, match=r"1\.weight has shape \(2, 4\), the parameter here \(3, 4\)"):
-        restore_optimizer(theirs, dict(other.named_parameters()), tensors, numbers)
+        optimizer_state.restore(theirs, dict(other.named_parameters()), tensors, numbers)
     renamed = {name.replace("0.", "x."): p for name, p in net.named_parameters()}
     with pytest.raises(ValueError, match=r"missing here \['0\.weight'\], not saved \['x\.weight'\]"):
-        restore_optimizer(optimizer, renamed, tensors, numbers)
+        optimizer_state.restore(optimizer, renamed, tensors, numbers)
     with pytest.raises(ValueError, match="2 parameter groups, this one 1"):
-        restore_optimizer(torch.optim.AdamW(net.parameters()), dict(net.named_parameters()), tensors, numbers)
+        optimizer_state.restore(torch.optim.AdamW(net.parameters()), dict(net.named_parameters()), tensors, numbers)
     assert str(theirs.state_dict()) == str(before)
 
 
 def test_a_parameter_without_a_name_is_refused():
     net = model()
     with pytest.raises(ValueError, match=r"group 0 has a parameter of shape \(4, 3\)"):
-        flatten_optimizer(adamw(net), {"1.weight": net[1].weight})  # type: ignore[index]
-
-
-def draws() -> list[float]:
-    return [
-        *torch.rand(3).tolist(),
-        *np.random.standard_normal(3).tolist(),
-        random.gauss(0, 1),
-        random.random(),
-        float(torch.randn(1)),
-    ]
-
-
-def test_random_streams_continue_where_they_were(tmp_path):
-    torch.manual_seed(1)
-    np.random.seed(2)
-    random.seed(3)
-    draws()  # odd numbers of Gaussians: numpy and random each hold one back
-    tensors, numbers = random_state()
-    path = checkpoint.save(tmp_path, 0, {"random": tensors}, {"random": numbers}, 1)
-    expected = draws()
-    assert draws() != expected
-    loaded, state = checkpoint.load(path)
-    restore_random_state(loaded["random"], state["random"])
-    assert draws() == expected
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_streams_of_every_gpu_continue_where_they_were():
-    tensors, numbers = random_state()
-    expected = [torch.rand(3, device=f"cuda:{i}").tolist() for i in range(torch.cuda.device_count())]
-    restore_random_state(tensors, numbers)
-    assert [torch.rand(3, device=f"cuda:{i}").tolist() for i in range(torch.cuda.device_count())] == expected
-
-
-def test_a_stream_of_an_absent_gpu_is_left_out_with_a_warning(caplog):
-    tensors, numbers = random_state()
-    restore_random_state({**tensors, "cuda.99": tensors["cpu"]}, numbers)
-    assert "cuda.99" in caplog.text
-
-
-def test_the_digest_is_sha256_of_name_dtype_shape_and_bytes():
-    named = {"b": torch.tensor([[1.5, -2.0]]), "a": torch.tensor(7)}
-    written = (
-        b"a\0torch.int64\0()\0" + struct.pack("<q", 7) + b"b\0torch.float32\0(1, 2)\0" + struct.pack("<ff", 1.5, -2)
-    )
-    assert weights_digest(named) == hashlib.sha256(written).hexdigest()
-    assert weights_digest(iter(sorted(named.items()))) == weights_digest(named)
-
-
-def test_the_digest_sees_every_change_and_no_layout():
-    base = torch.arange(6.0).reshape(2, 3)
-    digest = weights_digest({"w": base})
-    assert weights_digest({"w": nn.Parameter(base.t().contiguous().t())}) == digest
-    nudged = base.clone()
-    nudged.view(torch.int32)[1, 2] += 1  # one bit
-    changed = [
-        {"v": base},
-        {"w": base.reshape(3, 2)},
-        {"w": base.view(torch.int32)},
-        {"w": nudged},
-        {"w": base, "x": base},
-    ]
-    assert len({digest, *(weights_digest(named) for named in changed)}) == 6
+        optimizer_state.capture(adamw(net), {"1.weight": net[1].weight})  # type: ignore[index]

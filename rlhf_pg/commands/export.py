@@ -21,8 +21,8 @@ def export(
 ) -> None:
     """Called on all ranks; the first one writes. `after`: the last evaluation."""
     backend = session.learner.backend
-    gathered = backend.weights(session.model) if backend.sharded else None
-    with backend.ranks.apart("the export"):
+    gathered = backend.weights_to_save(session.model) if backend.sharded else None
+    with backend.ranks.independently("the export"):
         if not backend.ranks.first:
             return
         save_model(session.model, session.tokenizer, folder.path / "model", gathered)

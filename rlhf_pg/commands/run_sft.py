@@ -36,7 +36,7 @@ def sft(recipe: SftRecipe) -> int:
         refuse_another_run(recipe, recipe.run.dir / "config.yaml")
         print(f"{recipe.run.dir / 'model'} is there already: nothing to do")
         return 0
-    backend = Backend(recipe.model.dtype).alone("rlhf-pg sft")
+    backend = Backend(recipe.model.dtype).require_one_process("rlhf-pg sft")
     tokenizer = load_tokenizer(
         recipe.model.tokenizer or recipe.model.path, trust_remote_code=recipe.model.trust_remote_code
     )
