@@ -1,8 +1,8 @@
 """Countdown: reach a target with each given number used exactly once, by + - * / and brackets.
 
 The expression is the content of the last `<answer>` block (after any `<think>` block), else the last line; what follows
-an `=` is ignored. It is read by the small parser below, over exact fractions; nothing is handed to an interpreter.
-Reward: 1.0 for reaching the target, 0.1 for a sound expression of exactly the given numbers, else 0.0.
+an `=` is ignored. The small parser below evaluates it in exact fractions; nothing is run as code.
+Reward: 1.0 for reaching the target, 0.1 for another valid expression of exactly the given numbers, else 0.0.
 """
 
 import re
@@ -14,7 +14,7 @@ SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*"})
 
 
 def countdown(completion: str, numbers: list, target: int, finish: str = "stop") -> dict:
-    """Outcome "unparseable" when there is no expression, "truncated" when the text was cut off before it."""
+    """Return the reward; outcome "unparseable" when there is no expression, "truncated" when it was cut off."""
     text = _expression(completion, finish)
     try:
         value, used = _sum(_tokens(text), 0) if text else (None, [])
@@ -51,7 +51,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _sum(tokens: list[str], depth: int) -> tuple[Fraction, list[int]]:
-    """Reads a whole expression when depth is 0, else up to the closing bracket. Returns its value and its numbers."""
+    """Parse to the end at depth 0, else to the closing bracket. Returns the value and the numbers used."""
     value, used = _product(tokens, depth)
     while tokens[0] in "+-":
         sign = tokens.pop(0)

@@ -1,7 +1,7 @@
-"""R1's format: one `<think>...</think>` and then one `<answer>...</answer>`, both with content and nothing around them.
+"""R1's format: `<think>...</think>` and then `<answer>...</answer>`, each once, not empty, with nothing around them.
 
 Guo et al. 2025, DeepSeek-R1, arXiv:2501.12948, section 2.2.2. A prompt that ends with `<think>` has opened the first
-block already. 1.0 or 0.0.
+block.
 """
 
 import re
@@ -11,7 +11,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_r1(completion: str, prompt: str = "") -> float:
-    """1.0 when every tag stands exactly once, in order, and both blocks say something."""
+    """Return 1.0 when every tag stands exactly once, in order, and both blocks have content, else 0.0."""
     if prompt.rstrip().endswith("<think>"):
         completion = "<think>" + completion
     if any(completion.count(tag) != 1 for tag in TAGS):

@@ -1,12 +1,12 @@
-"""A budget of characters: 0 up to it, then falling linearly to -1 over as much again.
+"""A penalty on length: 0 up to a budget of characters, then falling linearly to -1 at twice the budget.
 
-The budget is the reader's, may differ from row to row (column `length_budget`), and holds for texts in a file too. A
-completion that was cut off at the token limit has -1. For a penalty that goes by that limit, see `overlong`.
+The budget may differ from row to row (column `length_budget`). A completion that was cut off at the token limit has -1.
+`overlong` is the penalty that depends on the token limit.
 """
 
 
 def length(completion: str, finish: str = "stop", length_budget: int = 2000) -> float:
-    """A penalty between 0.0 and -1.0; give it a weight below that of being right."""
+    """Return a penalty between 0.0 and -1.0, to be weighted less than a correct answer."""
     if finish == "length":
         return -1.0
     over = len(completion) - length_budget

@@ -1,20 +1,20 @@
-"""Whether a completion's answer is the reference answer, mathematically: 1.0 or 0.0.
+"""Whether a completion's answer is mathematically the reference answer: 1.0 or 0.0.
 
-The answer is the last `\\boxed{}` after any reasoning block, otherwise what `rlhf_pg.grading.extract` finds. A
-completion that exhausts time or memory is rejected: it scores 0 with outcome "timeout".
+docs/rewards.md says where the answer is and when two answers are the same. A completion that exhausts time or memory
+scores 0 with outcome "timeout".
 """
 
-from rlhf_pg.grading import equality, extract
+from rlhf_pg.grading.equality import grade
 
 
 def math_answer(completion: str, answer: str, finish: str = "stop", prompt: str = "") -> dict:
-    """1.0 when the answer is right; outcome "unparseable" or "truncated" when there is none."""
+    """Return 1.0 for the right answer; outcome "unparseable" or "truncated" where there is none."""
     if prompt.rstrip().endswith("<think>"):
         completion = "<think>" + completion
-    found = extract.answer(completion, finished=finish == "stop")
-    if found is None:
+    correct = grade(completion, str(answer), finished=finish == "stop")
+    if correct is None:
         return {"reward": 0.0, "outcome": "truncated" if finish == "length" else "unparseable"}
-    return {"reward": float(equality.equal(extract.gold(str(answer)), found)), "outcome": "scored"}
+    return {"reward": float(correct), "outcome": "scored"}
 
 
 math_answer.on_limit = 0.0

@@ -1,4 +1,4 @@
-"""Errors a person can act on. The command line prints them as a paragraph, without a traceback."""
+"""Errors that a person can act on. The command line prints them as a paragraph, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RecipeError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that was right to start and could not go on: a fault of the surroundings, not of the recipe."""
+    """An error in a run whose recipe is valid: a failed check, a lost process, an engine that does not answer."""
 
 
 def _count(problems: int) -> str:

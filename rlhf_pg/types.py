@@ -1,4 +1,4 @@
-"""The data that flows between the parts: prompts, completions, rollouts, batches. No logic, no torch at run time.
+"""The data passed between the parts: prompts, completions, rollouts, batches. No logic, and no torch at run time.
 
 Letters used in every shape: N prompts, G samples per prompt, B = N * G rows, P prompt length, C completion length,
 V vocabulary, H hidden size.
@@ -6,13 +6,12 @@ V vocabulary, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rlhf_pg.models.packing import Prefix
 
 Finish = Literal["stop", "length"]
 Outcome = Literal["scored", "unparseable", "truncated", "error", "timeout", "excluded"]
@@ -60,7 +59,7 @@ class Sample:
     finish: Finish = "stop"
     columns: dict[str, Any] = field(default_factory=dict)
     token_texts: tuple[str, ...] = ()  # of each sampled token, "" for special ones; () unless a reward asks for it
-    max_new_tokens: int = 0  # the limit it was sampled under; 0 = none known, as for a text from a file
+    max_new_tokens: int = 0  # the limit it was sampled under; 0 = unknown, as for a text from a file
     completion_tokens: int = 0  # sampled tokens, EOS included; 0 = as many as there are `token_texts`
 
 
@@ -86,8 +85,18 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """One prompt, forwarded before its rows. To the rows its tensors are constants, whose gradients are collected."""
+
+    keys_values: Sequence[tuple[Tensor, Tensor]]  # of each layer, [1, heads, P, size] each
+    last_state: Tensor  # [1, H], predicts the first token of each row
+    sources: Sequence[Tensor]  # the prompt's outputs that these were detached from: keys, values, ..., last state
+    length: int  # P
+
+
+@dataclass(frozen=True)
 class Batch:
-    """All rows of one step. Right padding only; column t is completion token t; prompts never enter the maths."""
+    """All rows of one step, padded on the right; column t is completion token t."""
 
     prompt_tokens: Tensor  # int64 [N, P]
     prompt_lengths: Tensor  # int64 [N]
@@ -97,17 +106,17 @@ class Batch:
     reward: Tensor  # float32 [B]
     logp_rollout: Tensor  # float32 [B, C], engine, at sampling
     token_reward: Tensor | None = None  # float32 [B, C], the part of `reward` on single tokens; None = all on the last
-    number: Tensor | None = None  # int64 [N], of each prompt among those of all ranks; None = no other rank has any
+    number: Tensor | None = None  # int64 [N], of each prompt among those of all ranks; None = this is the only rank
     sizes: Tensor | None = None  # int64 [prompts of all ranks], rows of each
-    prefix: Prefix | None = None  # its one prompt, where that was forwarded before: rows of a group cut into parts
+    prefix: Prefix | None = None  # its one prompt, if that was forwarded already: the rows are part of a large group
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Per-token quantities computed once per step without gradient, from which credit and objective are made."""
+    """Per-token inputs of credit and objective, computed once per step without gradient."""
 
-    token_reward: Tensor  # [B, C], sums to the row's reward; what no single token was given is on its last sampled one;
-    # minus the KL penalty if placed there
+    token_reward: Tensor  # [B, C], sums to the row's reward, minus the KL penalty if that is placed in the reward;
+    # the part of the reward that is not for single tokens is on the row's last sampled one
     logp_old: Tensor | None = None  # [B, C]: trainer at the start of the update; None = on-policy, it is logp
     logp_ref: Tensor | None = None  # [B, C]: frozen reference, None when no KL term uses it
     value: Tensor | None = None  # [B, C]: critic
@@ -124,7 +133,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """An unreduced loss; only `functional.normalize` ever divides."""
+    """An unreduced loss; only `functional.normalize` divides."""
 
     loss: Tensor  # [B, C], to minimise
     metrics: dict[str, Tensor] = field(default_factory=dict)  # each [B, C], averaged over sampled tokens for the log

@@ -43,9 +43,9 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(
     ("module", "function", "arguments", "schema"),
     [
-        ("rlhf_pg.train.loop", "train", ["train", "recipe.yaml", "run.seed=3"], config.Recipe),
-        ("rlhf_pg.train.sft", "sft", ["sft", "sft.yaml", "run.seed=3"], config.SftRecipe),
-        ("rlhf_pg.preflight.checks", "run", ["check", "recipe.yaml", "run.seed=3"], config.Recipe),
+        ("rlhf_pg.commands.run_training", "train", ["train", "recipe.yaml", "run.seed=3"], config.ResolvedRecipe),
+        ("rlhf_pg.commands.run_sft", "sft", ["sft", "sft.yaml", "run.seed=3"], config.SftRecipe),
+        ("rlhf_pg.preflight.checks", "run", ["check", "recipe.yaml", "run.seed=3"], config.ResolvedRecipe),
     ],
 )
 def test_command_hands_the_loaded_recipe_over_and_returns_its_code(monkeypatch, module, function, arguments, schema):
@@ -58,7 +58,11 @@ def test_command_hands_the_loaded_recipe_over_and_returns_its_code(monkeypatch, 
 
 def test_eval_hands_the_recipe_over(monkeypatch):
     given = []
-    stand_in(monkeypatch, "rlhf_pg.train.evaluate", run=lambda recipe: given.append(recipe) or 0)
+    ranks = types.SimpleNamespace(first=True)
+    learner = types.SimpleNamespace(backend=types.SimpleNamespace(ranks=ranks))
+    session = types.SimpleNamespace(learner=learner, eval_prompts=[], close=lambda: None)
+    stand_in(monkeypatch, "rlhf_pg.train.setup", build=lambda recipe, learn: given.append(recipe) or session)
+    stand_in(monkeypatch, "rlhf_pg.train.evaluate", evaluate=lambda session, progress: {"greedy": 0.5})
     assert cli.main(["eval", "recipe.yaml", "data.eval.task=arithmetic"]) == 0
     assert given[0].data.eval.task == "arithmetic"
 
@@ -110,7 +114,7 @@ def test_recipe_error_names_file_and_key_and_exits_2(capsys):
     ],
 )
 def test_known_error_is_one_paragraph_without_traceback(monkeypatch, capsys, error, code):
-    stand_in(monkeypatch, "rlhf_pg.train.loop", train=raising(error))
+    stand_in(monkeypatch, "rlhf_pg.commands.run_training", train=raising(error))
     assert cli.main(["train", "recipe.yaml"]) == code
     said = capsys.readouterr().err
     assert said.startswith(f"rlhf-pg: {str(error) or 'MemoryError'} ")
@@ -118,19 +122,19 @@ def test_known_error_is_one_paragraph_without_traceback(monkeypatch, capsys, err
 
 
 def test_debug_shows_the_traceback(monkeypatch):
-    stand_in(monkeypatch, "rlhf_pg.train.loop", train=raising(ValueError("x")))
+    stand_in(monkeypatch, "rlhf_pg.commands.run_training", train=raising(ValueError("x")))
     with pytest.raises(ValueError, match="x"):
         cli.main(["train", "--debug", "recipe.yaml"])
 
 
 def test_an_unknown_error_keeps_its_traceback(monkeypatch):
-    stand_in(monkeypatch, "rlhf_pg.train.loop", train=raising(KeyError("bug")))
+    stand_in(monkeypatch, "rlhf_pg.commands.run_training", train=raising(KeyError("bug")))
     with pytest.raises(KeyError):
         cli.main(["train", "recipe.yaml"])
 
 
 def test_interrupt_exits_130(monkeypatch, capsys):
-    stand_in(monkeypatch, "rlhf_pg.train.loop", train=raising(KeyboardInterrupt()))
+    stand_in(monkeypatch, "rlhf_pg.commands.run_training", train=raising(KeyboardInterrupt()))
     assert cli.main(["train", "recipe.yaml"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -145,7 +149,7 @@ def test_only_the_first_of_several_processes_prints_a_recipe_error(monkeypatch, 
 def test_another_error_names_the_process_it_happened_in(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    stand_in(monkeypatch, "rlhf_pg.train.loop", train=raising(ValueError("x")))
+    stand_in(monkeypatch, "rlhf_pg.commands.run_training", train=raising(ValueError("x")))
     assert cli.main(["train", "recipe.yaml"]) == 2
     assert capsys.readouterr().err.startswith("rlhf-pg (rank 1): x")
 

@@ -69,8 +69,10 @@ def allowed(found: Import, part: str) -> bool:
         case "functional":
             return standard or found.of("torch", "rlhf_pg.functional")
         case "algorithms":
-            return standard or found.of("pydantic", "rlhf_pg.types", "rlhf_pg.functional", "rlhf_pg.algorithms")
-        case "types" | "errors":
+            return standard or found.of(
+                "pydantic", "rlhf_pg.types", "rlhf_pg.names", "rlhf_pg.functional", "rlhf_pg.algorithms"
+            )
+        case "types" | "errors" | "names":
             return standard
         case "config":
             return not found.of("torch", "transformers", "rlhf_pg.train", "rlhf_pg.cli", "rlhf_pg.functional")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_pg.algorithms.base import Algorithm
+from rlhf_pg.algorithms.base import Algorithm, BoundAlgorithm
 from rlhf_pg.functional import normalize
 from rlhf_pg.types import Batch, Signals
 
@@ -31,12 +31,12 @@ class Toy:
     reward: Tensor  # [K, C]: on every sampled token
 
     def logp(self, theta: Tensor | None = None) -> Tensor:
-        """log pi per token [K, C]."""
+        """Compute log pi per token [K, C]."""
         table = (self.theta if theta is None else theta).log_softmax(dim=-1)
         return torch.where(self.mask, table[self.state, self.tokens], nan)
 
     def probability(self, theta: Tensor | None = None) -> Tensor:
-        """Exact probability of each sequence [K], with gradient."""
+        """Compute the exact probability of each sequence [K], with gradient."""
         return torch.where(self.mask, self.logp(theta), 0).sum(dim=1).exp()
 
     def row_reward(self) -> Tensor:
@@ -46,19 +46,19 @@ class Toy:
         return self.mask.sum(dim=1, dtype=torch.float64)
 
     def table(self, seed: int) -> Tensor:
-        """A random number per state [K, C], the same wherever the state is: any function of the state."""
+        """Draw a random number per state -> [K, C], the same wherever the state is: any function of the state."""
         random = torch.Generator().manual_seed(seed)
         per_state = torch.randn(len(self.theta), dtype=torch.float64, generator=random)
         return torch.where(self.mask, per_state[self.state], nan)
 
     def other_theta(self, seed: int, distance: float = 1.0) -> Tensor:
-        """The logits of another policy [S, V]."""
+        """Return the logits of another policy [S, V]."""
         random = torch.Generator().manual_seed(seed)
         step = torch.randn(self.theta.shape, dtype=torch.float64, generator=random)
         return self.theta.detach() + distance * step
 
     def true_gradient(self, row_reward: Tensor | None = None) -> Tensor:
-        """Gradient of the expected reward [S, V], by differentiating the sum over all sequences."""
+        """Compute the gradient of the expected reward [S, V], by differentiating the sum over all sequences."""
         rewards = self.row_reward() if row_reward is None else row_reward
         return self.gradient((self.probability() * rewards).sum())
 
@@ -66,54 +66,54 @@ class Toy:
         return torch.autograd.grad(scalar, self.theta)[0]
 
     def expected_gradient(self, loss: Tensor) -> Tensor:
-        """Expectation over sampled sequences of minus the gradient of a per-token loss [K, C] -> [S, V]."""
+        """Compute the expectation of minus the gradient of a per-token loss: [K, C] -> [S, V]."""
         per_row = torch.where(self.mask, loss, 0).sum(dim=1)
         return -self.gradient((self.probability().detach() * per_row).sum())
 
     def batch(self, rows: list[int]) -> Batch:
-        """The sequences `rows` as the samples of one prompt."""
+        """Return the sequences `rows` as the samples of one prompt."""
         nothing = torch.zeros(1, 1, dtype=torch.int64)
         reward, group = self.row_reward()[rows], torch.zeros(len(rows), dtype=torch.int64)
         filler = torch.full_like(self.reward[rows], nan)
         return Batch(nothing, nothing[0], group, self.tokens[rows], self.mask[rows], reward, filler)
 
     def signals(self, rows: list[int], old: Tensor | None = None, value: Tensor | None = None) -> Signals:
-        """Rewards on every token; log-probs of the policy `old` [S, V]; a critic's `value` [K, C]."""
+        """Return rewards on every token, log-probs of the policy `old` [S, V] and a critic's `value` [K, C]."""
         logp_old = self.logp(self.theta.detach() if old is None else old)[rows]
         return Signals(self.reward[rows], logp_old=logp_old, value=None if value is None else value[rows])
 
 
 def loss_of(
-    toy: Toy, algorithm: Algorithm, options, rows: list[int], old: Tensor | None = None, value: Tensor | None = None
+    toy: Toy, algorithm: BoundAlgorithm, rows: list[int], old: Tensor | None = None, value: Tensor | None = None
 ) -> Tensor:
-    """The loss of one batch as the trainer forms it: credit, standardised if asked, objective, one denominator."""
+    """Compute the loss of one batch as the trainer does: credit, standardised if an option says so, objective, mean."""
     batch, signals = toy.batch(rows), toy.signals(rows, old, value)
-    credit = algorithm.credit(batch, signals, options)
-    if options.standardise:
+    credit = algorithm.credit(batch, signals)
+    if algorithm.options.standardise:
         credit = type(credit)(normalize.standardise(credit.advantage, batch.mask), credit.returns)
     logp = toy.logp()[rows]
-    loss = algorithm.objective(logp, torch.full_like(logp, nan), batch, signals, credit, options).loss
-    length = LENGTH if options.denominator == "constant" else None
-    return normalize.total(loss, batch.mask, options.denominator, constant_length=length)
+    loss = algorithm.objective(logp, torch.full_like(logp, nan), batch, signals, credit).loss
+    how = algorithm.options.denominator
+    length = LENGTH if how == "constant" else None
+    return normalize.total(loss, batch.mask, how, constant_length=length)
 
 
 def expected_step(
-    toy: Toy, algorithm: Algorithm, samples: int, old: Any = None, value: Any = None, **given: Any
+    toy: Toy, algorithm: Algorithm, samples: int, old: Any = None, value: Any = None, **options: Any
 ) -> Tensor:
-    """Expectation, over every batch of `samples` sequences of one prompt, of minus the gradient of its loss [S, V].
+    """Compute the expected step [S, V]: minus a batch's gradient, averaged over all batches of `samples` sequences.
 
-    The batches are sampled from the policy `old` [S, V], by default the present one; `value` [K, C] is the critic's,
-    `given` are the algorithm's options.
+    The batches are sampled from the policy `old` [S, V], by default the present one; `value` [K, C] is the critic's.
     """
-    options = algorithm.options.model_validate(given)
+    bound = algorithm.bind(options)
     p = toy.probability(old).detach().tolist()
     batches = [list(rows) for rows in product(range(len(p)), repeat=samples)]
-    losses = [prod(p[row] for row in rows) * loss_of(toy, algorithm, options, rows, old, value) for rows in batches]
+    losses = [prod(p[row] for row in rows) * loss_of(toy, bound, rows, old, value) for rows in batches]
     return -toy.gradient(torch.stack(losses).sum())
 
 
 def build(holed: bool, vocabulary: int = VOCABULARY, length: int = LENGTH) -> Toy:
-    """`holed`: the second column is a token that no policy sampled, as the output of a tool would be."""
+    """Build the world; if `holed`, the second column is a token that no policy sampled, such as a tool's output."""
     rows = [s for s in product(range(vocabulary), repeat=length)]
     sequences = sorted({s[: s.index(EOS) + 1] if EOS in s else s for s in rows})
     prefixes = sorted({s[:t] for s in sequences for t in range(len(s))})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_pg.names import load_attribute
 from rlhf_pg.types import Batch, Credit, Signals, TokenLoss
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Options(BaseModel):
     @classmethod
     def _refuse(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            values = {key: value for key, value in values.items() if value is not None}  # null: as if not given
-        given = [key for key in cls.refused if isinstance(values, Mapping) and key in values]
-        if given:
+            values = {key: value for key, value in values.items() if value is not None}  # null: as if left out
+        keys = [key for key in cls.refused if isinstance(values, Mapping) and key in values]
+        if keys:
             raise ValidationError.from_exception_data(
                 cls.__name__,
-                [{"type": "value_error", "loc": (k,), "input": None, "ctx": {"error": cls.refused[k]}} for k in given],
+                [{"type": "value_error", "loc": (k,), "input": None, "ctx": {"error": cls.refused[k]}} for k in keys],
             )
         return values
 
@@ -60,8 +60,8 @@ class Algorithm:
     options: type[Options] = Options
     update: Literal["gradient", "trust_region"] = "gradient"
     needs_critic: bool | Callable[[Any], bool] = False  # a function: it depends on the options
-    needs_old: bool = True  # False: `logp_old` is never read, so no pass is spent on it, and one optimizer step at most
-    credit_by_row: bool | Callable[[Any], bool] = False  # it reads no other row: it may be made in parts, unlogged
+    needs_old: bool = True  # False: `logp_old` is never read, so it is not computed; one optimizer step at most
+    credit_by_row: bool | Callable[[Any], bool] = False  # a row's credit reads no other: one micro-batch is enough
     min_group: int | Callable[[Any], int] = 1
     zero_without_advantage: bool = False  # a token with advantage 0 has loss 0 and no gradient, whatever the policy
 
@@ -90,13 +90,6 @@ class Algorithm:
             zero_without_advantage=self.zero_without_advantage,
         )
 
-    def settled(self, options: Options) -> Algorithm:
-        """The record for these options: fields that depend on them become plain values."""
-        critic = self.needs_critic(options) if callable(self.needs_critic) else self.needs_critic
-        group = self.min_group(options) if callable(self.min_group) else self.min_group
-        by_row = self.credit_by_row(options) if callable(self.credit_by_row) else self.credit_by_row
-        return replace(self, needs_critic=critic, min_group=group, credit_by_row=by_row)
-
 
 @dataclass(frozen=True)
 class BoundAlgorithm:
@@ -115,27 +108,19 @@ class BoundAlgorithm:
 
 
 def names() -> list[str]:
-    """Names of the shipped algorithms: the files beside this one."""
+    """Return the names of the shipped algorithms: the files beside this one."""
     package = importlib.import_module("rlhf_pg.algorithms")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
 
 
 def resolve(name: str) -> Algorithm:
-    """Find an algorithm by shipped name ("grpo") or dotted path ("my_package.my_file:algorithm").
+    """Return an algorithm by shipped name ("grpo") or dotted path ("my_package.my_file:algorithm").
 
     Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
     """
     if name in names():
         return importlib.import_module(f"rlhf_pg.algorithms.{name}").algorithm
-    module_name, _, attribute = name.partition(":")
-    if "." not in name and ":" not in name:
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no algorithm {name!r}: shipped are {', '.join(names())}{hint}, or give module:attribute")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute or "algorithm")
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"algorithm {name!r} cannot be loaded: {error}") from error
-    if not isinstance(found, Algorithm):
-        raise ValueError(f"algorithm {name!r} is a {type(found).__name__}, not an rlhf_pg Algorithm record")
-    return found
+    algorithm = load_attribute(name, "algorithm", "algorithm", names())
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"algorithm {name!r} is a {type(algorithm).__name__}, not an rlhf_pg Algorithm record")
+    return algorithm

@@ -45,7 +45,7 @@ class GRPOOptions(Options):
 
 
 def credit(batch, signals, options: GRPOOptions) -> Credit:
-    """One advantage per row, on every token of the row."""
+    """Give each row one advantage, on every token of it."""
     row_reward = signals.token_reward.where(batch.mask, 0).sum(dim=1)  # [B]
     advantage = F.credit.group_advantage(row_reward, batch.group, scale=options.scale_by_std, eps=options.std_eps)
     return Credit(advantage=advantage[:, None].expand_as(signals.token_reward))

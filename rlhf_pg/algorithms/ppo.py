@@ -31,8 +31,8 @@ def credit(batch, signals, options: PPOOptions) -> Credit:
 
 
 def objective(logp, entropy, batch, signals, credit, options: PPOOptions) -> TokenLoss:
-    given = logp, signals.logp_old, credit.advantage, options.clip_low, options.clip_high
-    return TokenLoss(F.objectives.clipped_ratio(*given), metrics={"clip/fraction": F.objectives.is_clipped(*given)})
+    inputs = logp, signals.logp_old, credit.advantage, options.clip_low, options.clip_high
+    return TokenLoss(F.objectives.clipped_ratio(*inputs), metrics={"clip/fraction": F.objectives.is_clipped(*inputs)})
 
 
 algorithm = Algorithm(

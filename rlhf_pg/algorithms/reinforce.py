@@ -42,7 +42,7 @@ class ReinforceOptions(Options):
 
 
 def returns(batch, signals, options: ReinforceOptions):
-    """R_t on every sampled token, 0 elsewhere [B, C]."""
+    """Compute R_t on every sampled token, 0 elsewhere: [B, C]."""
     if options.returns == "trajectory":
         return F.credit.trajectory_return(signals.token_reward, batch.mask)
     return F.credit.reward_to_go(signals.token_reward, batch.mask, options.gamma)

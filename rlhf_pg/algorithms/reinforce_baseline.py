@@ -36,7 +36,7 @@ def credit(batch, signals, options: BaselineOptions) -> Credit:
     if options.returns == "trajectory":
         returns = signals.token_reward.where(batch.mask, 0).sum(dim=1, keepdim=True).expand_as(returns)
     if options.baseline == "leave_one_out":
-        compare = partial(F.credit.leave_one_out, alone=0.0)
+        compare = partial(F.credit.leave_one_out, singleton=0.0)
     else:
         compare = partial(F.credit.group_advantage, scale=False)
     return Credit(advantage=F.credit.by_column(compare, returns, batch.group).where(batch.mask, 0))

@@ -19,9 +19,9 @@ class RLOOOptions(Options):
 
 
 def credit(batch, signals, options: RLOOOptions) -> Credit:
-    """One advantage per row, on every token of the row."""
+    """Give each row one advantage, on every token of it."""
     row_reward = signals.token_reward.where(batch.mask, 0).sum(dim=1)  # [B]
-    advantage = F.credit.leave_one_out(row_reward, batch.group, alone=0.0)
+    advantage = F.credit.leave_one_out(row_reward, batch.group, singleton=0.0)
     return Credit(advantage=advantage[:, None].expand_as(signals.token_reward))
 
 

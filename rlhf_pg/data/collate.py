@@ -65,11 +65,11 @@ def micro_batches(batch: Batch, rows: Tensor, tokens: int, shared: bool = True) 
     """Split rows [M] into micro-batches of at most `tokens` positions (one row at the least).
 
     Each is a list of one tensor of rows; or, for a prompt with too many rows for one forward, of several that share
-    that prompt, which is forwarded before them. Positions: with prompts `shared`, those of the packed tree
+    that prompt, which is forwarded before them. Positions: with prompts `shared`, packed ones
     (`models/packing.py`), else rows * (longest prompt + longest completion). Rows of a prompt stay together when they
     fit; similar lengths go together. How rows are split cannot change the gradient, only its cost.
     """
-    yield from _trees(batch, rows, tokens) if shared else _rectangles(batch, rows, tokens)
+    yield from _packed(batch, rows, tokens) if shared else _rectangles(batch, rows, tokens)
 
 
 def positions(batch: Batch, shared: bool) -> int:
@@ -79,7 +79,7 @@ def positions(batch: Batch, shared: bool) -> int:
     return int((lengths(batch.mask) - 1).clamp(min=0).sum()) + (0 if batch.prefix else int(batch.prompt_lengths.sum()))
 
 
-def _trees(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
+def _packed(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
     row_length = (lengths(batch.mask[rows]) - 1).clamp(min=0).tolist()
     prompt_length = batch.prompt_lengths.tolist()
     members: dict[int, list[int]] = {}

@@ -228,8 +228,8 @@ def kept_per_position(size: Size, model: Model, shared: bool = True) -> int:
 
 
 def _padded_attention(share: Share, size: Size, rows: int) -> int:
-    """Bytes a layer keeps beside that where trees go through the usual attention: off the CPU, each row's keys and
-    values beside a copy of its prompt's, padded queries and outputs."""
+    """Bytes a layer keeps beside that where packed rows are padded for their attention, as they are off the CPU: each
+    row's keys and values beside a copy of its prompt's, queries and outputs."""
     if share.device == "cpu" or not share.recipe.update.share_prompts:
         return 0
     width = 2 if share.recipe.model.dtype == "bfloat16" else FLOAT32

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rlhf_pg.config import Lora, ResolvedRecipe
-from rlhf_pg.models import fused
+from rlhf_pg.models import llama_family
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
 from rlhf_pg.rollout import llama_decode
@@ -78,7 +78,7 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
         queries=text.num_attention_heads * head_size(text),
         keys_values=2 * text.num_key_value_heads * head_size(text),
         vocabulary=text.vocab_size,
-        light=text.model_type in fused.FAMILY,
+        light=text.model_type in llama_family.MODEL_TYPES,
     )
 
 

@@ -15,7 +15,7 @@ from rlhf_pg.functional import shapes
 
 
 def trajectory_return(reward: Tensor, mask: Tensor) -> Tensor:
-    """The whole row's undiscounted reward on each of its sampled tokens: [B, C], [B, C] -> [B, C].
+    """Put the row's undiscounted reward on each of its sampled tokens: [B, C], [B, C] -> [B, C].
 
     R = sum_t r_t, the return of REINFORCE before causality is used (Williams 1992). ValueError if the shapes differ.
     """
@@ -25,24 +25,24 @@ def trajectory_return(reward: Tensor, mask: Tensor) -> Tensor:
 
 
 def reward_to_go(reward: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """Discounted sum of the rewards from each sampled token on: [B, C], [B, C] -> [B, C].
+    """Sum the discounted rewards from each sampled token on: [B, C], [B, C] -> [B, C].
 
     R_t = r_t + gamma * R_t', t' the row's next sampled token (Sutton and Barto 2018, equation 3.9): a token that the
     policy did not sample takes no time. ValueError if the shapes differ or gamma is outside [0, 1].
     """
     _check_rows(mask, reward=reward)
     _check_unit(gamma=gamma)
-    kept = torch.where(mask, reward, 0)  # [B, C]
+    reward = torch.where(mask, reward, 0)  # [B, C]
     out = torch.zeros_like(reward)
     later = reward.new_zeros(reward.shape[0])  # [B]: the return at the next sampled token
     for t in reversed(range(reward.shape[1])):
-        later = torch.where(mask[:, t], kept[:, t] + gamma * later, later)
+        later = torch.where(mask[:, t], reward[:, t] + gamma * later, later)
         out[:, t] = later
     return torch.where(mask, out, 0)
 
 
 def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, equations 11 to 16).
+    """Estimate generalised advantages (GAE; Schulman et al. 2016, arXiv:1506.02438, equations 11 to 16).
 
         delta_t = r_t + gamma * V_t' - V_t        A_t = delta_t + gamma * lam * A_t'        t' = the next sampled token
 
@@ -52,23 +52,23 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -
     """
     _check_rows(mask, reward=reward, value=value)
     _check_unit(gamma=gamma, lam=lam)
-    kept_reward = torch.where(mask, reward, 0)  # [B, C]
-    kept_value = torch.where(mask, value.detach(), 0)  # [B, C]
-    advantage = torch.zeros_like(kept_value)
-    later_value = kept_value.new_zeros(value.shape[0])  # [B]
+    reward = torch.where(mask, reward, 0)  # [B, C]
+    value = torch.where(mask, value.detach(), 0)  # [B, C]
+    advantage = torch.zeros_like(value)
+    later_value = value.new_zeros(value.shape[0])  # [B]
     later_advantage = torch.zeros_like(later_value)  # [B]
     for t in reversed(range(value.shape[1])):
         sampled = mask[:, t]
-        delta = kept_reward[:, t] + gamma * later_value - kept_value[:, t]
+        delta = reward[:, t] + gamma * later_value - value[:, t]
         later_advantage = torch.where(sampled, delta + gamma * lam * later_advantage, later_advantage)
-        later_value = torch.where(sampled, kept_value[:, t], later_value)
+        later_value = torch.where(sampled, value[:, t], later_value)
         advantage[:, t] = later_advantage
     advantage = torch.where(mask, advantage, 0)
-    return advantage, advantage + kept_value
+    return advantage, advantage + value
 
 
 def group_advantage(reward: Tensor, group: Tensor, scale: bool = True, eps: float = 1e-4) -> Tensor:
-    """(r - mean) / (std + eps) within each group: reward [B], group ids [B] -> [B].
+    """Compute (r - mean) / (std + eps) within each group: reward [B], group ids [B] -> [B].
 
     GRPO (arXiv:2402.03300, section 4.1.2). std is the sample's (n - 1). scale=False leaves the division out (Dr.GRPO,
     arXiv:2503.20783). Ids are any integers and rows come in any order. A group with one row or equal rewards has
@@ -85,20 +85,20 @@ def group_advantage(reward: Tensor, group: Tensor, scale: bool = True, eps: floa
     return centred[index, column].to(reward.dtype)
 
 
-def leave_one_out(reward: Tensor, group: Tensor, alone: float | None = None) -> Tensor:
-    """r_i minus the mean of the other rewards of its group: reward [B], group ids [B] -> [B].
+def leave_one_out(reward: Tensor, group: Tensor, singleton: float | None = None) -> Tensor:
+    """Compute r_i minus the mean of the other rewards of its group: reward [B], group ids [B] -> [B].
 
     RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, equation 8): unbiased, since the baseline is
-    independent of the row. A row that is alone in its group gets `alone` (0 leaves it out of the gradient). ValueError
-    if the shapes differ, or there is such a row and `alone` is not given.
+    independent of the row. The row of a group of one gets `singleton` (0 leaves it out of the gradient). ValueError if
+    the shapes differ, or there is such a row and `singleton` is not given.
     """
     table, present, index, column = _by_group(reward, group)
     size = present.sum(dim=1, keepdim=True)  # [K, 1]
-    lonely = size[index, 0] < 2  # [B]
-    if alone is None and lonely.any():
-        raise ValueError(f"group {int(group[lonely][0])} has one row: leave-one-out needs at least two per prompt")
+    single = size[index, 0] < 2  # [B]
+    if singleton is None and single.any():
+        raise ValueError(f"group {int(group[single][0])} has one row: leave-one-out needs at least two per prompt")
     compared = (_centred(table, present, size) * size / (size - 1))[index, column]  # [B]
-    return torch.where(lonely, alone or 0.0, compared).to(reward.dtype)
+    return torch.where(single, singleton or 0.0, compared).to(reward.dtype)
 
 
 def by_column(compare: Callable[[Tensor, Tensor], Tensor], returns: Tensor, group: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def _by_group(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _centred(table: Tensor, present: Tensor, size: Tensor) -> Tensor:
-    """Deviations from the row means [K, G]; exactly 0 where a row's rewards are all equal: their mean may round off."""
+    """Subtract the row means [K, G]; exactly 0 where a row's rewards are all equal, whose mean may be rounded."""
     lowest, highest = table[:, :1], table.gather(1, size - 1)  # [K, 1]: rows are sorted
     deviation = table - table.sum(dim=1, keepdim=True) / size
     return torch.where(present & (lowest != highest), deviation, 0)

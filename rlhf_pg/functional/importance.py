@@ -27,7 +27,7 @@ from rlhf_pg.functional import shapes
 
 
 def truncated(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
-    """min(exp(logp - logp_rollout), cap), without gradient: [B, C] x 2 -> [B, C], float32 or wider.
+    """Compute min(exp(logp - logp_rollout), cap), without gradient: [B, C] x 2 -> [B, C], float32 or wider.
 
     `cap` may be math.inf. ValueError if the shapes differ or the cap is not positive.
     """
@@ -35,13 +35,13 @@ def truncated(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
 
 
 def is_capped(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
-    """1 where `truncated` cuts the ratio, else 0: [B, C] x 2 -> [B, C]. ValueError as there."""
+    """Return 1 where `truncated` cuts the ratio, else 0: [B, C] x 2 -> [B, C]. ValueError as there."""
     log_ratio = _log_ratio(logp, logp_rollout, cap)
     return (log_ratio > math.log(cap)).to(log_ratio.dtype)
 
 
 def masked(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
-    """exp(logp - logp_rollout) where that is within [1 / cap, cap], else 0, without gradient: [B, C] x 2 -> [B, C].
+    """Compute exp(logp - logp_rollout), 0 unless within [1 / cap, cap], without gradient: [B, C] x 2 -> [B, C].
 
     A token whose probabilities differ that much is left out, to either side: IcePop (Ling team 2025, arXiv:2510.18855),
     with bounds that are each other's inverse. ValueError as in `truncated`, and for a cap below 1.
@@ -51,13 +51,13 @@ def masked(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
 
 
 def is_masked(logp: Tensor, logp_rollout: Tensor, cap: float) -> Tensor:
-    """1 where `masked` leaves the token out, else 0: [B, C] x 2 -> [B, C]. ValueError as there."""
+    """Return 1 where `masked` leaves the token out, else 0: [B, C] x 2 -> [B, C]. ValueError as there."""
     log_ratio = _log_ratio(logp, logp_rollout, cap)
     return (~(log_ratio.abs() <= _log_bound(cap))).to(log_ratio.dtype)
 
 
 def rows_over(kl: Tensor, mask: Tensor, limit: float) -> Tensor:
-    """Whether the mean of kl [B, C] over a row's sampled tokens is above the limit, or is no number: bool [B]."""
+    """Return whether the mean of kl [B, C] over a row's sampled tokens is above the limit, or NaN: bool [B]."""
     shapes.same(kl=kl, mask=mask)
     wide = torch.promote_types(kl.dtype, torch.float32)
     total = torch.where(mask, kl, 0).sum(dim=1, dtype=wide)  # [B]
@@ -65,7 +65,7 @@ def rows_over(kl: Tensor, mask: Tensor, limit: float) -> Tensor:
 
 
 def effective_share(moments: Tensor) -> Tensor:
-    """Kish's effective sample size over the number of samples, (sum w)^2 / (n sum w^2): [3] -> scalar in (0, 1].
+    """Compute Kish's effective sample size per sample, (sum w)^2 / (n sum w^2): [3] -> scalar in [0, 1].
 
     `moments`: count, sum and sum of squares of the weights (`normalize.moments`), or any multiple of them. 1 when all
     weights are equal; weights that are all 0, of which nothing can be learned, have 0.

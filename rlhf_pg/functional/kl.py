@@ -21,21 +21,22 @@ from rlhf_pg.functional import shapes
 
 
 def k1(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """log pi - log pi_ref: [B, C], [B, C] -> [B, C]. ValueError if the shapes differ."""
+    """Compute log pi - log pi_ref: [B, C], [B, C] -> [B, C]. ValueError if the shapes differ."""
     shapes.same(logp=logp, logp_ref=logp_ref)
     return logp - logp_ref
 
 
 def k2(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """(log pi - log pi_ref)^2 / 2: [B, C], [B, C] -> [B, C]. ValueError if the shapes differ."""
+    """Compute (log pi - log pi_ref)^2 / 2: [B, C], [B, C] -> [B, C]. ValueError if the shapes differ."""
     shapes.same(logp=logp, logp_ref=logp_ref)
     return 0.5 * (logp - logp_ref).square()
 
 
 def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """pi_ref / pi - 1 - log(pi_ref / pi): [B, C], [B, C] -> [B, C], never negative. ValueError if the shapes differ.
+    """Compute pi_ref / pi - 1 - log(pi_ref / pi), never negative: [B, C], [B, C] -> [B, C].
 
     GRPO's estimator (arXiv:2402.03300, equation 4). expm1 keeps it exact where the two policies nearly agree.
+    ValueError if the shapes differ.
     """
     shapes.same(logp=logp, logp_ref=logp_ref)
     wide = torch.promote_types(logp.dtype, torch.float32)
@@ -44,7 +45,7 @@ def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
 
 
 def k3_corrected(logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:
-    """(pi / pi_old) * k3, the ratio with its gradient: [B, C] x 3 -> [B, C], never negative.
+    """Compute (pi / pi_old) * k3, the ratio with its gradient: [B, C] x 3 -> [B, C], never negative.
 
     DeepSeek-V3.2 (arXiv:2512.02556, section 3.1). For tokens sampled from pi_old its expected value is KL(pi ||
     pi_ref), for any pi, and so is its gradient. The states stay those of the samples: what a token does to the KL of
@@ -58,7 +59,7 @@ def k3_corrected(logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Tensor:
 
 
 def adapt(coefficient: float, measured: float, target: float, samples: int, horizon: int) -> float:
-    """The KL coefficient after `samples` more samples, steered so that the measured KL comes to the target.
+    """Return the KL coefficient after `samples` more samples, changed so that the measured KL comes to the target.
 
         error = clip(measured / target - 1, -0.2, 0.2)
         coefficient <- coefficient * (1 + error * samples / horizon)

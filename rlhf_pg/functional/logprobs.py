@@ -32,25 +32,25 @@ def token_logprobs(
     bias: Tensor | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log pi(token) and entropy of the whole distribution, for each row: (logp [M], entropy [M]), both with gradient.
+    """Compute log pi(token) and the entropy of the whole distribution for each row: (logp [M], entropy [M]).
 
     hidden [M, H], weight [V, H], tokens [M] int64, bias [V] (None: the head has none), softcap: z -> softcap * tanh(z
-    / softcap) (None: not used; Gemma 2). `chunk` rows at a time, forward and backward, so memory is O(chunk * V); None
-    chooses about CHUNK_LOGITS logits. The projection runs in the dtype of `hidden` (autocast is off), the softmax in
-    float32 or wider, which is the dtype of the results. With one chunk it can be differentiated twice. ValueError if
-    shapes or dtypes do not fit, or temperature, chunk or softcap is not positive.
+    / softcap) (None: not used; Gemma 2). Both results carry gradient. `chunk` rows at a time, forward and backward, so
+    memory is O(chunk * V); None chooses about CHUNK_LOGITS logits. The projection runs in the dtype of `hidden`
+    (autocast is off), the softmax in float32 or wider, which is the dtype of the results. With one chunk it can be
+    differentiated twice. ValueError if shapes or dtypes do not fit, or temperature, chunk or softcap is not positive.
     """
     _check(hidden, weight, tokens, bias, temperature, softcap)
     rows = _rows(weight, chunk)
     if hidden.shape[0] <= rows:
         if softcap is not None:
             return from_logits(_head(hidden, weight, bias, softcap), tokens, temperature)
-        return _Whole.apply(hidden, weight, bias, tokens, temperature)
+        return _OneChunk.apply(hidden, weight, bias, tokens, temperature)
     return _Chunked.apply(hidden, weight, bias, tokens, temperature, softcap, rows)
 
 
 def from_logits(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The same from logits that exist: logits [..., V], tokens [...] int64 -> (logp [...], entropy [...]).
+    """Compute the same from logits: logits [..., V], tokens [...] int64 -> (logp [...], entropy [...]).
 
     Softmax in float32 or wider. ValueError if the shapes do not fit or the temperature is not positive.
     """
@@ -74,7 +74,7 @@ def distribution_kl(
     bias_old: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """KL(old || new) = sum_v p_old (log p_old - log p) of the whole distribution at each state -> [M].
+    """Compute KL(old || new) = sum_v p_old (log p_old - log p) of the whole distribution at each state -> [M].
 
     hidden, hidden_old [M, H]; weight, weight_old [V, H]; bias, bias_old [V] or None; the rest as in `token_logprobs`.
     Gradient flows to hidden, weight and bias only. Its Hessian at new = old is the Fisher matrix (TRPO). Summed as
@@ -98,12 +98,12 @@ def distribution_kl(
     if hidden.shape[0] <= rows:
         return part(hidden, hidden_old, weight, bias)
     pieces = zip(hidden.split(rows), hidden_old.split(rows), strict=True)
-    kept = [checkpoint(part, *p, weight, bias, use_reentrant=False, preserve_rng_state=False) for p in pieces]
-    return torch.cat(kept)  # pyright: ignore[reportArgumentType]
+    kl = [checkpoint(part, *p, weight, bias, use_reentrant=False, preserve_rng_state=False) for p in pieces]
+    return torch.cat(kl)  # pyright: ignore[reportArgumentType]
 
 
 def _rows(weight: Tensor, chunk: int | None) -> int:
-    """Rows of a chunk: as asked, or as many as CHUNK_LOGITS holds."""
+    """Return the rows of a chunk: `chunk`, or as many as CHUNK_LOGITS holds."""
     rows = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1 row")
@@ -116,7 +116,7 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """Logits [m, V] before temperature, in the dtype of `hidden` (float32 or wider after a softcap)."""
+    """Compute logits [m, V] before temperature, in the dtype of `hidden` (float32 or wider after a softcap)."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden, weight, bias)
     if softcap is None:
@@ -124,7 +124,7 @@ def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | 
     return softcap * torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / softcap)
 
 
-class _Whole(torch.autograd.Function):
+class _OneChunk(torch.autograd.Function):
     """`from_logits(_head(...))` of one chunk, keeping one [M, V] tensor: exp(z - max z), which both gradients are
     made of. Rows go through the softmax a few at a time, so that its passes stay in a processor's cache."""
 
@@ -135,15 +135,15 @@ class _Whole(torch.autograd.Function):
         logp, entropy, total = (z.new_empty(len(z)) for _ in range(3))
         for start in range(0, len(z), step := max(1, CACHE_LOGITS // z.shape[1])):
             part = slice(start, start + step)
-            some = z[part] if temperature == 1 else z[part].div_(temperature)
-            some.sub_(some.amax(dim=-1, keepdim=True))
-            picked = some.gather(1, tokens[part, None]).squeeze(1)
-            power = some.exp()
+            shifted = z[part] if temperature == 1 else z[part].div_(temperature)
+            shifted.sub_(shifted.amax(dim=-1, keepdim=True))
+            sampled = shifted.gather(1, tokens[part, None]).squeeze(1)
+            power = shifted.exp()
             total[part] = power.sum(dim=-1)
             logs = total[part].log()
-            logp[part] = picked - logs
-            entropy[part] = logs - torch.linalg.vecdot(power, some) / total[part]
-            some.copy_(power)
+            logp[part] = sampled - logs
+            entropy[part] = logs - torch.linalg.vecdot(power, shifted) / total[part]
+            shifted.copy_(power)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(hidden, weight, bias, tokens, z, total, entropy)
         ctx.temperature = temperature
@@ -156,10 +156,10 @@ class _Whole(torch.autograd.Function):
         unused = grad_entropy is None  # known without a look at a device's numbers
         grad_logp, grad_entropy = (torch.zeros_like(entropy) if g is None else g for g in (grad_logp, grad_entropy))
         if torch.is_grad_enabled():  # to be differentiated again
-            made = from_logits(_head(hidden, weight, bias, None), tokens, ctx.temperature)
+            outputs = from_logits(_head(hidden, weight, bias, None), tokens, ctx.temperature)
             inputs = [x for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False) if needed]
-            found = iter(torch.autograd.grad(made, inputs, (grad_logp, grad_entropy), create_graph=True))
-            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+            gradients = iter(torch.autograd.grad(outputs, inputs, (grad_logp, grad_entropy), create_graph=True))
+            return *(next(gradients) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
         of_p, per_log = -grad_logp, None
         if not unused and grad_entropy.any():
             of_p, per_log = of_p - grad_entropy * (entropy - total.log()), grad_entropy / total
@@ -228,7 +228,7 @@ def _grad_logits(
     temperature: float,
     softcap: float | None,
 ) -> Tensor:
-    """Gradient for the head's logits before softcap [m, V], by the equations at the top of this file."""
+    """Compute the gradient for the head's logits before softcap [m, V], by the equations at the top of this file."""
     log_p = _log_softmax(logits, temperature)  # [m, V]
     p = log_p.exp()  # [m, V]
     if grad_entropy is None:
@@ -248,7 +248,7 @@ def _grad_logits(
 
 
 def _add_product(total: Tensor, slope: Tensor, hidden: Tensor) -> None:
-    """total [V, H] += slope^T [V, m] @ hidden [m, H], in place where the dtypes allow it."""
+    """Add a product, total [V, H] += slope^T [V, m] @ hidden [m, H], in place where the dtypes allow it."""
     if total.dtype == slope.dtype:
         total.addmm_(slope.t(), hidden)
     else:
@@ -263,7 +263,7 @@ def _check(
     temperature: float,
     softcap: float | None,
 ) -> None:
-    """`tokens` None: there are none to check."""
+    """Raise ValueError where shapes, dtypes or numbers do not fit; `tokens` None: there are none to check."""
     shapes.dims(2, hidden=hidden, weight=weight)
     count = hidden.shape[:1] if tokens is None else tokens.shape
     if hidden.shape[1] != weight.shape[1] or count != hidden.shape[:1]:

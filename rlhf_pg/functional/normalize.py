@@ -18,7 +18,7 @@ EQUAL = 64 * 2.0**-53  # of the sum of squares: less than that is rounding
 
 
 def count(mask: Tensor, how: str, constant_length: int | None = None) -> Tensor:
-    """The denominator of `mask` [B, C] -> scalar float64, on the mask's device.
+    """Compute the denominator of `mask` [B, C] -> scalar float64, on the mask's device.
 
     `how`: "token", "sequence" or "constant" (which needs `constant_length`, in tokens, usually the longest completion
     allowed). A mask without a True counts 0. ValueError for another `how`, or a `constant_length` missing, not
@@ -54,35 +54,30 @@ def total(
     A mask without a True gives 0 when `count` is given. ValueError if there is nothing to divide by, or shapes differ.
     """
     shapes.same(loss=loss, mask=mask)
-    own = _own_count(mask, how, constant_length)
-    denominator = torch.as_tensor(own if count is None else count, dtype=torch.float64, device=loss.device)
+    of_mask = _count(mask, how, constant_length)
+    denominator = torch.as_tensor(of_mask if count is None else count, dtype=torch.float64, device=loss.device)
     if not denominator > 0:
         raise ValueError(f"the count is {float(denominator)}: no sampled token to average over; skip this step")
     wide = torch.promote_types(loss.dtype, torch.float32)
-    kept = torch.where(mask, loss, 0).to(wide)  # [B, C]
+    counted = torch.where(mask, loss, 0).to(wide)  # [B, C]
     if how == "sequence":
-        kept = kept / mask.sum(dim=1, keepdim=True).clamp(min=1)  # an empty row is 0 / 1
-    return (kept.sum() / denominator.to(wide)).to(loss.dtype)
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` [B, C] where `mask` [B, C] is True -> scalar. ValueError if nothing is True, or shapes differ."""
-    return total(x, mask, "token")
+        counted = counted / mask.sum(dim=1, keepdim=True).clamp(min=1)  # an empty row is 0 / 1
+    return (counted.sum() / denominator.to(wide)).to(loss.dtype)
 
 
 def moments(x: Tensor, mask: Tensor) -> Tensor:
-    """Count, sum and sum of squares of `x` [B, C] where `mask` [B, C] is True -> float64 [3].
+    """Return count, sum and sum of squares of `x` [B, C] where `mask` [B, C] is True -> float64 [3].
 
     Moments of disjoint rows add: sum them over micro-batches or ranks. ValueError if the shapes differ.
     """
     shapes.same(x=x, mask=mask)
     shapes.boolean(mask=mask)
-    kept = torch.where(mask, x.detach(), 0).double()  # [B, C]
-    return torch.stack([mask.sum(dtype=torch.float64), kept.sum(), kept.square().sum()])
+    counted = torch.where(mask, x.detach(), 0).double()  # [B, C]
+    return torch.stack([mask.sum(dtype=torch.float64), counted.sum(), counted.square().sum()])
 
 
 def standardise(x: Tensor, mask: Tensor, moments: Tensor | None = None, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / (std + eps) where `mask` is True, 0 elsewhere: [B, C], [B, C] -> [B, C], std with n - 1.
+    """Compute (x - mean) / (std + eps) where `mask` is True, 0 elsewhere: [B, C], [B, C] -> [B, C], std with n - 1.
 
     `moments` are those of the whole step, summed over all ranks (see the function `moments`); without them, these rows'
     own. Values that are all equal give exactly 0. So do values whose std is less than 1e-7 of their size, which moments
@@ -90,7 +85,7 @@ def standardise(x: Tensor, mask: Tensor, moments: Tensor | None = None, eps: flo
     """
     shapes.same(x=x, mask=mask)
     shapes.boolean(mask=mask)
-    count, first, second = (_own_moments(x, mask) if moments is None else moments).unbind()
+    count, first, second = (_moments(x, mask) if moments is None else moments).unbind()
     mean = first / count
     squares = second - mean * first  # sum of squared deviations
     if squares <= EQUAL * second:
@@ -99,5 +94,5 @@ def standardise(x: Tensor, mask: Tensor, moments: Tensor | None = None, eps: flo
     return torch.where(mask, (x.detach().double() - mean) / (std + eps), 0).to(x.dtype)
 
 
-_own_moments = moments  # inside `standardise`, `moments` is the argument
-_own_count = count  # inside `total`, `count` is the argument
+_moments = moments  # inside `standardise`, `moments` is the argument
+_count = count  # inside `total`, `count` is the argument

@@ -12,17 +12,17 @@ from rlhf_pg.functional import shapes
 
 
 def score_function(logp: Tensor, advantage: Tensor) -> Tensor:
-    """-log pi * A: [B, C], [B, C] -> [B, C] (Williams 1992, REINFORCE; policy gradient theorem, Sutton et al. 1999).
+    """Compute -log pi * A: [B, C], [B, C] -> [B, C].
 
-    Its gradient is -A * grad log pi. Unbiased when A is the return or the reward-to-go minus any function of the state.
-    ValueError if the shapes differ.
+    REINFORCE (Williams 1992; policy gradient theorem, Sutton et al. 1999). Its gradient is -A * grad log pi. Unbiased
+    when A is the return or the reward-to-go minus any function of the state. ValueError if the shapes differ.
     """
     shapes.same(logp=logp, advantage=advantage)
     return -logp * advantage.detach()
 
 
 def ratio(logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
-    """-rho * A: [B, C] x 3 -> [B, C], the surrogate of TRPO (Schulman et al. 2015, arXiv:1502.05477, equation 14).
+    """Compute TRPO's surrogate, -rho * A: [B, C] x 3 -> [B, C] (Schulman et al. 2015, arXiv:1502.05477, equation 14).
 
     At pi = pi_old its gradient is the score function's. ValueError if the shapes differ.
     """
@@ -33,7 +33,7 @@ def ratio(logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
 def clipped_ratio(
     logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): [B, C] x 3 -> [B, C].
+    """Compute -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): [B, C] x 3 -> [B, C].
 
     PPO (Schulman et al. 2017, arXiv:1707.06347, equation 7); DAPO's asymmetric clip when the two bounds differ
     (arXiv:2503.14476, equation 8). ValueError if the shapes differ, or a bound is not 0 <= clip_low <= 1, clip_high >=
@@ -49,7 +49,7 @@ def clipped_ratio(
 def clipped_weight(
     logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: float = 1.0, clip_high: float = 0.2
 ) -> Tensor:
-    """-sg(clip(rho, 1 - clip_low, 1 + clip_high)) * A * log pi: [B, C] x 3 -> [B, C], sg = without gradient.
+    """Compute -sg(clip(rho, 1 - clip_low, 1 + clip_high)) * A * log pi: [B, C] x 3 -> [B, C], sg = without gradient.
 
     CISPO (MiniMax-M1, arXiv:2506.13585, equations 4 and 5): the clip bounds a token's weight and never takes its
     gradient away. clip_low = 1 sets no lower bound, as the paper does. Biased as soon as a weight is clipped.
@@ -61,14 +61,14 @@ def clipped_weight(
 
 
 def sequence_level(logp: Tensor, logp_old: Tensor, mask: Tensor) -> Tensor:
-    """Stand-in for logp whose ratio is the whole row's on every token: [B, C] x 2, mask [B, C] -> [B, C], 0 outside it.
+    """Return a stand-in for logp whose ratio on every token is the row's: [B, C] x 2, mask [B, C] -> [B, C].
 
         s_i = exp(mean_t (logp - logp_old))        s_it = sg(s_i) * pi / sg(pi)        sg = without gradient
 
     GSPO (Zheng et al. 2025, arXiv:2507.18071, equation 7; s_it is the token form of its section 4.3). With it in the
     place of logp, `clipped_ratio` under the "sequence" denominator has the value and the gradient of the paper's
-    objective, mean_i min(s_i A_i, clip(s_i) A_i). What the inputs hold outside the mask, NaN included, is never used.
-    ValueError if the shapes differ.
+    objective, mean_i min(s_i A_i, clip(s_i) A_i). Outside the mask the result is 0, and what the inputs hold there, NaN
+    included, is never used. ValueError if the shapes differ.
     """
     shapes.same(logp=logp, logp_old=logp_old, mask=mask)
     shapes.boolean(mask=mask)
@@ -80,7 +80,7 @@ def sequence_level(logp: Tensor, logp_old: Tensor, mask: Tensor) -> Tensor:
 
 
 def value_loss(value: Tensor, returns: Tensor, value_old: Tensor | None = None, clip: float | None = None) -> Tensor:
-    """(V - R)^2 / 2 per state: [B, C] x 2 -> [B, C]. No gradient flows into `returns` or `value_old`.
+    """Compute (V - R)^2 / 2 per state: [B, C] x 2 -> [B, C]. No gradient flows into `returns` or `value_old`.
 
     With `clip` the larger of that and the same for V_old + clip(V - V_old, -clip, clip), as in the published code of
     PPO (Schulman et al. 2017; Huang et al. 2022, "The 37 implementation details of PPO"): a value that has moved by
@@ -98,12 +98,12 @@ def value_loss(value: Tensor, returns: Tensor, value_old: Tensor | None = None, 
         raise ValueError(f"clip={clip}: must be positive; leave it out for none")
     shapes.same(value=value, value_old=value_old)
     old = value_old.detach()
-    near = old + (value - old).clamp(-clip, clip)  # [B, C]
-    return torch.maximum(loss, 0.5 * (near - target).square())
+    clipped = old + (value - old).clamp(-clip, clip)  # [B, C]
+    return torch.maximum(loss, 0.5 * (clipped - target).square())
 
 
 def is_clipped(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """1 where `clipped_ratio` has lost its gradient, else 0: [B, C] x 3 -> [B, C], without gradient.
+    """Return 1 where `clipped_ratio` has lost its gradient, else 0: [B, C] x 3 -> [B, C], without gradient.
 
     That is rho > 1 + clip_high with A > 0, or rho < 1 - clip_low with A < 0. ValueError as in `clipped_ratio`.
     """
@@ -115,14 +115,14 @@ def is_clipped(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: floa
 
 
 def is_outside(logp: Tensor, logp_old: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """1 where `clipped_weight` bounds the ratio, whatever the advantage, else 0: [B, C] x 2 -> [B, C], no gradient."""
+    """Return 1 where `clipped_weight` bounds the ratio, whatever the advantage, else 0: [B, C] x 2 -> [B, C]."""
     _check_clip(clip_low, clip_high)
     rho = _ratio(logp, logp_old, logp).detach()
     return ((rho > 1 + clip_high) | (rho < 1 - clip_low)).to(logp.dtype)
 
 
 def _ratio(logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
-    """pi / pi_old [B, C] in float32 or wider, after the shape check every ratio objective shares."""
+    """Compute pi / pi_old [B, C] in float32 or wider. ValueError if the shapes differ."""
     shapes.same(logp=logp, logp_old=logp_old, advantage=advantage)
     wide = torch.promote_types(logp.dtype, torch.float32)
     return (logp - logp_old.detach()).to(wide).exp()

@@ -9,7 +9,7 @@ Counts = int | Sequence[int] | Tensor
 
 
 def pass_at_k(n: Counts, c: Counts, k: int) -> Tensor:
-    """1 - C(n - c, k) / C(n, k), unbiased from n samples of which c are right.
+    """Estimate pass@k = 1 - C(n - c, k) / C(n, k), unbiased, from n samples of which c are right.
 
     Chen et al. 2021 (arXiv:2107.03374, equation 1). n and c are counts of one shape (or one number for all problems);
     returns float64 of that shape, one value per problem. Computed as 1 - prod_{i<k} (n - c - i) / (n - i), which
@@ -20,15 +20,15 @@ def pass_at_k(n: Counts, c: Counts, k: int) -> Tensor:
         raise ValueError(f"k={k}: pass@k needs 1 <= k <= n, the fewest samples of a problem are {int(samples.min())}")
     if bool(((right < 0) | (right > samples)).any()):
         raise ValueError("c must be between 0 and n: a problem cannot have more right samples than samples")
-    drawn = torch.arange(k, device=samples.device)  # [k]
-    wrong_left = (samples - right)[..., None] - drawn  # [..., k]; passes 0 if k draws exhaust the wrong ones
-    return 1 - (wrong_left.double() / (samples[..., None] - drawn).double()).prod(dim=-1)
+    draw = torch.arange(k, device=samples.device)  # [k]
+    wrong_left = (samples - right)[..., None] - draw  # [..., k]; passes 0 if k draws exhaust the wrong ones
+    return 1 - (wrong_left.double() / (samples[..., None] - draw).double()).prod(dim=-1)
 
 
 def bootstrap_interval(
     values: Sequence[float] | Tensor, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [N], one per problem: (low, high) (Efron 1979).
+    """Compute the percentile bootstrap interval (low, high) of the mean of `values` [N], one per problem (Efron 1979).
 
     Resamples problems with replacement; the same `seed` gives the same interval. With one problem the interval is a
     point. ValueError if there is no value, or confidence is not inside (0, 1), or resamples is not positive.

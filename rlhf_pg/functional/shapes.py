@@ -26,6 +26,6 @@ def boolean(**tensors: Tensor) -> None:
 
 
 def lengths(mask: Tensor) -> Tensor:
-    """Columns up to and including the last True of each row: mask [B, C] -> int64 [B]; holes do not shorten a row."""
+    """Count each row's columns up to its last True, that one included, holes or not: mask [B, C] -> int64 [B]."""
     columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return (mask * columns).amax(dim=1)

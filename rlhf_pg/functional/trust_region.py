@@ -20,8 +20,9 @@ class NegativeCurvature(ValueError):
 
 
 def finite_difference(gradient: Callable[[Tensor], Tensor], v: Tensor, step: float = 1e-2) -> Tensor:
-    """Hessian-vector product H v, v [n] -> [n], of a function whose gradient at here + offset is `gradient(offset)`.
+    """Compute the Hessian-vector product H v of a function whose gradient is `gradient`: v [n] -> [n].
 
+    `gradient(offset)` is the gradient [n] at the present point + offset [n].
     (gradient(step u) - gradient(-step u)) / (2 step) * |v| with u = v / |v|: a central difference, with an error of
     order step^2, whatever the length of v. v = 0 gives 0 and calls nothing. ValueError if v is not a vector.
     """
@@ -65,7 +66,7 @@ def conjugate_gradient(
 
 
 def step_length(x: Tensor, product_x: Tensor, max_kl: float) -> float:
-    """sqrt(2 max_kl / (x . F x)), at which the quadratic model of the KL is max_kl: x [n], F x [n] -> number.
+    """Return sqrt(2 max_kl / (x . F x)), at which the quadratic model of the KL is max_kl: x [n], F x [n] -> number.
 
     ValueError if the shapes differ; NegativeCurvature if x . F x is not positive (x = 0 included).
     """

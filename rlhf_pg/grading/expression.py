@@ -1,6 +1,6 @@
-"""Arithmetic and algebra in LaTeX, read by a small recursive-descent parser into nested tuples; nothing is computed.
+"""A recursive-descent parser of arithmetic and algebra in LaTeX. It makes nested tuples and computes nothing.
 
-Tokens and nesting are bounded, so that no text can exhaust the parser.
+The numbers of tokens, levels and digits are bounded, so that no text can exhaust the parser.
 """
 
 from __future__ import annotations
@@ -9,21 +9,15 @@ import re
 from fractions import Fraction
 
 MAX_TOKENS, MAX_DEPTH, MAX_DIGITS, MAX_EXPONENT = 400, 40, 2_000, 4_000
-FUNCTIONS = frozenset(
-    re.findall(
-        r"\S+",
-        "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan asin acos atan ln log lg exp "
-        "sqrt abs gcd lcm max min floor ceil",
-    )
-)
-GREEK = frozenset(
-    re.findall(
-        r"\S+",
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
-        "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi "
-        "Omega ell",
-    )
-)
+FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "arcsin", "arccos", "arctan", "asin",
+    "acos", "atan", "ln", "log", "lg", "exp", "sqrt", "abs", "gcd", "lcm", "max", "min", "floor", "ceil",
+}  # fmt: skip
+GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
+    "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma",
+    "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell",
+}  # fmt: skip
 TOKEN = re.compile(
     r"\s*(?:(?P<repeating>\d*\.\d*\\overline\{\d+\})|(?P<number>(?:\d+\.\d+|\d+\.?|\.\d+)(?:[eE][+-]?\d+(?![a-zA-Z]))?)"
     r"|(?P<command>\\[a-zA-Z]+|\\\{|\\\})|(?P<word>(?:sqrt|arcsin|arccos|arctan|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z]))"
@@ -34,7 +28,7 @@ Node = tuple  # ("num", Fraction, literal) | ("sym", name) | ("const", name) | (
 
 
 class Unreadable(ValueError):
-    """Not an expression this parser knows."""
+    """A text that this parser cannot read."""
 
 
 class TooBig(ValueError):
@@ -42,7 +36,7 @@ class TooBig(ValueError):
 
 
 def parse(text: str) -> Node:
-    """Read one expression. Raises Unreadable."""
+    """Parse one expression. Raises Unreadable, or TooBig for a number with a huge exponent."""
     parser = _Parser(text)
     node = parser.sum(0)
     if parser.peek():
@@ -51,6 +45,7 @@ def parse(text: str) -> Node:
 
 
 def symbols(node: Node) -> set[str]:
+    """Return the names of the variables, and of unknown functions as "f()"."""
     if node[0] == "sym":
         return {node[1]}
     if node[0] == "apply":
@@ -59,7 +54,10 @@ def symbols(node: Node) -> set[str]:
 
 
 class _Parser:
-    """sum > product > unary > power > postfix > atom; juxtaposition multiplies."""
+    """Grammar: sum > product > unary > power > postfix > atom; juxtaposition multiplies.
+
+    One method per rule. `depth` counts the nesting.
+    """
 
     def __init__(self, text: str) -> None:
         self.tokens: list[str] = []
@@ -75,8 +73,6 @@ class _Parser:
             self.tokens.append(match[kind])
             self.kinds.append(kind)
             end = match.end()
-            while end < len(text) and text[end].isspace():
-                end += 1
 
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else ""
@@ -116,11 +112,11 @@ class _Parser:
                 return node
 
     def juxtapose(self, left: Node, right: Node) -> Node:
-        """`2\\frac{1}{3}` is a mixed number; two numbers side by side are none."""
-        whole = left[1] if left[0] == "neg" else left
-        if whole[0] == "num" and right[0] == "div" and right[1][0] == right[2][0] == "num" and whole[2].isdigit():
+        """Multiply two factors, or read `2\\frac{1}{3}` as a mixed number. Raises Unreadable for two numbers."""
+        integer = left[1] if left[0] == "neg" else left
+        if integer[0] == "num" and right[0] == "div" and right[1][0] == right[2][0] == "num" and integer[2].isdigit():
             if right[1][1] < right[2][1]:
-                mixed = ("add", whole, right)
+                mixed = ("add", integer, right)
                 return ("neg", mixed) if left[0] == "neg" else mixed
             raise Unreadable("a number beside a fraction")
         if right[0] == "num":
@@ -155,7 +151,7 @@ class _Parser:
         return self.postfix(("pow", node, self.exponent(depth + 1)))
 
     def exponent(self, depth: int) -> Node:
-        """`{...}`, a number, or one sign; a tower needs no braces."""
+        """Parse `{...}`, a number or one sign; a tower of exponents needs no braces."""
         if self.peek() == "-":
             self.take()
             return ("neg", self.exponent(depth + 1))
@@ -179,7 +175,7 @@ class _Parser:
         return node
 
     def argument(self, depth: int) -> Node:
-        """Of a command: `{...}`, else one digit or sign (`\\frac12`, `\\sqrt2`)."""
+        """Parse the argument of a command: `{...}`, else one digit or sign (`\\frac12`, `\\sqrt2`)."""
         if self.peek() == "{":
             self.take()
             return self.group(depth, "}")
@@ -211,10 +207,10 @@ class _Parser:
             raise Unreadable("a number of another base, or too many digits")
         if kind == "repeating":
             head, tail = token[:-1].split(r"\overline{")
-            whole, _, fixed = head.partition(".")
-            unit = Fraction(1, 10 ** len(fixed))
+            integer, _, decimals = head.partition(".")
+            unit = Fraction(1, 10 ** len(decimals))
             repeat = Fraction(int(tail), 10 ** len(tail) - 1) * unit
-            return ("num", Fraction(int((whole + fixed) or 0)) * unit + repeat, token)
+            return ("num", Fraction(int((integer + decimals) or 0)) * unit + repeat, token)
         mantissa, _, exponent = token.lower().partition("e")
         if exponent and abs(int(exponent[:12])) > MAX_EXPONENT:
             raise TooBig("exponent")
@@ -291,7 +287,7 @@ class _Parser:
         return ("pow", node, power) if power else node
 
     def bare_argument(self, depth: int) -> Node:
-        """`\\sin 2x` takes the product up to the next sign, function or bracket."""
+        """Parse an argument without brackets, as in `\\sin 2x`: up to the next sign, function or bracket."""
         node = self.unary(depth + 1)
         while self.kind() in ("letter", "number") or self.peek() == r"\pi" or self.peek()[1:] in GREEK:
             node = self.juxtapose(node, self.power(depth + 1))

@@ -1,24 +1,24 @@
-"""Where in a completion the answer is. Text in, text out; nothing is evaluated.
+"""Finds the answer in the text of a completion or a reference. Nothing is evaluated.
 
-Order: an `<answer>` block, the last `\\boxed{}`, `#### x`, "(final) answer is x", and, in a text that was not cut off,
-the last formula or the last number. Reasoning in `<think>` does not count; an unclosed block means no answer.
+In order: an `<answer>` block, the last `\\boxed{}`, `#### x`, "(final) answer is x" and, in a text that was not cut
+off, the last formula or the last number. Reasoning in `<think>` does not count; an unclosed block means no answer.
 """
 
 from __future__ import annotations
 
 import re
 
-from rlhf_pg.grading.latex import matching
+from rlhf_pg.grading.latex import matching_bracket
 
-TAIL = 20_000  # characters of a completion that are looked at
+TAIL = 20_000  # characters at the end of a completion that are searched
 MAX_ANSWER = 1_000  # characters of an answer
-MAX_BOXES = 12  # more different boxes than this are no answer but a list of guesses
+MAX_BOXES = 12  # more different boxes than this are guesses, not an answer
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 MATH = re.compile(
     r"\$\$((?s:.{1,1000}?))\$\$|(?<![\\$])\$((?:[^$\n\\]|\\.){1,1000})\$"
     r"|(?<!\\)\\\(([^\n]{1,1000}?)\\\)|(?<!\\)\\\[((?s:.{1,1000}?))\\\]"
 )
-BROKEN = re.compile(r"(?<![$\\])(?:\$|\\\()[ \t]*\n")  # inline math does not run over lines
+UNCLOSED = re.compile(r"(?<![$\\])(?:\$|\\\()[ \t]*\n")  # inline math does not run over lines
 JOINT = re.compile(
     r"(?:\\?[\s,;&$.()\[\]]|\\quad|\\qquad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|and|or)*"
     r"|[^.\n]{0,40}\b(?:and|or)\b[\s$\\(\[{}]*"
@@ -30,56 +30,60 @@ NUMBER = re.compile(
 )
 
 
-def answer(text: str, finished: bool = True) -> str | None:
-    """The answer a completion gives, None if it gives none."""
-    visible = after_reasoning(text)
+def extract_answer(completion: str, finished: bool = True) -> str | None:
+    """Return the answer of a completion, None if it gives none. `finished` is False if the text was cut off."""
+    visible = _after_reasoning(completion)
     if visible is None:
         return None
-    boxes = BOX.search(visible) is not None
+    has_boxes = BOX.search(visible) is not None  # also before the tail
     visible = visible[-TAIL:]
     before, closed, _ = visible.rpartition("</answer>")
     if closed and "<answer>" in before:
         block = before.rpartition("<answer>")[2]
-        return _short(_within(block) or ("" if BOX.search(block) else block))
-    found = _boxed(visible) if boxes else _within(visible)
-    if found is None and finished and not boxes:
-        found = _alone(visible) or _last_stated(visible)
-    return _short(found) if found else None
+        return _limited(_marked(block) or ("" if BOX.search(block) else block))
+    answer = _boxed(visible) if has_boxes else _marked(visible)
+    if answer is None and finished and not has_boxes:
+        answer = _bare_answer(visible) or _last_formula_or_number(visible)
+    return _limited(answer) if answer else None
 
 
-def gold(text: str) -> str:
-    """The answer in a reference, which may be a bare answer, a formula between dollars or a whole solution."""
-    found = _boxed(text) or _first(HASHES, text)
-    if found is None and len(text) > 200:
-        found = answer(text)
-    return (found if found is not None else text).strip()
+def extract_gold(reference: str) -> str:
+    """Return the answer in a reference, which may be a bare answer, a formula between dollars or a full solution."""
+    hashes = HASHES.search(reference)
+    answer = _boxed(reference) or (hashes[1].strip() if hashes else None)
+    if answer is None and len(reference) > 200:
+        answer = extract_answer(reference)
+    return (reference if answer is None else answer).strip()
 
 
-def after_reasoning(text: str) -> str | None:
-    """What follows the last `</think>`; None when a block was opened and never closed."""
+def _after_reasoning(text: str) -> str | None:
+    """Return what follows the last `</think>`, None when a block was opened and never closed."""
     _, closed, after = text.rpartition("</think>")
     visible = after if closed else text
     return None if "<think>" in visible else visible
 
 
-def _within(text: str) -> str | None:
-    """A text with boxes answers in a box or not at all."""
-    return _boxed(text) if BOX.search(text) else _last(HASHES, text) or _marked(text)
+def _marked(text: str) -> str | None:
+    """Return the answer in a box, else after "####", else after "answer is". In a text with boxes only boxes count."""
+    if BOX.search(text):
+        return _boxed(text)
+    hashes = HASHES.findall(text)
+    return (hashes[-1].strip() if hashes else None) or _after_answer_is(text)
 
 
-def _short(text: str) -> str | None:
+def _limited(text: str) -> str | None:
     text = text.strip()
     return text if 0 < len(text) <= MAX_ANSWER else None
 
 
 def _boxed(text: str) -> str | None:
-    """The last box; boxes side by side, or joined by "and", are one answer with several parts."""
+    """Return the content of the last box. Boxes side by side, or joined by "and", are one answer with several parts."""
     boxes: list[tuple[int, int, str]] = []
     for match in BOX.finditer(text):
         if boxes and match.start() < boxes[-1][1]:
             continue  # a box within a box
-        end = matching(text[: match.end() + 2 * MAX_ANSWER], match.end())
-        if end < 0:  # never closed: what is left, if that is short
+        end = matching_bracket(text[: match.end() + 2 * MAX_ANSWER], match.end())
+        if end < 0:  # never closed: take the rest of the text if it is short
             end = len(text.rstrip("$ .\n"))
             if end <= match.end() or end - match.end() > 200:
                 continue
@@ -92,11 +96,10 @@ def _boxed(text: str) -> str | None:
         if len(between) > 60 or not JOINT.fullmatch(between):
             break
         joined.insert(0, box)
-    parts = list(dict.fromkeys(b[2] for b in joined))
-    return ", ".join(parts)
+    return ", ".join(dict.fromkeys(b[2] for b in joined))
 
 
-def _marked(text: str) -> str | None:
+def _after_answer_is(text: str) -> str | None:
     matches = list(MARKER.finditer(text))
     if not matches:
         return None
@@ -115,7 +118,7 @@ def _marked(text: str) -> str | None:
 
 
 def _sentence(text: str) -> str:
-    """Up to the first full stop, line end or markup outside formulas; a display formula on its own lines counts."""
+    """Return the text up to the first full stop, line end or markup outside formulas and after a leading display."""
     display = re.match(r"\s*(?:\\\[|\$\$)", text)
     start = 0
     if display:
@@ -131,31 +134,21 @@ def _formula(match: re.Match) -> str:
     return next(g for g in match.groups() if g is not None).strip()
 
 
-def _alone(text: str) -> str | None:
-    """A whole text that is nothing but an answer: one word, or formulas and numbers with at most a unit."""
+def _bare_answer(text: str) -> str | None:
+    """Return a text that is nothing but an answer: one word, or formulas and numbers with at most a unit."""
     text = text.strip()
     if len(text) > 200 or "\n" in text or MATH.search(text):
         return None
     words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", re.sub(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}", "", text))
-    plain = not words or re.fullmatch(r"[^a-zA-Z]*[\d})]\s?[a-zA-Z]+\.?|[a-zA-Z]+[.!]?", text)
-    return text if plain and len(words) <= 1 else None
+    is_answer = not words or re.fullmatch(r"[^a-zA-Z]*[\d})]\s?[a-zA-Z]+\.?|[a-zA-Z]+[.!]?", text)
+    return text if is_answer and len(words) <= 1 else None
 
 
-def _last_stated(text: str) -> str | None:
-    """The last formula, or the last number if it stands after every formula."""
+def _last_formula_or_number(text: str) -> str | None:
+    """Return the last formula, or the last number if it stands after every formula."""
     formulas = list(MATH.finditer(text))
     end = formulas[-1].end() if formulas else 0
-    numbers = [] if BROKEN.search(text) else [m[0] for m in NUMBER.finditer(text[end:])]
+    numbers = [] if UNCLOSED.search(text) else [m[0] for m in NUMBER.finditer(text[end:])]
     if numbers:
         return numbers[-1].rstrip(",")
     return _formula(formulas[-1]) or None if formulas else None
-
-
-def _first(pattern: re.Pattern, text: str) -> str | None:
-    match = pattern.search(text)
-    return match[1].strip() if match else None
-
-
-def _last(pattern: re.Pattern, text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1].strip() if found else None

@@ -1,12 +1,11 @@
-"""Answers as text: one spelling for what LaTeX and people spell in many ways. Nothing is evaluated."""
+"""Answers as text: one spelling for what LaTeX and people write in many ways. Nothing is evaluated."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 OPENING, CLOSING = "([{", ")]}"
-SYMBOLS = {
+UNICODE = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∗": "*", "∞": r"\infty ",
     "π": r"\pi ", "θ": r"\theta ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "∪": r"\cup ",
     "∩": r"\cap ", "∈": r"\in ", "≈": r"\approx ", "°": r"^\circ ", "√": r"\sqrt ", "²": "^2", "³": "^3", "¹": "^1",
@@ -14,8 +13,9 @@ SYMBOLS = {
     "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "’": "'",
     "，": ",", "。": ".", "\ufeff": "",
 }  # fmt: skip
-TABLE = str.maketrans(SYMBOLS | {chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F) if chr(c) not in SYMBOLS})
-SAME = {
+FULL_WIDTH = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+TO_LATEX = str.maketrans(FULL_WIDTH | UNICODE)
+SYNONYMS = {
     r"\\[dtc]frac": r"\frac", r"\\le": r"\leq", r"\\leqslant": r"\leq", r"\\ge": r"\geq", r"\\geqslant": r"\geq",
     r"\\ne": r"\neq", r"\\lt": "<", r"\\gt": ">", r"\\lvert|\\rvert|\\vert|\\mid": "|", r"\\colon": ":",
     r"\\varnothing": r"\emptyset", r"\\simeq": r"\approx", r"\\degree": r"^\circ", r"\\dots|\\cdots": r"\ldots",
@@ -24,12 +24,14 @@ SAME = {
     r"\\or|\\lor|\\vee": r"\text{or}", r"\\union": r"\cup", r"\\isin": r"\in", r"\\percent": r"\%",
     r"\\euro": "€", r"\\pounds": "£", r"\\R": r"\mathbb{R}", r"\\infin": r"\infty", r"\\inf": r"\infty",
 }  # fmt: skip
-RULES = [
+SPACING = [
     (r"\\(?:left|right)\s*\.", ""),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|strut|rm|bf|it)(?![a-zA-Z])", ""),
     (r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ""),
     (r"(?<=\d)(?:\s?\{,\s?\}|\\,|\\;|\\:|\\ |~|[ ])(?=\d{3}(?!\d))", ""),
     (r"(?<!\\)\\[,;:!> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|enspace|phantom(?:\{[^{}]*\})?)(?![a-zA-Z])", " "),
+]  # fmt: skip
+TEXT_AND_SIGNS = [
     (r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|hbox|textup|emph|mathrm|mathbf|mathsf|mathit|mathtt|operatorname\*?|"
      r"boldsymbol|bm|mathop)\s*\{([^{}]*)\}", r"\\text{\1}"),
     (r"(?:\^\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\text\{\s*degrees?\s*\})", r"^\\circ "),
@@ -41,51 +43,52 @@ RULES = [
     (r"\*\*", "^"),
     (r"\+\s*(?=\\infty)", ""),
 ]  # fmt: skip
-SAME_RULES = [(re.compile(rf"(?:{k})(?![a-zA-Z])"), v) for k, v in SAME.items()]
-COMPILED = [(re.compile(k), v) for k, v in RULES]
+RULES = [  # in this order: spacing first, so that commands are alone; text and signs once commands have one name
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        *SPACING,
+        *((rf"(?:{k})(?![a-zA-Z])", v.replace("\\", r"\\") + " " * v.startswith("\\")) for k, v in SYNONYMS.items()),
+        *TEXT_AND_SIGNS,
+    ]
+]
 
 
 def clean(text: str) -> str:
-    """One spelling: ASCII signs, plain brackets, no spaces within numbers, `\\text{...}` for any text.
+    """Return the text in one spelling: ASCII signs, plain brackets, no spaces in numbers, `\\text{...}` for any text.
 
-    The reading of `1,000` is left open: it depends on what the comma separates.
+    Commas stay, since what they separate depends on the other answer (`1,000`).
     """
-    text = re.sub(r"√\s*(\d+)", r"\\sqrt{\1}", text).translate(TABLE)
+    text = re.sub(r"√\s*(\d+)", r"\\sqrt{\1}", text).translate(TO_LATEX)
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)  # escaped twice, as JSON printed by a program
     if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:
         text = re.sub(r"(?<!\\)\$", " ", text).strip()  # math signs; an odd one is currency
-    for pattern, replacement in COMPILED[:5]:
+    for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
-    for pattern, replacement in SAME_RULES:
-        text = pattern.sub(lambda _, r=replacement: r + (" " if r[0] == "\\" else ""), text)
-    for pattern, replacement in COMPILED[5:]:
-        text = pattern.sub(replacement, text)
-    text = re.sub(r"\s+", " ", text).strip()
-    return _strip_ends(text)
+    return _strip_ends(re.sub(r"\s+", " ", text).strip())
 
 
-def squeeze(text: str) -> str:
-    """For comparing as strings: no spaces but between digits, no braces around single signs, no `\\text`."""
+def compact(text: str) -> str:
+    """Return a cleaned text for comparison as a string: no `\\text`, no needless spaces and braces."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\ ", "", text)
 
 
 def _strip_ends(text: str) -> str:
-    """Without final punctuation and without braces or math signs around the whole."""
+    """Return the text without final punctuation and without braces or math signs around all of it."""
     while True:
-        before = text
+        unstripped = text
         text = re.sub(r"(?:\\\\|[\s.,;:])+$", "", text).strip()
         text = re.sub(r"^(?:\\\(|\\\[|\$+)(.*?)(?:\\\)|\\\]|\$+)$", r"\1", text).strip()
-        if text[:1] == "{" and matching(text, 0) == len(text) - 1:
+        if text[:1] == "{" and matching_bracket(text, 0) == len(text) - 1:
             text = text[1:-1].strip()
-        if text == before:
+        if text == unstripped:
             return text
 
 
-def matching(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`, -1 if none. `\\{` and `\\}` do not count for `{`."""
+def matching_bracket(text: str, start: int) -> int:
+    """Return the index of the bracket that closes the one at `start`, -1 if none (`\\{` is not `{`)."""
     opening = text[start]
     closing = CLOSING[OPENING.index(opening)]
     depth = 0
@@ -97,11 +100,10 @@ def matching(text: str, start: int) -> int:
     return -1
 
 
-def split(text: str, separator: str) -> list[str]:
-    """Cut at every match of the pattern that stands outside all brackets (an interval's may differ: `[0,1)`)."""
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """Cut at every match of the pattern outside all brackets, which need not be of one kind (`[0,1)`)."""
     parts, start, depth = [], 0, 0
-    found: Iterator[re.Match] = re.finditer(rf"(?P<separator>{separator})|[(\[{{]|[)\]}}]", text)
-    for match in found:
+    for match in re.finditer(rf"(?P<separator>{separator})|[(\[{{]|[)\]}}]", text):
         if match["separator"]:
             if depth == 0:
                 parts.append(text[start : match.start()])

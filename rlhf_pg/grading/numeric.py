@@ -1,7 +1,7 @@
-"""Values of expressions: exact rationals where the form allows, otherwise 60 digits; and when two are the same.
+"""Evaluates expressions, to exact rationals where their form allows and to 60 digits otherwise, and compares them.
 
-Sizes are bounded before anything is computed: exponents, factorials, bits of a rational. Two expressions with symbols
-are the same when they agree at three points (Schwartz 1980, Zippel 1979: a false agreement is improbable).
+Exponents, factorials and bits of a rational are bounded before anything is computed. Two expressions with symbols are
+equal when they agree at three points (Schwartz 1980, Zippel 1979: a false agreement is improbable).
 """
 
 from __future__ import annotations
@@ -11,127 +11,123 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from rlhf_pg.grading.expression import Node, TooBig, Unreadable, parse, symbols
+from mpmath import mp
 
+from rlhf_pg.grading.expression import Node, TooBig, Unreadable, symbols
+
+Number = Any  # a Fraction, or a real or complex number of mpmath
 MAX_BITS = 40_000
-DIGITS, AGREE = 60, 40  # decimal digits computed, and compared
+DIGITS, AGREED_DIGITS = 60, 40  # decimal digits computed, and compared
 
 
-def same(a: Node, b: Node) -> bool:
-    """Equal as rational numbers, or to 40 digits at every point tried. Raises TooBig."""
+def equal(a: Node, b: Node) -> bool:
+    """Return whether two expressions are equal as rationals, or to 40 digits at every point. Raises TooBig.
+
+    With symbols they must be defined at two points at least.
+    """
     names = sorted(symbols(a) | symbols(b))
-    tried = 0
+    points = 0
     for point in range(3):
-        values = {n: _sample(n, point) for n in names}
+        values = {n: _value_at(n, point) for n in names}
         try:
-            agree = _same_at(a, b, values)
+            agree = _equal_at(a, b, values)
         except ArithmeticError:
             continue
         if not agree:
             return False
-        tried += 1
+        points += 1
         if not names:
             return True
-    return tried >= 2
+    return points >= 2
 
 
-def proportional(a: Node, b: Node) -> Any:
-    """The constant c with a = c b at every point tried, None if there is none or either is constant."""
+def ratio(a: Node, b: Node) -> Number | None:
+    """Return the constant c with a = c b at every point, None if there is none or one side is constant."""
     names = sorted(symbols(a))
     if not names or names != sorted(symbols(b)):
         return None
     ratios = []
     for point in range(4):
-        values = {n: _sample(n, point) for n in names}
+        values = {n: _value_at(n, point) for n in names}
         try:
             ratios.append(_divide(evaluate(a, values), evaluate(b, values)))
         except ArithmeticError:
             continue
-    if len(ratios) < 3 or not all(close(ratios[0], r) for r in ratios[1:]) or close(ratios[0], Fraction(0)):
+    if len(ratios) < 3 or not all(_close(ratios[0], r) for r in ratios[1:]) or _close(ratios[0], Fraction(0)):
         return None
     return ratios[0]
 
 
-def value(text: str) -> Any:
-    """The number an expression without symbols stands for. Raises Unreadable, TooBig, ArithmeticError."""
-    node = parse(text)
-    if symbols(node):
-        raise Unreadable("has symbols")
-    return evaluate(node, {})
-
-
-def _same_at(a: Node, b: Node, values: dict[str, Any]) -> bool:
-    x, y = _settle(a, values, DIGITS), _settle(b, values, DIGITS)
-    digits = DIGITS + max(0, _size(x), _size(y))
+def _equal_at(a: Node, b: Node, values: dict[str, Number]) -> bool:
+    x, y = _evaluate_or_zero(a, values, DIGITS), _evaluate_or_zero(b, values, DIGITS)
+    digits = DIGITS + max(0, _integer_digits(x), _integer_digits(y))
     if digits > DIGITS + 10 and not (isinstance(x, Fraction) and isinstance(y, Fraction)):
-        x, y = _settle(a, values, digits), _settle(b, values, digits)
-    return close(x, y, digits)
+        x, y = _evaluate_or_zero(a, values, digits), _evaluate_or_zero(b, values, digits)
+    return _close(x, y, digits)
 
 
-def close(x: Any, y: Any, digits: int = DIGITS) -> bool:
-    """Fractions exactly; otherwise to 40 decimal places, or 40 significant digits of a number below 1."""
+def _close(x: Number, y: Number, digits: int = DIGITS) -> bool:
+    """Compare fractions exactly, others to 40 decimal places, or to 40 significant digits below 1."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
-    mp = _mp()
     with mp.workdps(digits):
         x, y = _float(x), _float(y)
         if mp.isinf(x) or mp.isinf(y):
             return x == y
-        return abs(x - y) <= min(mp.mpf(1), max(abs(x), abs(y))) * mp.mpf(10) ** -AGREE
+        return abs(x - y) <= min(mp.mpf(1), max(abs(x), abs(y))) * mp.mpf(10) ** -AGREED_DIGITS
 
 
-def _size(x: Any) -> int:
-    """Digits before the decimal point, about."""
-    mp = _mp()
+def _integer_digits(x: Number) -> int:
+    """Return the approximate number of digits before the decimal point."""
     if isinstance(x, Fraction):
         return (x.numerator.bit_length() - x.denominator.bit_length()) * 3 // 10
     return 0 if mp.isinf(x) or x == 0 else int(mp.log10(abs(x)))
 
 
-def within(x: Any, y: Fraction, distance: Fraction) -> bool:
-    """Whether a number is real and at most so far from a rational."""
+def within(x: Number, y: Fraction, distance: Fraction) -> bool:
+    """Return whether a number is real and at most `distance` from a rational."""
     if isinstance(x, Fraction):
         return abs(x - y) <= distance
-    mp = _mp()
     with mp.workdps(DIGITS):
         return mp.im(x) == 0 and abs(x - _float(y)) <= _float(distance)
 
 
-def evaluate(node: Node, values: dict[str, Any], digits: int = DIGITS) -> Any:
-    """A Fraction where the value is rational and its form shows it, else an mpmath number. Raises TooBig."""
-    with _mp().workdps(digits):
+def evaluate(node: Node, values: dict[str, Number], digits: int = DIGITS) -> Number:
+    """Return a Fraction where the form of the expression shows a rational value, else an mpmath number.
+
+    Raises TooBig, Unreadable for a function outside its domain, ArithmeticError where there is no value.
+    """
+    with mp.workdps(digits):
         return _evaluate(node, values)
 
 
-def _settle(node: Node, values: dict[str, Any], digits: int) -> Any:
-    """The value; a difference that cancels, and so shrinks as digits are added, is 0 and no tiny number."""
-    mp = _mp()
+def _evaluate_or_zero(node: Node, values: dict[str, Number], digits: int) -> Number:
+    """Return the value, or 0 for a tiny one that shrinks as digits are added: its terms cancel."""
     x = evaluate(node, values, digits)
-    if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREE - DIGITS):
+    if isinstance(x, Fraction) or mp.isinf(x) or abs(x) > mp.mpf(10) ** (AGREED_DIGITS - DIGITS):
         return x
     finer = _float(evaluate(node, values, digits + 4 * DIGITS))
     return Fraction(0) if abs(finer) <= abs(x) * mp.mpf(10) ** (-3 * DIGITS) else x
 
 
-def _evaluate(node: Node, values: dict[str, Any]) -> Any:
+def _evaluate(node: Node, values: dict[str, Number]) -> Number:
     kind = node[0]
     if kind == "num":
         return node[1]
     if kind == "sym":
         return values[node[1]]
-    mp = _mp()
     if kind == "const":
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1), "infty": mp.inf}[node[1]]
-    if kind == "apply":  # an unknown function: some fixed smooth one
+    if kind == "apply":  # an unknown function: a fixed smooth one in its place
         argument = _float(_evaluate(node[2], values))
-        return mp.cos(argument * _float(_sample(node[1], 0)) + _float(_sample(node[1], 1)))
+        return mp.cos(argument * _float(_value_at(node[1], 0)) + _float(_value_at(node[1], 1)))
     arguments = [_evaluate(n, values) for n in node[1:] if isinstance(n, tuple)]
     if kind != "neg" and any(not isinstance(v, Fraction) and mp.isinf(v) for v in arguments):
         raise TooBig("arithmetic with infinity")
     return _apply(kind, node, arguments)
 
 
-def _apply(kind: str, node: Node, args: list[Any]) -> Any:
+def _apply(kind: str, node: Node, args: list[Number]) -> Number:
     exact = all(isinstance(v, Fraction) for v in args)
     if kind == "neg":
         return -args[0]
@@ -149,8 +145,7 @@ def _apply(kind: str, node: Node, args: list[Any]) -> Any:
     return _function(node[1], args)
 
 
-def _function(name: str, args: list[Any]) -> Any:
-    mp = _mp()
+def _function(name: str, args: list[Number]) -> Number:
     x = args[0]
     if name == "root":
         return _power(x, _divide(Fraction(1), args[1]))
@@ -182,8 +177,7 @@ def _function(name: str, args: list[Any]) -> Any:
     return table[name](x) if name in table else getattr(mp, name)(x)
 
 
-def _power(base: Any, exponent: Any) -> Any:
-    mp = _mp()
+def _power(base: Number, exponent: Number) -> Number:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
         if exponent.denominator == 1:
             size = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -204,7 +198,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 def _root(x: Fraction, n: int) -> Fraction | None:
-    """The exact n-th root of a positive rational, None if irrational."""
+    """Return the exact n-th root of a positive rational, None if it is irrational."""
     if max(x.numerator.bit_length(), x.denominator.bit_length()) > MAX_BITS:
         return None
     parts = []
@@ -224,16 +218,16 @@ def _integer_root(number: int, n: int) -> int:
     return low
 
 
-def _divide(a: Any, b: Any) -> Any:
+def _divide(a: Number, b: Number) -> Number:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a / b
     b = _float(b)
-    if abs(b) < _mp().mpf(10) ** (8 - DIGITS):
+    if abs(b) < mp.mpf(10) ** (8 - DIGITS):
         raise ZeroDivisionError
     return _float(a) / b
 
 
-def _natural(x: Any, limit: int) -> int:
+def _natural(x: Number, limit: int) -> int:
     if not isinstance(x, Fraction) or x.denominator != 1 or x < 0:
         raise Unreadable("not a whole number")
     if x > limit:
@@ -241,24 +235,18 @@ def _natural(x: Any, limit: int) -> int:
     return int(x)
 
 
-def _bounded(x: Any) -> Any:
+def _bounded(x: Number) -> Number:
     if isinstance(x, Fraction) and max(x.numerator.bit_length(), x.denominator.bit_length()) > 4 * MAX_BITS:
         raise TooBig("rational")
     return x
 
 
-def _float(x: Any) -> Any:
-    return _mp().mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+def _float(x: Number) -> Number:
+    return mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
 
 
-def _sample(name: str, point: int) -> Fraction:
-    """The value a symbol takes at a point: positive at the first two, negative at the third. Depends on name only."""
+def _value_at(name: str, point: int) -> Fraction:
+    """Return the value of a symbol at a point: positive at points 0 and 1, negative at 2, determined by its name."""
     digest = hashlib.sha256(f"{name}/{point}".encode(errors="replace")).digest()
     positive = Fraction(int.from_bytes(digest[:3]) % 99991 + 20011, 49999)
     return -positive if point == 2 else positive
-
-
-def _mp() -> Any:
-    import mpmath
-
-    return mpmath.mp

@@ -1,8 +1,8 @@
-"""The last resort: math-verify, for sums, integrals, limits, set operations and matrices.
+"""Comparison by math-verify of what our parser cannot read: sums, integrals, limits, set operations, matrix products.
 
-math-verify 0.9.0 can run without end and accepts some wrong answers, so it sees only short formulas without towers,
-factorials or number bases, runs where a hang is killed (see `score`), and its yes counts only when both sides, as
-SymPy objects, also agree to 30 digits wherever they are tried. Formulas go through its grammar, never through eval.
+math-verify 0.9.0 can run forever and accepts some wrong answers. So it gets only short formulas without towers,
+factorials or number bases, must run in a process that can be killed, and its yes counts only when both sides, as SymPy
+objects, also agree to 30 digits at two points. Formulas go through its grammar, never through eval.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import re
 from typing import Any
 
 MAX_LENGTH, MAX_DEPTH = 300, 12
-WORTH = re.compile(
+NEEDS_MATH_VERIFY = re.compile(
     r"\\(?:sum|prod|int|iint|lim|begin|cap|setminus|det|partial|nabla|pmod|bmod|overline|hat|vec)(?![a-zA-Z])"
 )
 UNSAFE = re.compile(r"!|\d{30}|[\^_]\s*\{?[^{}]*\d{3}|\d_|\^[^{}]*\^|\^\s*\{[^{}]*\^|\d[eE]\d|__|\\(?:text|mbox)")
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify and an independent evaluation both say that the two cleaned answers are the same."""
-    if not (WORTH.search(gold) or WORTH.search(answer)) or not (_harmless(gold) and _harmless(answer)):
+    """Return whether math-verify and an independent evaluation both find the two cleaned answers the same."""
+    if not (NEEDS_MATH_VERIFY.search(gold) or NEEDS_MATH_VERIFY.search(answer)) or not (
+        _harmless(gold) and _harmless(answer)
+    ):
         return False
     try:
         return _verified(gold, answer)
-    except Exception:  # whatever a foreign parser makes of a model's text, it is no accepted answer
+    except Exception:  # whatever the parser raises on a model's text, the answer is not accepted
         return False
 
 
@@ -32,7 +34,7 @@ def _verified(gold: str, answer: str) -> bool:
     import math_verify
 
     config = [math_verify.LatexExtractionConfig()]
-    unlimited: Any = None  # its own limits need the main thread's alarm; the worker is killed instead
+    unlimited: Any = None  # its own limits need SIGALRM in the main thread; the caller's process is killed instead
     left, right = (
         math_verify.parse(f"${t}$", config, fallback_mode="no_fallback", parsing_timeout=unlimited)
         for t in (gold, answer)
@@ -53,7 +55,7 @@ def _harmless(text: str) -> bool:
 
 
 def _agree(left: Any, right: Any) -> bool:
-    """Element by element for matrices and relations; numbers and formulas by value; anything else only if identical."""
+    """Compare matrices and relations element by element, formulas by value, anything else for identity."""
     sympy: Any = importlib.import_module("sympy")
     if isinstance(left, sympy.MatrixBase) or isinstance(right, sympy.MatrixBase):
         if getattr(left, "shape", None) != getattr(right, "shape", None):

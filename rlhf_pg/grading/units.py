@@ -1,4 +1,4 @@
-"""Units of answers: `5\\text{ cm}^2`, `\\$5`, `5\\%`, `5 million dollars`."""
+"""The unit of an answer: `5\\text{ cm}^2`, `\\$5`, `5\\%`, `5 million dollars`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ UNITS = {
     "mph": "mph", "unit": "unit units", "radian": "rad rads radian radians",
 }  # fmt: skip
 UNIT = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings.split()}
-NOT_UNITS = frozenset(
-    re.findall(
-        r"\S+",
-        "at least most exactly only over under half twice nearly almost unknown any other both "
-        "or and not no is isn't than less more about approximately between from to if when except",
-    )
-)
+NOT_UNITS = {
+    "at", "least", "most", "exactly", "only", "over", "under", "half", "twice", "nearly", "almost", "unknown", "any",
+    "other", "both", "or", "and", "not", "no", "is", "isn't", "than", "less", "more", "about", "approximately",
+    "between", "from", "to", "if", "when", "except",
+}  # fmt: skip
 
 
 def split_unit(text: str) -> tuple[str, str, int]:
-    """(formula, canonical unit or "", factor): `5\\text{ cm}^2`, `\\$5`, `5\\%`, `5 million dollars`."""
+    """Return (formula, canonical unit or "", factor): ("5", "$", 10**6) for `5 million dollars`."""
     unit, factor = "", 1
     match = re.match(r"^(-?)\s*(?:\\?\$|(€|£))\s*(?=[\d.\\-])", text)
     if match:
@@ -56,7 +54,7 @@ def split_unit(text: str) -> tuple[str, str, int]:
 
 
 def _unit_name(words: str, bare: bool) -> str | None:
-    """The canonical unit, None if the words are not a unit (bare letters must be a known one)."""
+    """Return the canonical unit, None if the words are no unit. Outside `\\text` only known units count (`bare`)."""
     parts = words.lower().split()
     if bare:
         return UNIT.get(words.lower())

@@ -1,7 +1,7 @@
 """Low-rank adapters by PEFT (LoRA, Hu et al. 2021, arXiv:2106.09685): W = W0 + alpha / rank * B A.
 
-W0 stays as `model.path` has it, bit for bit. B starts at 0, so that the policy starts as W0, which is the reference
-too: the adapter switched off. What a run learns, saves and hands to an engine is A and B.
+W0 stays as `model.path` has it, bit for bit. B starts at 0, so the policy starts as W0; the reference is the policy
+with its adapter switched off. A run trains, saves and sends to an engine only A and B.
 """
 
 from __future__ import annotations
@@ -17,33 +17,30 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.models import named_weights
 from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
+from rlhf_pg.models.packed_attention import base_attention
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
 
 def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
-    """The model with a fresh LoRA adapter (PEFT) drawn from `seed`; only the adapter is trainable. `lora`: the recipe's
-    section. Raises ValueError for an adapter on an embedding that is also the head."""
+    """Add a new LoRA adapter drawn from `seed` (`lora`: the recipe's section); only the adapter is trainable.
+
+    Raises ValueError for an adapter on an embedding that is also the head.
+    """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
-    if (
-        hasattr(adapted.get_input_embeddings(), "lora_embedding_A")
-        and model.config.get_text_config().tie_word_embeddings
-    ):
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and hasattr(adapted.get_input_embeddings(), "lora_embedding_A"):
         raise ValueError("model.lora.targets names the embedding, which is also this model's head: leave it out")
     return adapted
 
 
 def has_adapter(model: nn.Module) -> bool:
+    """Return whether PEFT has wrapped the model."""
     return hasattr(model, "disable_adapter")
 
 
@@ -51,24 +48,24 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def is_learned(module: nn.Module) -> Callable[[str], bool]:
-    """Says of each name of a module's state whether frozen weights do not give it: all, or what stands beside them."""
+    """Return a test of names in the module's state: all if nothing is frozen, else the trained parameters'."""
     trained = {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)}
     return lambda name: all(trained.values()) or trained.get(name, False)
 
 
 def learned(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module that its frozen weights do not give."""
-    wanted = is_learned(module)
-    return {name: tensor for name, tensor in module.state_dict().items() if wanted(name)}
+    """Return the module's state without its frozen weights, or all of it if none is frozen."""
+    included = is_learned(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if included(name)}
 
 
 def load_learned(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Undo `learned`. Raises ValueError, before anything is changed, for other names or shapes than the module's."""
-    own = learned(module)
+    """Load what `learned` returned. ValueError, before anything changes, if names or shapes are not the module's."""
+    current = learned(module)
     wrong = [
-        f"{name} {_shape(saved, name)} (here {_shape(own, name)})"
-        for name in sorted(own.keys() | saved.keys())
-        if _shape(own, name) != _shape(saved, name)
+        f"{name} {_shape(saved, name)} (here {_shape(current, name)})"
+        for name in sorted(current.keys() | saved.keys())
+        if _shape(current, name) != _shape(saved, name)
     ]
     if wrong:
         raise ValueError(f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {wrong[0]}")
@@ -83,8 +80,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter alone, in PEFT's format, if the model has one. A killed writer leaves no folder that looks
-    whole."""
+    """Write the model's adapter, if it has one, in PEFT's format. A killed writer leaves no partial folder."""
     if not has_adapter(model):
         return
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
@@ -94,20 +90,21 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """(the model without an adapter and without storage, its weights W0 + alpha / rank * B A by name, tied ones once).
+    """Return (the model without adapter and without storage, its weights W0 + alpha / rank * B A by name).
 
-    The live model is left as it is. Quantized weights come out as they are computed with, dequantized.
+    Tied weights are returned once; quantized ones dequantized, with the values they compute with. The live model does
+    not change.
     """
     base = named_weights.without_adapter(model)
-    fewer_bits = {name: module for name, module in base.named_modules() if _is_quantized(module)}
-    others = {name for name, _ in base.named_modules()} - fewer_bits.keys()
+    quantized = {name: module for name, module in base.named_modules() if _is_quantized(module)}
+    others = {name for name, _ in base.named_modules()} - quantized.keys()
     weights = dict(named_weights.weights(model, modules=others))
-    for name, module in fewer_bits.items():
+    for name, module in quantized.items():
         weights |= {f"{name}.{leaf}": tensor for leaf, tensor in _dequantized(module)}
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config._attn_implementation = str(config._attn_implementation).removeprefix("tree_")  # models/packed_attention.py
+    config._attn_implementation = base_attention(config)
     with torch.device("meta"):
         empty = type(base)(config)
     empty.generation_config = base.generation_config
@@ -115,12 +112,13 @@ def merged(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Tensor]]:
 
 
 def _is_quantized(module: Any) -> bool:
-    """Whether a linear layer, or the one under an adapter, is in fewer bits."""
+    """Return whether a linear layer, or the one under an adapter, has quantized weights."""
     return type(getattr(getattr(module, "base_layer", module), "weight", None)).__name__ in QUANTIZED
 
 
 @torch.no_grad()
 def _dequantized(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weight, with the low-rank change added, and the bias of a quantized linear layer."""
     from peft.utils.integrations import dequantize_module_weight
 
     layer = getattr(module, "base_layer", module)
@@ -136,9 +134,9 @@ def _dequantized(module: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def quantization(bits: Literal["4bit", "8bit"], arithmetic: torch.dtype) -> Any:
-    """transformers' settings for weights in 4 bits (NF4, its constants quantized too) or 8.
+    """Return transformers' settings for 8-bit weights, or 4-bit ones (NF4, quantization constants quantized too).
 
-    Raises ValueError where there is no CUDA device or no bitsandbytes.
+    Raises ValueError if there is no CUDA device or no bitsandbytes.
     """
     from transformers import BitsAndBytesConfig
     from transformers.utils.import_utils import is_bitsandbytes_available

@@ -1,12 +1,12 @@
-"""Norms and gated MLPs of the Llama family with less kept for the backward pass, and fewer trips through memory.
+"""Norms and gated MLPs of the Llama family that save less for the backward pass and go through memory less often.
 
-    RMSNorm       y = w n,  n = x r,  r = (mean x^2 + eps)^(-1/2)        keeps x and r
+    RMSNorm       y = w n,  n = x r,  r = (mean x^2 + eps)^(-1/2)        saves x and r
                   dx = r (g - n mean(g n)),  g = w dy
-    gated MLP     y = silu(a) b                                          keeps a and b
+    gated MLP     y = silu(a) b                                          saves a and b
                   da = dy b silu'(a),  db = dy silu(a)
 
-Autograd by itself keeps n and silu(a) too: a fifth of a layer's activations. Forward values are transformers' own, bit
-for bit. In float64 norms are left to transformers, which rounds them to float32 on the way.
+Autograd by itself saves n and silu(a) too, a fifth of a layer's activations. Forward values are transformers' own, bit
+for bit. Norms in float64 stay transformers' own, since it rounds them to float32 on the way.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+from rlhf_pg.models.llama_family import in_llama_family
 
 
-def lighten(model: nn.Module) -> None:
-    """Give the model's norms and MLPs, where they are of the family and as transformers has them, these forwards."""
+def use_fused_layers(model: nn.Module) -> None:
+    """Replace the forward of the model's norms and MLPs, where they are the Llama family's and not replaced already."""
     for module in model.modules():
-        source, name = type(module).__module__, type(module).__name__
-        if "forward" in vars(module) or source not in {f"transformers.models.{f}.modeling_{f}" for f in FAMILY}:
+        name = type(module).__name__
+        if "forward" in vars(module) or not in_llama_family(module):
             continue
         if name.endswith("RMSNorm"):
             module.forward = partial(_norm, module)
@@ -46,7 +46,7 @@ def _gated(module: Any, x: Tensor) -> Tensor:
     return module.down_proj(_Gated.apply(gate, up))
 
 
-def _inverse(wide: Tensor, eps: float) -> Tensor:
+def _inverse_rms(wide: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
 
 
@@ -54,7 +54,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = _inverse(wide, eps)
+        inverse = _inverse_rms(wide, eps)
         ctx.save_for_backward(x, weight, inverse)
         ctx.eps = eps
         return weight * (wide * inverse).to(x.dtype)
@@ -64,7 +64,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if torch.is_grad_enabled():  # to be differentiated again
-            inverse = _inverse(wide, ctx.eps)
+            inverse = _inverse_rms(wide, ctx.eps)
         normed = wide * inverse
         to_weight = (grad * normed).flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:

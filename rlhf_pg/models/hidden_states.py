@@ -1,11 +1,9 @@
-"""Hidden states from which each sampled token is predicted, prompts forwarded once per group.
+"""The hidden states from which sampled tokens are predicted: the common ground of policy and critic.
 
 Two exact ways to the same numbers:
 
-- shared: the batch is one packed tree (`tree.py`): each prompt once, then its rows. Nothing is padded.
-- plain: each row is forwarded whole, prompt and completion, padded to the longest. Any architecture.
-
-Policy and critic both stand on this.
+- packed (`packing.py`): each prompt is forwarded once, then its rows, without padding.
+- padded: prompt + completion of each row, padded to the longest. For any architecture.
 """
 
 from __future__ import annotations
@@ -13,63 +11,79 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlhf_pg.models.packing import Prefix, Tree, plant
-from rlhf_pg.types import Batch
+from rlhf_pg.models.packing import PackedBatch, pack, pack_prompts
+from rlhf_pg.types import Batch, Prefix
 
 
 def states_before(decoder: nn.Module, batch: Batch, share_prompts: bool) -> tuple[Tensor, Tensor]:
-    """What the decoder (a model without its head) holds just before each sampled token [M, H], and where those tokens
-    are, [M] into the flat [B * C]. Heads are applied to these states only."""
-    scored = batch.mask.reshape(-1).nonzero().squeeze(1)  # [M]
+    """Return (states [M, H] just before each sampled token, index of those tokens [M] into the flat [B * C]).
+
+    `decoder` is a model without its head. Heads are applied to these M states only.
+    """
+    index = batch.mask.reshape(-1).nonzero().squeeze(1)  # [M]
     if not share_prompts:
-        hidden = _plain(decoder, batch)
-        return hidden.reshape(batch.mask.numel(), -1).index_select(0, scored), scored
-    tree = plant(batch)
-    states = _forward(decoder, tree)  # [T, H]
-    if tree.prefix:
-        states = torch.cat([states, tree.prefix.last])
-    return states.index_select(0, tree.before), scored
+        hidden = _padded_forward(decoder, batch)
+        return hidden.reshape(batch.mask.numel(), -1).index_select(0, index), index
+    packed = pack(batch)
+    states = _packed_forward(decoder, packed)  # [T, H]
+    if packed.prefix:
+        states = torch.cat([states, packed.prefix.last_state])
+    return states.index_select(0, packed.state_index), index
 
 
-def prompt_before_rows(decoder: nn.Module, batch: Batch) -> Prefix:
-    """The single prompt of a batch, forwarded without its rows, for them to be forwarded in parts."""
-    tree = plant(batch, keep=True)
-    return Prefix.of(tree, _forward(decoder, tree)[tree.before])
+def forward_prompt(decoder: nn.Module, batch: Batch) -> Prefix:
+    """Forward the single prompt of a batch without its rows, which follow in parts (`Batch.prefix`)."""
+    packed = pack_prompts(batch)
+    last_state = _packed_forward(decoder, packed)[packed.state_index]  # [1, H]
+    recorded = packed.recorded or {}
+    sources = [x for layer in sorted(recorded) for x in recorded[layer]] + [last_state]
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in sources]
+    keys_values = list(zip(leaves[:-1:2], leaves[1::2], strict=True))
+    return Prefix(keys_values, leaves[-1], sources, len(packed.tokens))
 
 
-def spread(values: Tensor, scored: Tensor, mask: Tensor) -> Tensor:
-    """Values [M, ...] of the sampled tokens back in place, [B, C, ...], 0 elsewhere."""
-    rest = values.shape[1:]
-    return values.new_zeros(mask.numel(), *rest).index_copy(0, scored, values).view(*mask.shape, *rest)
+def backward_prompt(prefix: Prefix) -> None:
+    """Take the gradients that the rows left in `prefix` through the prompt's forward; do nothing if there are none."""
+    leaves = [*(x for pair in prefix.keys_values for x in pair), prefix.last_state]
+    gradients = [(source, leaf.grad) for source, leaf in zip(prefix.sources, leaves, strict=True)]
+    reached = [(source, grad) for source, grad in gradients if grad is not None]
+    if reached:
+        torch.autograd.backward([source for source, _ in reached], [grad for _, grad in reached])
 
 
-def _forward(decoder: nn.Module, tree: Tree) -> Tensor:
-    """States [T, H] of packed positions."""
-    if not len(tree.tokens):  # rows of single tokens: the prompt's last state is all there is
-        assert tree.prefix
-        return tree.prefix.last[:0]
-    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tree.tokens.device)  # a mask that is made is not remade
+def to_batch(values: Tensor, index: Tensor, mask: Tensor) -> Tensor:
+    """Put values [M, ...] of the sampled tokens at their `index` [M]: -> [B, C, ...], 0 elsewhere."""
+    shape = values.shape[1:]
+    return values.new_zeros(mask.numel(), *shape).index_copy(0, index, values).view(*mask.shape, *shape)
+
+
+def _packed_forward(decoder: nn.Module, packed: PackedBatch) -> Tensor:
+    """Return the states [T, H] of packed positions. RuntimeError if a layer's attention did not get the layout."""
+    if not len(packed.tokens):  # rows of single tokens after a prefix: its last state predicts them all
+        assert packed.prefix
+        return packed.prefix.last_state[:0]
+    any_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.tokens.device)  # keeps the model from making one
     hidden = decoder(
-        input_ids=tree.tokens[None],
-        position_ids=tree.positions[None],
-        attention_mask=unused,
+        input_ids=packed.tokens[None],
+        position_ids=packed.positions[None],
+        attention_mask=any_mask,
         use_cache=False,
-        tree=tree,
+        packed=packed,
     ).last_hidden_state[0]
-    if len(tree.layers) != decoder.config.get_text_config().num_hidden_layers:  # pyright: ignore
+    if len(packed.attended) != decoder.config.get_text_config().num_hidden_layers:  # pyright: ignore
         raise RuntimeError(
-            f"{type(decoder).__name__} does not hand unknown arguments on to its attention: set "
+            f"{type(decoder).__name__} does not pass unknown arguments on to its attention: set "
             "update.share_prompts=false"
         )
     return hidden
 
 
-def _plain(decoder: nn.Module, batch: Batch) -> Tensor:
-    """[B, C, H]"""
+def _padded_forward(decoder: nn.Module, batch: Batch) -> Tensor:
+    """Return the states [B, C, H] before each column, of rows that were forwarded with their prompts."""
     lengths = batch.prompt_lengths[batch.group][:, None]  # [B, 1]
     columns = torch.arange(batch.tokens.shape[1], device=lengths.device)
-    whole = torch.cat([batch.prompt_tokens[batch.group], torch.zeros_like(batch.tokens)], dim=1)
-    whole = whole.scatter(1, lengths + columns, batch.tokens)  # [B, P + C]: prompt, completion, no gap
-    hidden = decoder(input_ids=whole, use_cache=False).last_hidden_state
-    at = (lengths + columns - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, at)
+    tokens = torch.cat([batch.prompt_tokens[batch.group], torch.zeros_like(batch.tokens)], dim=1)
+    tokens = tokens.scatter(1, lengths + columns, batch.tokens)  # [B, P + C]: prompt, completion, no gap
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    before = (lengths + columns - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(1, before)

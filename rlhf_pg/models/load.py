@@ -1,4 +1,4 @@
-"""From `model.path` to a causal language model and its tokenizer. Weights are read from safetensors only."""
+"""Load a causal language model and its tokenizer from `model.path`, and save them. Weights are safetensors only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = "tiny"
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name; "tiny" gives the embedded character tokenizer."""
+    """Load the tokenizer of a model folder or hub name; of "tiny", build the embedded character tokenizer."""
     if path == TINY:
         return character_tokenizer()
     return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -41,18 +41,18 @@ def load_model(
     quantize: Literal["4bit", "8bit"] | None = None,
     arithmetic: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """The model of a folder or hub name in float32 (`model.dtype` chooses the arithmetic, not the weights).
+    """Load the model of a folder or hub name in float32 (`model.dtype` is the arithmetic's, not the weights').
 
-    "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize`: linear layers
-    in 4 or 8 bits on the CUDA device, which compute in `arithmetic` and cannot be trained.
-    Raises ValueError for weights that exist only as pickle files, and for bits that cannot be had here.
+    "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize` puts linear
+    layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained.
+    Raises ValueError for a folder without safetensors weights, and where quantized weights are not possible.
     """
     if path == TINY:
         return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
     _refuse_pickle(Path(path))
-    fewer_bits: dict[str, Any] = {}
+    quantized: dict[str, Any] = {}
     if quantize:
-        fewer_bits = {
+        quantized = {
             "quantization_config": quantization(quantize, arithmetic),
             "device_map": {"": torch.cuda.current_device()},
         }
@@ -62,25 +62,25 @@ def load_model(
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-        **fewer_bits,
+        **quantized,
     )
     return model.train()
 
 
 def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The model's configuration alone; no weights are read."""
+    """Load the model's configuration; read no weights."""
     if path == TINY:
         return tiny_config(len(character_tokenizer()))
     return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """The most positions the model was made for."""
+    """Return the largest number of positions that the model was made for."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
 
 def switch_off_dropout(model: PreTrainedModel) -> None:
-    """A policy is scored as it samples: with dropout, two forwards of the same weights would disagree."""
+    """Set every dropout to 0: with dropout, scoring and sampling would disagree at the same weights."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -89,7 +89,7 @@ def switch_off_dropout(model: PreTrainedModel) -> None:
 
 
 def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) -> Qwen2ForCausalLM:
-    """The embedded Qwen2 with random weights, the same for the same seed."""
+    """Build the embedded Qwen2 model with random weights, the same for the same seed."""
     config = tiny_config(vocabulary, attn_implementation=attention, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,7 +97,7 @@ def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) 
 
 
 def tiny_config(vocabulary: int, **shape) -> Qwen2Config:
-    """The embedded default: 2 layers, hidden size 128, 0.4 million parameters."""
+    """Build the embedded model's configuration: 2 layers, hidden size 128, 0.4 million parameters."""
     tokenizer = character_tokenizer()
     defaults: dict[str, Any] = dict(
         hidden_size=128,
@@ -121,22 +121,21 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a model folder that transformers and vLLM open, a LoRA adapter merged into its weights; the live model is
-    left as it is.
+    """Write a model folder that transformers and vLLM open, with a LoRA adapter merged into the weights.
 
-    `weights`: by parameter name, where the model itself does not have them whole. A killed writer leaves no folder that
-    looks whole.
+    `weights`: by parameter name, if those of the model are sharded. The live model does not change. A killed writer
+    leaves no partial folder.
     """
-    plain = model
     if has_adapter(model):
-        plain, weights = merged(model)
+        model, weights = merged(model)
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
-    plain.save_pretrained(unfinished, state_dict=weights)
+    model.save_pretrained(unfinished, state_dict=weights)
     tokenizer.save_pretrained(unfinished)
     replace_folder(unfinished, folder)
 
 
 def _refuse_pickle(folder: Path) -> None:
+    """Raise ValueError if the folder, where it is one, has no readable config.json or no safetensors weights."""
     if not folder.is_dir():
         return
     if not (folder / "config.json").exists():

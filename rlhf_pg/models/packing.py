@@ -1,14 +1,13 @@
-"""The rows of a batch as packed tokens [T], each prompt once: trees with prompts as trunks and rows as branches.
+"""The layout of a batch as one sequence of T packed positions, in which each prompt stands once.
 
     prompt 1 | prompt 2 | ... | row 1 of prompt 1 | row 2 of prompt 1 | ... | row 1 of prompt 2 | ...
 
-Nothing is padded. A row goes in without its last token, which predicts nothing: N prompts of P tokens with G rows of C
-tokens take N * (P + G * (C - 1)) positions, where whole rows take N * G * (P + C). A prompt's token attends to what
-comes before it in the prompt; a row's token to the whole prompt and to what comes before it in the row
-(`tree_attention`).
+There is no padding. The last token of a row predicts nothing and is left out, so N prompts of P tokens with G rows of
+C tokens take N * (P + G * (C - 1)) positions; unpacked rows take N * G * (P + C). A prompt token attends to the prompt
+up to itself; a row token attends to its whole prompt and to its row up to itself (`packed_attention.py`).
 
-A group larger than a micro-batch goes in parts: its prompt by itself, then rows that find the prompt's keys and values
-in a `Prefix`.
+A group too large for one micro-batch is split: its prompt is forwarded first, alone; then its rows, in parts, read the
+prompt's keys and values from a `Prefix`.
 """
 
 from __future__ import annotations
@@ -21,132 +20,112 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.functional.shapes import lengths
-from rlhf_pg.types import Batch
+from rlhf_pg.types import Batch, Prefix
 
-Span = tuple[int, int]  # first position and the one after the last
+Span = tuple[int, int]  # [first position, position after the last)
 
 
 @dataclass(frozen=True)
-class Tree:
-    """T packed positions of N prompts and B rows, R of them in rows that have more than one token."""
+class PackedBatch:
+    """T packed positions, the last R of which are row tokens. Rows of a single token have no position and no number."""
 
     tokens: Tensor  # int64 [T]
-    positions: Tensor  # int64 [T], in prompt and row together
-    prompts: Sequence[Span]  # of each prompt; none when the prompt went in before
-    rows: Sequence[Span]  # of each prompt's rows, in packed positions
-    place: Tensor  # int64 [R], where each of the rows' tokens stands if they are padded to [branches, width]
-    branches: int  # rows with more than one token
-    width: int  # tokens of the longest of them
-    before: Tensor  # int64 [M], packed position of the state that predicts each sampled token; T: the prefix's last
+    positions: Tensor  # int64 [T], within prompt + row: what rotary embeddings see
+    prompt_spans: Sequence[Span]  # of each prompt; empty with a prefix
+    row_spans: Sequence[Span]  # of each prompt: all of its rows
+    row_count: int  # rows that have positions
+    row_width: int  # positions of the longest row
+    padded_index: Tensor  # int64 [R], place of each row token in rows padded to [row_count * row_width]
+    state_index: Tensor  # int64 [M], position whose state predicts each sampled token; T stands for the prefix's last
     prefix: Prefix | None = None
-    kept: dict[int, tuple[Tensor, Tensor]] | None = None  # by layer: keys and values, where they are asked for
-    layers: set[int] = field(default_factory=set)  # that have attended by this tree
+    recorded: dict[int, tuple[Tensor, Tensor]] | None = None  # attention puts each layer's keys and values here
+    attended: set[int] = field(default_factory=set)  # numbers of the layers whose attention has used this layout
 
     @property
-    def trunk(self) -> int:
-        """Positions taken by prompts: the rows start here."""
-        return self.prompts[-1][1] if self.prompts else 0
+    def rows_start(self) -> int:
+        """Return the position at which the rows begin: the number of prompt positions."""
+        return self.prompt_spans[-1][1] if self.prompt_spans else 0
 
     @property
-    def regular(self) -> bool:
-        """Whether all branches have one length, so that padding them is a change of view."""
-        return self.branches * self.width == len(self.place)
+    def equal_rows(self) -> bool:
+        """Return whether all rows have one length, so that padding them is a reshape."""
+        return self.row_count * self.row_width == len(self.padded_index)
 
     @cached_property
     def padded_keys(self) -> tuple[Tensor, Tensor]:
-        """For each branch: packed positions of its keys [branches, P + width], the prefix's counted before all others,
-        and which of its tokens see which of them [branches, 1, width, P + width]."""
+        """Return where the keys of each padded row are, and which of them each of its tokens attends to.
+
+        Positions int64 [row_count, P + row_width], those of a prefix counted before all others; mask bool [row_count,
+        1, row_width, P + row_width], P the longest prompt.
+        """
         offset = self.prefix.length if self.prefix else 0
-        prompts = [(0, offset)] if self.prefix else self.prompts
+        prompt_spans = [(0, offset)] if self.prefix else self.prompt_spans
         device = self.tokens.device
-        start = torch.tensor([a for a, _ in prompts], device=device)
-        size = torch.tensor([b - a for a, b in prompts], device=device)
-        at = torch.arange(self.trunk, self.trunk + len(self.place), device=device)  # [R]
-        ends = torch.tensor([b for _, b in self.rows], device=device)
-        group = torch.zeros(self.branches, dtype=torch.int64, device=device)
-        group[self.place // max(1, self.width)] = torch.searchsorted(ends, at, right=True)
+        start = torch.tensor([a for a, _ in prompt_spans], device=device)  # [N]
+        size = torch.tensor([b - a for a, b in prompt_spans], device=device)  # [N]
+        position = torch.arange(self.rows_start, self.rows_start + len(self.padded_index), device=device)  # [R]
+        ends = torch.tensor([b for _, b in self.row_spans], device=device)  # [N]
+        group = torch.zeros(self.row_count, dtype=torch.int64, device=device)
+        group[self.padded_index // max(1, self.row_width)] = torch.searchsorted(ends, position, right=True)
         longest = int(size.max())
         column = torch.arange(longest, device=device)
-        of_prompt = (start[:, None] + column.clamp(max=longest - 1)).clamp(max=int((start + size).max()) - 1)[group]
-        own = torch.zeros(self.branches * self.width, dtype=torch.int64, device=device)
-        own[self.place] = at + offset
-        keys = torch.cat([of_prompt, own.view(self.branches, self.width)], dim=1)
-        causal = torch.ones(self.width, self.width, dtype=torch.bool, device=device).tril()
-        real = (column < size[group][:, None])[:, None, :].expand(-1, self.width, -1)
-        return keys, torch.cat([real, causal.expand(self.branches, -1, -1)], dim=2)[:, None]
+        prompt_keys = (start[:, None] + column).clamp(max=int((start + size).max()) - 1)[group]
+        row_keys = torch.zeros(self.row_count * self.row_width, dtype=torch.int64, device=device)
+        row_keys[self.padded_index] = position + offset
+        keys = torch.cat([prompt_keys, row_keys.view(self.row_count, self.row_width)], dim=1)
+        in_prompt = (column < size[group][:, None])[:, None, :].expand(-1, self.row_width, -1)
+        causal = torch.ones(self.row_width, self.row_width, dtype=torch.bool, device=device).tril()
+        return keys, torch.cat([in_prompt, causal.expand(self.row_count, -1, -1)], dim=2)[:, None]
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """One prompt that was forwarded before its rows. To them it is constants whose gradient is collected."""
-
-    made: Sequence[Tensor]  # each layer's keys and values [1, heads, P, size], then the last state [1, H]
-    leaves: Sequence[Tensor]  # the same, cut off from what made them
-
-    @classmethod
-    def of(cls, tree: Tree, last: Tensor) -> Prefix:
-        """From the prompt's tree after its forward, and its last state [1, H]."""
-        made = [x for layer in sorted(tree.kept or {}) for x in (tree.kept or {})[layer]] + [last]
-        return cls(made, [x.detach().requires_grad_(x.requires_grad) for x in made])
-
-    def of_layer(self, number: int) -> tuple[Tensor, Tensor]:
-        return self.leaves[2 * number], self.leaves[2 * number + 1]
-
-    @property
-    def last(self) -> Tensor:
-        return self.leaves[-1]
-
-    @property
-    def length(self) -> int:
-        """P."""
-        return self.leaves[0].shape[2]
-
-    def backward(self) -> None:
-        """Hand the gradient that the rows left here on to the prompt's forward. Nothing to do without gradients."""
-        reached = [(x, leaf.grad) for x, leaf in zip(self.made, self.leaves, strict=True) if leaf.grad is not None]
-        if reached:
-            torch.autograd.backward([x for x, _ in reached], [grad for _, grad in reached])
+def pack_prompts(batch: Batch) -> PackedBatch:
+    """Lay out the prompts of a batch without their rows; `recorded` is empty, for their keys and values."""
+    tokens, positions, spans, ends = _prompts(batch)
+    return PackedBatch(tokens, positions, spans, [], 0, 0, tokens[:0], state_index=ends - 1, recorded={})
 
 
-def plant(batch: Batch, keep: bool = False) -> Tree:
-    """The tree of a batch whose rows may come in any order. `keep`: its prompts alone, their keys and values kept."""
-    device, columns = batch.tokens.device, batch.tokens.shape[1]
-    prefix = batch.prefix
-    sizes = [] if prefix else batch.prompt_lengths.tolist()
-    trunk = sum(sizes)
-    prompt_ends = torch.cumsum(batch.prompt_lengths, 0)  # [N]
-    prompts = [(end - size, end) for end, size in zip(prompt_ends.tolist(), sizes, strict=bool(sizes))]
-    in_prompt = torch.arange(batch.prompt_tokens.shape[1], device=device) < batch.prompt_lengths[:, None]  # [N, P]
-    tokens, positions = batch.prompt_tokens[in_prompt], in_prompt.nonzero()[:, 1]
-    if prefix:
-        tokens, positions = tokens[:0], positions[:0]
-    if keep:
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        return Tree(tokens, positions, prompts, [(trunk, trunk)] * len(prompts), none, 0, 0, prompt_ends - 1, kept={})
-
+def pack(batch: Batch) -> PackedBatch:
+    """Lay out a batch, whose rows may come in any order; with `batch.prefix`, its rows only."""
+    columns = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
     order = torch.argsort(batch.group, stable=True)  # [B]: the rows of a prompt side by side
-    inside = (lengths(batch.mask)[order] - 1).clamp(min=0)  # [B], tokens of each row that go in
-    filled = torch.arange(columns, device=device) < inside[:, None]  # [B, C]
+    group = batch.group[order]
+    length = (lengths(batch.mask)[order] - 1).clamp(min=0)  # [B], positions of each row
+    filled = columns < length[:, None]  # [B, C]
     row, column = filled.nonzero().unbind(dim=1)  # [R] each
-    of_rows = torch.bincount(batch.group[order], weights=inside.double(), minlength=len(batch.prompt_lengths)).long()
-    row_ends = (torch.cumsum(of_rows, 0) + trunk).tolist()
-    starts = [trunk, *row_ends[:-1]]
-    branch = torch.cumsum(inside > 0, 0) - 1  # [B], number among the rows that have more than one token
-    width = int(inside.max())
+    number = torch.cumsum(length > 0, 0) - 1  # [B], among the rows that have positions
+    row_width = int(length.max())
 
-    first = torch.empty_like(inside)
-    first[order] = trunk + torch.cumsum(inside, 0) - inside  # [B] in the batch's own order
-    ends = prompt_ends - 1 if not prefix else torch.full_like(prompt_ends, len(row))  # state before column 0
-    of_column = first[:, None] + torch.arange(columns, device=device) - 1  # [B, C]
-    of_column[:, 0] = ends[batch.group]
-    return Tree(
+    if batch.prefix:
+        tokens = positions = batch.prompt_lengths.new_zeros(0)
+        prompt_spans: list[Span] = []
+        prompt_states = torch.full_like(batch.prompt_lengths, len(row))  # [N], state before the first token of a row
+    else:
+        tokens, positions, prompt_spans, prompt_ends = _prompts(batch)
+        prompt_states = prompt_ends - 1
+    start = len(tokens)
+    per_prompt = torch.bincount(group, weights=length.double(), minlength=len(batch.prompt_lengths)).long()  # [N]
+    ends = (torch.cumsum(per_prompt, 0) + start).tolist()
+    first = torch.empty_like(length)
+    first[order] = start + torch.cumsum(length, 0) - length  # [B], first position of each row, in the batch's order
+    predicting = first[:, None] + columns - 1  # [B, C]
+    predicting[:, 0] = prompt_states[batch.group]
+    return PackedBatch(
         tokens=torch.cat([tokens, batch.tokens[order][filled]]),
-        positions=torch.cat([positions, batch.prompt_lengths[batch.group[order]][row] + column]),
-        prompts=prompts,
-        rows=list(zip(starts, row_ends, strict=True)),
-        place=branch[row] * width + column,
-        branches=int((inside > 0).sum()),
-        width=width,
-        before=of_column[batch.mask],
-        prefix=prefix,
+        positions=torch.cat([positions, batch.prompt_lengths[group][row] + column]),
+        prompt_spans=prompt_spans,
+        row_spans=list(zip([start, *ends[:-1]], ends, strict=True)),
+        row_count=int((length > 0).sum()),
+        row_width=row_width,
+        padded_index=number[row] * row_width + column,
+        state_index=predicting[batch.mask],
+        prefix=batch.prefix,
     )
+
+
+def _prompts(batch: Batch) -> tuple[Tensor, Tensor, list[Span], Tensor]:
+    """Return tokens and positions [sum of prompt lengths] of the prompts side by side, their spans, and ends [N]."""
+    ends = torch.cumsum(batch.prompt_lengths, 0)
+    spans = [(end - size, end) for end, size in zip(ends.tolist(), batch.prompt_lengths.tolist(), strict=True)]
+    columns = torch.arange(batch.prompt_tokens.shape[1], device=ends.device)
+    real = columns < batch.prompt_lengths[:, None]  # [N, P]
+    return batch.prompt_tokens[real], real.nonzero()[:, 1], spans, ends

@@ -1,7 +1,7 @@
-"""The one wrapped policy: a batch of completions in, the log-prob and entropy of every sampled token out.
+"""The policy: a batch of completions in, the log-prob and entropy of every sampled token out.
 
-How prompts are shared, packed or chunked is decided in models/hidden_states.py, so that DDP, ZeRO and LoRA see a single
-forward and the algorithms see only [B, C] tensors.
+How prompts are packed is decided in models/hidden_states.py, so that DDP, ZeRO and LoRA see a single forward and the
+algorithms see only [B, C] tensors.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.functional.logprobs import distribution_kl, token_logprobs
 from rlhf_pg.models.critic import ValueHead
-from rlhf_pg.models.fused import lighten
-from rlhf_pg.models.hidden_states import prompt_before_rows, spread, states_before
-from rlhf_pg.models.packed_attention import can_attend, teach
-from rlhf_pg.models.packing import Prefix
-from rlhf_pg.types import Batch
+from rlhf_pg.models.fused import use_fused_layers
+from rlhf_pg.models.hidden_states import forward_prompt, states_before, to_batch
+from rlhf_pg.models.packed_attention import enable_packing, supports_packing
+from rlhf_pg.types import Batch, Prefix
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a policy's distributions were: enough to form them again, far smaller than [B, C, V] probabilities."""
+    """What a policy's distributions at one moment are computed from: far smaller than probabilities [B, C, V]."""
 
     hidden: Tensor  # [B, C, H]
     weight: Tensor  # [V, H]
@@ -34,8 +33,8 @@ class Snapshot:
 class Policy(nn.Module):
     """A causal language model as a policy over completion tokens at a fixed sampling temperature.
 
-    `value_head`: a critic that shares the model, or None. ValueError for a temperature that is not positive, or a head
-    that is no plain linear layer (an adapter on it would be passed by).
+    `value_head`: a critic that shares the model, or None. ValueError for a temperature that is not positive, or an
+    adapter on the output head, which would be ignored: log-probs are computed from the head's weight.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class Policy(nn.Module):
             raise ValueError("model.lora.targets names the output head: its log-probs are computed from the plain head")
         self.model = model
         self.temperature = temperature
-        self.share_prompts = share_prompts and can_attend(model.get_decoder())
+        self.share_prompts = share_prompts and supports_packing(model.get_decoder())
         if self.share_prompts:
-            teach(model)
-        lighten(model)
+            enable_packing(model)
+        use_fused_layers(model)
         self.value_head = value_head
 
     def forward(
@@ -69,41 +68,40 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, ...] | Prefix:
         """Return (logp, entropy), each [B, C] float32, 0 where `batch.mask` is False.
 
-        logp[b, t] = log pi(tokens[b, t] | prompt, tokens[b, <t]); entropy is of the distribution it was drawn from.
-        With `old`, a snapshot of the same rows, KL(old || now) of every state's whole distribution [B, C] follows; with
-        `value`, the value head's V(state) [B, C] follows. `score` False leaves logp and entropy out.
-        `prompt_only`: nothing of this, but the batch's one prompt, for its rows to be forwarded in parts
-        (`Batch.prefix`).
+        logp[b, t] = log pi(tokens[b, t] | prompt, tokens[b, <t]); entropy is of the distribution the token is from.
+        `score=False` leaves both out. With `old`, a snapshot of the same rows, follows KL(old || current) of the whole
+        distribution at each state [B, C]; with `value`, the value head's V(state) [B, C]. ValueError without a head.
+        With `prompt_only`, forward only the batch's single prompt, and return it as a prefix for its rows.
         """
         if prompt_only:
-            return prompt_before_rows(self.model.get_decoder(), batch)
-        hidden, scored = states_before(self.model.get_decoder(), batch, self.share_prompts)
+            return forward_prompt(self.model.get_decoder(), batch)
+        hidden, index = states_before(self.model.get_decoder(), batch, self.share_prompts)
         head = self._head
         state = hidden.to(head.weight.dtype)  # [M, H]
-        made: list[Tensor] = []
+        outputs: list[Tensor] = []  # [M] each
         if score:
-            made += self._score(state, batch.tokens.reshape(-1).index_select(0, scored))
+            outputs += self._score(state, batch.tokens.reshape(-1).index_select(0, index))
         if old is not None:
-            before = old.hidden[:, : batch.mask.shape[1]].reshape(batch.mask.numel(), -1).index_select(0, scored)
-            now = (state, head.weight, before, old.weight)
-            made.append(distribution_kl(*now, bias=head.bias, bias_old=old.bias, **self._scaling))
+            state_old = old.hidden[:, : batch.mask.shape[1]].reshape(batch.mask.numel(), -1).index_select(0, index)
+            pair = (state, head.weight, state_old, old.weight)
+            outputs.append(distribution_kl(*pair, bias=head.bias, bias_old=old.bias, **self._scaling))
         if value:
             if self.value_head is None:
                 raise ValueError("this policy has no value head: set critic.backbone=policy")
-            made.append(self.value_head(hidden))
-        return tuple(spread(x, scored, batch.mask) for x in made)
+            outputs.append(self.value_head(hidden))
+        return tuple(to_batch(x, index, batch.mask) for x in outputs)
 
     @torch.no_grad()
-    def remember(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(states before each completion token [B, C, H], in the head's dtype; logp; entropy), all without gradient."""
-        hidden, scored = states_before(self.model.get_decoder(), batch, self.share_prompts)
+    def states_and_scores(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (states before each sampled token [B, C, H] in the head's dtype, logp, entropy), without gradient."""
+        hidden, index = states_before(self.model.get_decoder(), batch, self.share_prompts)
         state = hidden.to(self._head.weight.dtype)
-        made = self._score(state, batch.tokens.reshape(-1).index_select(0, scored))
-        logp, entropy = (spread(x, scored, batch.mask) for x in made)
-        return spread(state, scored, batch.mask), logp, entropy
+        logp, entropy = self._score(state, batch.tokens.reshape(-1).index_select(0, index))
+        mask = batch.mask
+        return to_batch(state, index, mask), to_batch(logp, index, mask), to_batch(entropy, index, mask)
 
     def frozen_head(self) -> tuple[Tensor, Tensor | None]:
-        """The head's weight [V, H] and bias as they are now: copies if they are trained, else the tensors."""
+        """Return the head's present weight [V, H] and bias [V]: copies if they are trained, else the tensors."""
         head = self._head
         return tuple(x.detach().clone() if x is not None and x.requires_grad else x for x in (head.weight, head.bias))  # pyright: ignore[reportReturnType]
 
@@ -113,10 +111,10 @@ class Policy(nn.Module):
 
     @property
     def _scaling(self) -> dict[str, Any]:
-        """What happens to logits between the head and the softmax."""
+        """Return the arguments that say what happens to logits between the head and the softmax."""
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return {"temperature": self.temperature, "softcap": softcap}
 
     def _score(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """States [M, H] and the tokens sampled there [M] -> (logp [M], entropy [M])."""
+        """Score the tokens [M] sampled from states [M, H] -> (logp [M], entropy [M])."""
         return token_logprobs(state, self._head.weight, tokens, bias=self._head.bias, **self._scaling)

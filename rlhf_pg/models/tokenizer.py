@@ -1,4 +1,4 @@
-"""The embedded tokenizer: one character, one token. Built here, nothing to download."""
+"""The embedded tokenizer, with one token per character; nothing to download."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # newline and printable A
 
 
 def character_tokenizer() -> Qwen2Tokenizer:
-    """99 tokens: <pad> 0, <eos> 1, <unk> 2, then CHARACTERS. decode(encode(text)) == text for text made of them.
+    """Build the tokenizer of 99 tokens: <pad> 0, <eos> 1, <unk> 2, then CHARACTERS.
 
-    Other characters have no token and vanish. Adds no special token; has no BOS and no chat template.
-    A Qwen2Tokenizer without merges, because that is the class every loader takes for a Qwen2 model folder, whatever
-    class the saved files name.
+    decode(encode(text)) == text for text made of CHARACTERS; other characters are dropped. It adds no special token and
+    has no BOS and no chat template. It is a Qwen2Tokenizer without merges, since every loader uses that class for a
+    Qwen2 model folder, whatever class the saved files name.
     """
     spelled = [ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(c)[0][0] for c in CHARACTERS]
     return Qwen2Tokenizer(

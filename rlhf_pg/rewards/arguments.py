@@ -1,42 +1,50 @@
-"""What a reward function is called with, from the samples and the names of its arguments."""
+"""The keyword arguments a reward function is called with, built from samples and the names the function asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_pg.rewards.plugin import TOKEN_ARGUMENTS, Reward
 from rlhf_pg.types import Sample
 
 
-def arguments(reward: Reward, sample: Sample) -> dict[str, Any]:
-    """What a per-sample function is called with. The sample's own texts and tokens win over columns of the same name.
+def sample_arguments(reward: Reward, sample: Sample) -> dict[str, Any]:
+    """Return the arguments of a per-sample function.
 
-    Tokens go only to a function that names them, and only of a sample that has some.
+    The sample's texts and tokens win over data columns of the same name. Tokens go only to a function that names them,
+    and only if the sample has some.
     """
-    known = sample.columns | {"prompt": sample.prompt, "completion": sample.completion, "finish": sample.finish}
-    wanted = {*reward.arguments, *reward.optional}
-    given = known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
-    named = wanted.intersection(TOKEN_ARGUMENTS)
-    return given | {k: _tokens(k, sample) for k in named} if named and token_count(sample) else given
+    texts = {"prompt": sample.prompt, "completion": sample.completion, "finish": sample.finish}
+    return _select(reward, sample.columns | texts, _tokens(sample))
 
 
 def batch_arguments(reward: Reward, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """What a per-batch function is called with: lists over the samples, None where a sample lacks a column."""
-    known = {name: [s.columns.get(name) for s in samples] for name in {n for s in samples for n in s.columns}}
-    known |= {"prompts": [s.prompt for s in samples], "completions": [s.completion for s in samples]}
-    known["finish"] = [s.finish for s in samples]
-    wanted = {*reward.arguments, *reward.optional}
-    given = known if reward.takes_rest else {k: v for k, v in known.items() if k in wanted}
-    named = wanted.intersection(TOKEN_ARGUMENTS)
-    there = named and all(token_count(s) for s in samples)
-    return given | {k: [_tokens(k, s) for s in samples] for k in named} if there else given
+    """Return the arguments of a per-batch function: lists over the samples, None where a sample lacks a column.
+
+    Tokens go to the function only if every sample has some.
+    """
+    names = {name for sample in samples for name in sample.columns}
+    columns: dict[str, list[Any]] = {name: [s.columns.get(name) for s in samples] for name in names}
+    columns |= {"prompts": [s.prompt for s in samples], "completions": [s.completion for s in samples]}
+    columns["finish"] = [s.finish for s in samples]
+    tokens = [_tokens(s) for s in samples]
+    return _select(reward, columns, {n: [t[n] for t in tokens] for n in TOKEN_ARGUMENTS} if all(tokens) else {})
 
 
 def token_count(sample: Sample) -> int:
-    """Its sampled tokens; 0 when it was not sampled."""
+    """Return the number of sampled tokens; 0 for a text that was not sampled."""
     return sample.completion_tokens or len(sample.token_texts)
 
 
-def _tokens(argument: str, sample: Sample) -> int | tuple[str, ...]:
-    return token_count(sample) if argument == "completion_tokens" else getattr(sample, argument)
+def _tokens(sample: Sample) -> dict[str, Any]:
+    """Return the values of TOKEN_ARGUMENTS, or nothing for a text that was not sampled."""
+    count = token_count(sample)
+    limit, texts = sample.max_new_tokens, sample.token_texts
+    return {"completion_tokens": count, "max_new_tokens": limit, "token_texts": texts} if count else {}
+
+
+def _select(reward: Reward, columns: Mapping[str, Any], tokens: Mapping[str, Any]) -> dict[str, Any]:
+    names = {*reward.arguments, *reward.optional}
+    selected = {n: v for n, v in columns.items() if reward.takes_rest or n in names}
+    return selected | {n: v for n, v in tokens.items() if n in names}

@@ -1,7 +1,8 @@
-"""`rlhf-pg rewards check` and `rlhf-pg rewards score`: try a reward function on data before anything trains on it."""
+"""The commands `rlhf-pg rewards check` and `rlhf-pg rewards score`: try a reward function on data before training."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,10 @@ def check(
     rows: int = 8,
     timeout_s: float = 10.0,
 ) -> int:
-    """Resolve a function, show what it will be called with, and score the first rows of the data.
+    """Show what a function is called with, and how it scores the first rows of the data.
 
-    `completion` is the column to score; without it the gold answer itself stands in for one, as it is and boxed, which
-    a correctness reward should accept. Returns 0, or 1 after saying what is wrong.
+    `completion` is the column to score; without it the gold answer is scored, as it is and boxed, which a correctness
+    reward should accept. Returns 0, or 1 after printing what is wrong.
     """
     console = Console(highlight=False)
     try:
@@ -39,17 +40,16 @@ def check(
         _describe(console, reward)
         if data is None:
             return 0
-        found = [row for _, row in zip(range(rows), read_rows(data), strict=False)]
+        first_rows = list(itertools.islice(read_rows(data), rows))
         for column in [c for c in (completion, answer if "answer" in reward.arguments else None) if c]:
-            require(found, column, data)
-        plugin.check(reward, set(found[0]) | {"answer"}, tokens=False)
-        trials = [t for row in found for t in _trials(row, answer, completion)]
+            require(first_rows, column, data)
+        plugin.check(reward, set(first_rows[0]) | {"answer"}, tokens=False)
+        samples = [_sample(r, t, prompt, answer) for r in first_rows for t in _texts_to_score(r, answer, completion)]
         with Scorer([reward], workers=1) as scorer:
-            scores = scorer.score([_sample(row, text, prompt, answer) for text, row in trials])
+            scores = scorer.score(samples)
     except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"[red]{_safe(str(error))}[/red]", soft_wrap=True)
-        return 1
-    console.print(_table([text for text, _ in trials], scores))
+        return _fail(error)
+    console.print(_table(samples, scores))
     failed = sum(s.reward is None for s in scores)
     console.print(f"{len(scores) - failed} of {len(scores)} scored" + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
@@ -70,7 +70,7 @@ def score(
     """Score a column of a .jsonl file: one line per row in `out`, same order.
 
     A line has `score`, `outcome`, `parts` and `detail`; `score` is null where the function failed or excluded the row.
-    Returns 0, or 1 after saying what is wrong.
+    Returns 0, or 1 after printing what is wrong.
     """
     try:
         reward = plugin.resolve(fn, timeout_s=timeout_s)
@@ -84,13 +84,12 @@ def score(
                 line = {"score": scored.reward, "outcome": scored.outcome, "parts": scored.parts}
                 sink.write(json.dumps(line | {"detail": scored.detail}) + "\n")
     except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"[red]{_safe(str(error))}[/red]", soft_wrap=True)
-        return 1
+        return _fail(error)
     return 0
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl file. Raises ValueError naming file:line of a line that is no JSON object, or an empty file."""
+    """Yield the rows of a .jsonl file. Raises ValueError for a line that is no JSON object, and for an empty file."""
     empty = True
     with path.open(encoding="utf-8", errors="surrogatepass") as lines:
         for number, line in enumerate(lines, 1):
@@ -112,8 +111,7 @@ def require(rows: list[dict[str, Any]], column: str, path: Path) -> None:
     """Raise ValueError where a row lacks a value in a column."""
     for number, row in enumerate(rows, 1):
         if column not in row:
-            there = ", ".join(sorted(row))
-            raise ValueError(f"{path}: row {number} has no column {column!r}; it has {there}")
+            raise ValueError(f"{path}: row {number} has no column {column!r}; it has {', '.join(sorted(row))}")
         if row[column] is None:
             raise ValueError(f"{path}: row {number} has null in column {column!r}")
 
@@ -124,12 +122,11 @@ def _sample(row: dict[str, Any], text: Any, prompt: str, answer: str) -> Sample:
     return Sample(str(row.get(prompt, "")), str(text), finish, columns)
 
 
-def _trials(row: dict[str, Any], answer: str, completion: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """(completion, row) pairs to try."""
+def _texts_to_score(row: dict[str, Any], answer: str, completion: str | None) -> list[str]:
     if completion is not None:
-        return [(str(row[completion]), row)]
+        return [str(row[completion])]
     gold = str(row.get(answer, ""))
-    return [(gold, row), (rf"\boxed{{{gold}}}", row)] if "\n" not in gold else [(gold, row)]
+    return [gold, rf"\boxed{{{gold}}}"] if "\n" not in gold else [gold]
 
 
 def _with_progress(scorer: Scorer, samples: list[Sample], batched: bool) -> Iterator[Score]:
@@ -153,15 +150,21 @@ def _describe(console: Console, reward: plugin.Reward) -> None:
     console.print(f"gets {needs}{optional}{rest}", markup=False)
 
 
-def _table(texts: list[str], scores: list[Score]) -> Table:
+def _table(samples: list[Sample], scores: list[Score]) -> Table:
     table = Table("completion", "reward", "outcome", "detail")
-    for text, scored in zip(texts, scores, strict=True):
+    for sample, scored in zip(samples, scores, strict=True):
+        text = sample.completion if len(sample.completion) <= 60 else "..." + sample.completion[-57:]
         reward = "" if scored.reward is None else f"{scored.reward:g}"
-        shown = _safe(text if len(text) <= 60 else "..." + text[-57:])
-        table.add_row(shown, reward, scored.outcome, _safe(scored.detail[:200]))
+        table.add_row(_printable(text), reward, scored.outcome, _printable(scored.detail[:200]))
     return table
 
 
-def _safe(text: str) -> str:
-    """Printable and without markup, whatever a model wrote."""
+def _fail(error: Exception) -> int:
+    """Print an error and return the exit code."""
+    Console(stderr=True, highlight=False).print(f"[red]{_printable(str(error))}[/red]", soft_wrap=True)
+    return 1
+
+
+def _printable(text: str) -> str:
+    """Return any text as printable characters without rich's markup."""
     return text.encode("utf-8", "backslashreplace").decode().replace("[", r"\[")

@@ -1,35 +1,37 @@
-"""Reward plugins: from a name in a recipe to a function whose arguments are known before anything trains.
+"""Reward plugins: finds the function that a recipe names and reads its arguments before anything trains.
 
-A plugin is a plain function. Its argument names say what it wants: `completion`, `prompt`, `finish`, `answer`, any data
-column, and of a sampled completion `completion_tokens`, `max_new_tokens` and `token_texts`. With `completions` or
-`prompts` it is called once per batch and every argument is a list (TRL's convention).
+A plugin is a plain function. The names of its arguments say what it is called with: `completion`, `prompt`, `finish`,
+`answer`, any data column, and for a sampled completion `completion_tokens`, `max_new_tokens` and `token_texts`. With
+`completions` or `prompts` it is called once per batch and every argument is a list (TRL's convention).
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import math
+import operator
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf_pg.names import nearest
+
 ENTRY_POINTS = "rlhf_pg.rewards"
 SAMPLE_ARGUMENTS = ("completion", "prompt", "finish", "answer")
 BATCH_ARGUMENTS = ("completions", "prompts")
-TOKEN_ARGUMENTS = ("completion_tokens", "max_new_tokens", "token_texts")  # of either kind; only if named
+TOKEN_ARGUMENTS = ("completion_tokens", "max_new_tokens", "token_texts")  # of both kinds; never part of **kwargs
 
 
 @dataclass(frozen=True)
 class Reward:
-    """One reward function of a run: where it is, how it is called, what it counts."""
+    """One reward function of a run: where it is defined, how it is called, its weight."""
 
     name: str  # label in Score.parts
     fn: str  # as the recipe wrote it
@@ -39,47 +41,72 @@ class Reward:
     timeout_s: float = 10.0  # wall seconds per sample; per batch if batched
     batched: bool = False
     is_async: bool = False
-    arguments: tuple[str, ...] = ()  # must be given
-    optional: tuple[str, ...] = ()  # given when the data has them
+    arguments: tuple[str, ...] = ()  # without a default
+    optional: tuple[str, ...] = ()  # with a default; passed when the sample has them
     takes_rest: bool = False  # **kwargs: gets every column
     on_limit: float | None = None  # reward of a sample that exhausts time or memory; None: excluded
 
 
 def shipped() -> list[str]:
-    """Names of the shipped reward functions: the files of the `reward_fns` package."""
+    """Return the names of the shipped reward functions, which are the files of the package `reward_fns`."""
     return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("reward_fns").__path__))
 
 
 def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0) -> Reward:
-    """Find a reward function.
+    """Return the reward function that `fn` names.
 
-    `fn`: a shipped name, an entry point of group `rlhf_pg.rewards`, `file.py:function`, `pkg.mod:function` or
-    `pkg.mod.function`. Without `:function` a file's function has the file's name. A function may carry attributes:
+    `fn` is a shipped name, an entry point of group `rlhf_pg.rewards`, `file.py:function`, `pkg.mod:function` or
+    `pkg.mod.function`; without `:function`, the function in a file has the file's name. A function may have attributes:
     `on_limit` (the reward of a completion that exhausts time or memory; without it such a sample is excluded),
     `limit_s` (an upper bound on `timeout_s`) and `setup` (called once in each worker, outside any time limit).
-    Raises ValueError naming what is missing and the nearest name.
+    Raises ValueError naming what does not exist and the nearest name.
     """
     if not timeout_s > 0:
         raise ValueError(f"reward {fn!r}: timeout_s must be above 0, got {timeout_s}")
     if not math.isfinite(weight):
         raise ValueError(f"reward {fn!r}: weight must be a finite number, got {weight}")
-    module, function = _locate(fn)
-    found = _find(fn, module, function)
-    return _describe(fn, module, function, found, weight, timeout_s)
+    module, name = locate(fn)
+    return _describe(fn, module, name, _load_or_explain(fn, module, name), weight, timeout_s)
+
+
+def locate(fn: str) -> tuple[str, str]:
+    """Return (absolute path or module name, function name) for what a recipe names, without importing it.
+
+    Raises ValueError for a file that does not exist and for a name that nothing has.
+    """
+    head, _, function = fn.partition(":")
+    if head.endswith(".py") or "/" in head:
+        path = Path(head).expanduser().absolute()
+        if not path.is_file():
+            neighbours = [p.name for p in path.parent.glob("*.py")]
+            raise ValueError(f"no file {head} in {Path.cwd()}{nearest(path.name, neighbours)}")
+        return str(path), function or path.stem
+    if fn in shipped():
+        return f"reward_fns.{fn}", fn
+    entries = {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if fn in entries:
+        return entries[fn].module, entries[fn].attr or fn
+    if function:
+        return head, function
+    if "." in fn:
+        module, _, function = fn.rpartition(".")
+        return module, function
+    names = [*shipped(), *entries]
+    raise ValueError(
+        f"no reward function {fn!r}: there are {', '.join(names)}{nearest(fn, names)}, "
+        "or give file.py:function or package.module:function"
+    )
 
 
 def load(module: str, function: str) -> Callable[..., Any]:
-    """The function itself; also used by the worker processes."""
-    found: Any = _import(module)
-    for part in function.split("."):
-        found = getattr(found, part)
-    return found
+    """Import the function, in the trainer or in a worker process. Raises AttributeError if the module has none."""
+    return operator.attrgetter(function)(_import(module))
 
 
 def check(reward: Reward, columns: set[str], *, tokens: bool = True) -> None:
-    """Raise ValueError when the function asks for an argument that neither a sample nor the data has.
+    """Raise ValueError when the function needs an argument that neither a sample nor the data provides.
 
-    `tokens` False: the samples are texts from a file, of which no tokens are known.
+    `tokens` is False for texts from a file, whose tokens are unknown.
     """
     base = (*BATCH_ARGUMENTS, "finish", "answer") if reward.batched else SAMPLE_ARGUMENTS
     available = sorted({*base, *(TOKEN_ARGUMENTS if tokens else ()), *columns})
@@ -93,61 +120,30 @@ def check(reward: Reward, columns: set[str], *, tokens: bool = True) -> None:
             )
         raise ValueError(
             f"reward {reward.fn!r} asks for argument {argument!r}, which the data does not have; "
-            f"available: {', '.join(available)}{_nearest(argument, available)}"
+            f"available: {', '.join(available)}{nearest(argument, available)}"
         )
 
 
 def asks_for(reward: Reward, argument: str) -> bool:
-    """Whether the function names the argument, with a default or without."""
+    """Return whether the function names the argument, with a default or without."""
     return argument in (*reward.arguments, *reward.optional)
 
 
-def _locate(fn: str) -> tuple[str, str]:
-    """(absolute path or module name, function name) for a spec."""
-    head, _, function = fn.partition(":")
-    if head.endswith(".py") or "/" in head:
-        return _locate_file(fn, Path(head), function)
-    if fn in shipped():
-        return f"reward_fns.{fn}", fn
-    entries = {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if fn in entries:
-        return entries[fn].module, entries[fn].attr or fn
-    if function:
-        return head, function
-    if "." in fn:
-        module, _, function = fn.rpartition(".")
-        return module, function
-    names = [*shipped(), *entries]
-    raise ValueError(
-        f"no reward function {fn!r}: shipped are {', '.join(shipped())}{_nearest(fn, names)}; "
-        "or give file.py:function, package.module:function"
-    )
-
-
-def _locate_file(fn: str, path: Path, function: str) -> tuple[str, str]:
-    path = path.expanduser().absolute()
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ValueError(f"reward {fn!r}: no file {path}{_nearest(path.name, beside)}")
-    return str(path), function or path.stem
-
-
-def _find(fn: str, module: str, function: str) -> Callable[..., Any]:
+def _load_or_explain(fn: str, module: str, name: str) -> Callable[..., Any]:
+    """Return the function. Raises ValueError saying what cannot be loaded and which functions the module has."""
     try:
-        space = _import(module)
+        namespace = vars(_import(module))
     except Exception as error:
         raise ValueError(f"reward {fn!r}: {module} cannot be loaded: {type(error).__name__}: {error}") from error
     try:
-        found = load(module, function)
+        function = load(module, name)
     except AttributeError as error:
-        names = [n for n, v in vars(space).items() if callable(v) and not n.startswith("_")]
+        names = [n for n, v in namespace.items() if callable(v) and not n.startswith("_")]
         listed = f"; it has {', '.join(names)}" if names else ""
-        raise ValueError(
-            f"reward {fn!r}: no function {function!r} in {module}{_nearest(function, names)}{listed}"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"reward {fn!r}: {function} in {module} is a {type(found).__name__}, not a function")
-    return found
+        raise ValueError(f"reward {fn!r}: no function {name!r} in {module}{nearest(name, names)}{listed}") from error
+    if not callable(function):
+        raise ValueError(f"reward {fn!r}: {name} in {module} is a {type(function).__name__}, not a function")
+    return function
 
 
 def _import(module: str) -> ModuleType:
@@ -160,7 +156,7 @@ def _import(module: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{module} is not a Python file")
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded
+    sys.modules[name] = loaded  # before it runs, as the import system does
     sys.path.insert(0, str(Path(module).parent))  # as `python file.py` would, so that it may import its neighbours
     try:
         spec.loader.exec_module(loaded)
@@ -172,9 +168,10 @@ def _import(module: str) -> ModuleType:
     return loaded
 
 
-def _describe(fn: str, module: str, function: str, found: Any, weight: float, timeout_s: float) -> Reward:
+def _describe(fn: str, module: str, name: str, function: Any, weight: float, timeout_s: float) -> Reward:
+    """Read the arguments and attributes of the function. Raises ValueError for arguments that cannot be passed."""
     try:
-        parameters = list(inspect.signature(found).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {fn!r}: its arguments cannot be read: {error}") from error
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -182,26 +179,21 @@ def _describe(fn: str, module: str, function: str, found: Any, weight: float, ti
         raise ValueError(f"reward {fn!r}: arguments are passed by name, so none may be positional-only ('/')")
     names = {p.name for p in named}
     batched = bool(names & set(BATCH_ARGUMENTS))
-    mixed = names & {"completion", "prompt"}
-    if batched and mixed:
-        raise ValueError(f"reward {fn!r} mixes per-sample {sorted(mixed)} and per-batch arguments: use one kind")
-    limit = getattr(found, "limit_s", None)
+    per_sample = names & {"completion", "prompt"}
+    if batched and per_sample:
+        raise ValueError(f"reward {fn!r} mixes per-sample {sorted(per_sample)} and per-batch arguments: use one kind")
+    limit_s = getattr(function, "limit_s", None)
     return Reward(
-        name=Path(module).stem if function == "reward" and module.endswith(".py") else function.rpartition(".")[2],
+        name=Path(module).stem if name == "reward" and module.endswith(".py") else name.rpartition(".")[2],
         fn=fn,
         module=module,
-        function=function,
+        function=name,
         weight=weight,
-        timeout_s=timeout_s if limit is None else min(timeout_s, limit),
+        timeout_s=timeout_s if limit_s is None else min(timeout_s, limit_s),
         batched=batched,
-        is_async=inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(found, "__call__", None)),  # noqa: B004
+        is_async=any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))),  # noqa: B004
         arguments=tuple(p.name for p in named if p.default is p.empty),
         optional=tuple(p.name for p in named if p.default is not p.empty),
         takes_rest=any(p.kind is p.VAR_KEYWORD for p in parameters),
-        on_limit=getattr(found, "on_limit", None),
+        on_limit=getattr(function, "on_limit", None),
     )
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""What a reply of a worker says of a sample, and what the functions together say of it."""
+"""From a worker's replies to scores: one verdict per function and sample, and the verdicts on a sample combined."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRECEDENCE: tuple[Outcome, ...] = ("error", "excluded", "timeout", "truncated", 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one function says of one sample."""
+    """The checked result of one function on one sample; `reward` None leaves the sample out."""
 
     reward: float | None
     outcome: Outcome
@@ -24,24 +24,26 @@ class Verdict:
     token_rewards: tuple[float, ...] | None = None  # [c], of a function that rewards tokens; they sum to `reward`
 
 
-def combine(rewards: Sequence[Reward], verdicts: Sequence[Verdict | None]) -> Score:
-    """The weighted sum of the functions; the gravest outcome; any sample one function leaves out is left out."""
-    found = [v for v in verdicts if v is not None]
+def combine(rewards: Sequence[Reward], verdicts: Sequence[Verdict]) -> Score:
+    """Return the weighted sum of the functions' rewards and the gravest outcome.
+
+    A sample that one function leaves out has reward None.
+    """
     parts: dict[str, float | None] = {}
-    for reward, verdict in zip(rewards, found, strict=True):
+    for reward, verdict in zip(rewards, verdicts, strict=True):
         parts[reward.name] = verdict.reward
         parts |= {f"{reward.name}/{name}": value for name, value in verdict.parts.items()}
-    weighted = [None if v.reward is None else r.weight * v.reward for r, v in zip(rewards, found, strict=True)]
-    worst = min(found, key=lambda v: (v.reward is not None, PRECEDENCE.index(v.outcome)))
-    detail = "; ".join(v.detail for v in found if v.detail)
+    weighted = [None if v.reward is None else r.weight * v.reward for r, v in zip(rewards, verdicts, strict=True)]
+    gravest = min(verdicts, key=lambda v: (v.reward is not None, PRECEDENCE.index(v.outcome)))
+    detail = "; ".join(v.detail for v in verdicts if v.detail)
     if None in weighted:
-        return Score(None, parts, worst.outcome, detail)
+        return Score(None, parts, gravest.outcome, detail)
     total = math.fsum(v for v in weighted if v is not None)
-    return Score(total, parts, worst.outcome, detail, _of_tokens(rewards, found))
+    return Score(total, parts, gravest.outcome, detail, _combine_token_rewards(rewards, verdicts))
 
 
-def _of_tokens(rewards: Sequence[Reward], verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:
-    """The weighted sum, token by token, of the functions that reward tokens; None when none does."""
+def _combine_token_rewards(rewards: Sequence[Reward], verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:
+    """Return the weighted sum, token by token, of the functions that reward tokens; None when none does."""
     lists = [
         [r.weight * value for value in v.token_rewards]
         for r, v in zip(rewards, verdicts, strict=True)
@@ -50,20 +52,25 @@ def _of_tokens(rewards: Sequence[Reward], verdicts: Sequence[Verdict]) -> tuple[
     return tuple(math.fsum(values) for values in zip(*lists, strict=True)) if lists else None
 
 
-def read_batch(reward: Reward, reply: dict[str, Any], indices: Sequence[int], tokens: Sequence[int]) -> list[Verdict]:
-    """Verdicts of a per-batch function, which must return one value per sample. `tokens`: how many each sample has."""
+def parse_batch_reply(
+    reward: Reward, reply: dict[str, Any], indices: Sequence[int], token_counts: Sequence[int]
+) -> list[Verdict]:
+    """Return one verdict per sample from the reply to a per-batch call, which must hold one value per sample."""
     values = reply.get("value")
     if "value" not in reply:
-        return [read(reward, reply, i) for i in indices]
+        return [parse_reply(reward, reply, i) for i in indices]
     if not isinstance(values, list) or len(values) != len(indices):
         got = f"{len(values)} values" if isinstance(values, list) else f"a {type(values).__name__}"
         fault = {"error": f"returned {got} for {len(indices)} samples; it must return a list of that length"}
-        return [read(reward, fault, i) for i in indices]
-    return [read(reward, {"value": value}, *of) for *of, value in zip(indices, tokens, values, strict=True)]
+        return [parse_reply(reward, fault, i) for i in indices]
+    return [
+        parse_reply(reward, {"value": value}, index, count)
+        for index, count, value in zip(indices, token_counts, values, strict=True)
+    ]
 
 
-def read(reward: Reward, reply: dict[str, Any], index: int, tokens: int = 0) -> Verdict:
-    """The verdict in a worker's reply about one sample of so many tokens."""
+def parse_reply(reward: Reward, reply: dict[str, Any], index: int, token_count: int = 0) -> Verdict:
+    """Return the verdict in a worker's reply to the call for one sample, which has `token_count` sampled tokens."""
     where = f"{reward.name}, sample {index}: "
     if "limit" in reply:
         if reward.on_limit is not None:
@@ -75,17 +82,17 @@ def read(reward: Reward, reply: dict[str, Any], index: int, tokens: int = 0) -> 
     if value is None:
         return Verdict(None, "excluded")
     if isinstance(value, dict):
-        return _read_parts(where, value)
+        return _parse_parts(where, value)
     if isinstance(value, list):
-        return _read_list(where, value, tokens)
+        return _parse_token_rewards(where, value, token_count)
     number = _number(value)
     if number is None:
         return Verdict(None, "error", f"{where}returned {str(value)[:80]!r}, not a finite number")
     return Verdict(number, "scored")
 
 
-def _read_parts(where: str, value: dict[str, Any]) -> Verdict:
-    """A dict: `reward` if it has that key, else the sum of its parts; `outcome` and `detail` are not parts."""
+def _parse_parts(where: str, value: dict[str, Any]) -> Verdict:
+    """Return the verdict of a dict of parts: its reward is the part `reward`, else the sum."""
     outcome = value.get("outcome", "scored")
     if outcome not in get_args(Outcome):
         return Verdict(None, "error", f"{where}outcome {str(outcome)[:40]!r} is none of {', '.join(get_args(Outcome))}")
@@ -96,8 +103,7 @@ def _read_parts(where: str, value: dict[str, Any]) -> Verdict:
             if part is not None and parts[name] is None:
                 return Verdict(None, "error", f"{where}part {name!r} is {str(part)[:80]!r}, not a finite number")
     detail = where + str(value["detail"])[:500] if value.get("detail") else ""
-    numbers = [v for v in parts.values() if v is not None]
-    total = _sum(numbers)
+    total = _sum([v for v in parts.values() if v is not None])
     if total is None and "reward" not in parts:
         return Verdict(None, "error", f"{where}its parts sum to no finite number")
     reward = parts.pop("reward") if "reward" in parts else total
@@ -108,25 +114,25 @@ def _read_parts(where: str, value: dict[str, Any]) -> Verdict:
     return Verdict(reward, outcome, detail, parts)
 
 
-def _read_list(where: str, value: list[Any], tokens: int) -> Verdict:
-    """A list: one reward per sampled token, whose sum is the function's value."""
-    if len(value) != tokens or not tokens:
-        held = f"{tokens} sampled tokens" if tokens else "this text, which has no sampled tokens"
-        return Verdict(None, "error", f"{where}returned {len(value)} rewards for {held}")
+def _parse_token_rewards(where: str, value: list[Any], token_count: int) -> Verdict:
+    """Return the verdict of a list, one reward per sampled token; its sum is the function's reward."""
+    if len(value) != token_count or not token_count:
+        length = f"{token_count} sampled tokens" if token_count else "this text, which has no sampled tokens"
+        return Verdict(None, "error", f"{where}returned {len(value)} rewards for {length}")
     numbers = [_number(v) for v in value]
-    bad = next((at for at, number in enumerate(numbers) if number is None), None)
+    bad = next((i for i, number in enumerate(numbers) if number is None), None)
     if bad is not None:
         shown = repr(value[bad])[:80]
         return Verdict(None, "error", f"{where}reward {bad} of its list is {shown}, not a finite number")
-    given = tuple(n for n in numbers if n is not None)
-    total = _sum(given)
+    token_rewards = tuple(n for n in numbers if n is not None)
+    total = _sum(token_rewards)
     if total is None:
         return Verdict(None, "error", f"{where}its list sums to no finite number")
-    return Verdict(total, "scored", token_rewards=given)
+    return Verdict(total, "scored", token_rewards=token_rewards)
 
 
 def _sum(numbers: Sequence[float]) -> float | None:
-    """None when the sum of these finite numbers is not."""
+    """Return the sum of finite numbers, None when it is not finite."""
     try:
         return math.fsum(numbers)
     except OverflowError:
@@ -134,7 +140,7 @@ def _sum(numbers: Sequence[float]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite float; True and False count as 1 and 0. None for anything else."""
+    """Return a finite float (True and False are 1 and 0), or None for anything else."""
     try:
         number = float(value) if isinstance(value, bool | int | float) else math.nan
     except OverflowError:

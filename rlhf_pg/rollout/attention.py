@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-FORWARDS_BIAS = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # forward passes keyword arguments to its attention
+from rlhf_pg.models.llama_family import MODEL_TYPES
+from rlhf_pg.models.packed_attention import base_attention
 
 
 def context_of(config: Any) -> int | None:
@@ -40,14 +41,14 @@ class Attention:
             )
         if rope in ("dynamic", "longrope"):
             raise ValueError(f"{name} has {rope} rotary positions, which make a row depend on the rows beside it")
-        self.kind = str(config._attn_implementation).removeprefix("tree_")  # models/packed_attention.py
+        self.kind = base_attention(config)
         if self.kind not in ("sdpa", "eager", "flash_attention_2"):
             raise ValueError(f"the native engine needs sdpa, eager or flash_attention_2 attention, not {self.kind!r}")
         weight = embedding_weight(model)
         self.dtype = weight.dtype
         # Given a mask, transformers' sdpa copies keys and values to every query head; given the same numbers as a bias,
-        # it leaves the grouping to torch, whose CPU kernel needs no copy.
-        self.as_bias = self.kind == "sdpa" and weight.device.type == "cpu" and config.model_type in FORWARDS_BIAS
+        # it leaves the grouping to torch, whose CPU kernel needs no copy. Of these models the forward hands it on.
+        self.as_bias = self.kind == "sdpa" and weight.device.type == "cpu" and config.model_type in MODEL_TYPES
 
     def prefill(self, lengths: Tensor) -> dict[str, Tensor]:
         """Arguments to forward left-padded prompts of these lengths [n]."""

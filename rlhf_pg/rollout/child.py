@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_pg.models.packed_attention import base_of
+from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.rollout import protocol
 from rlhf_pg.rollout.engine import Engine, build
 from rlhf_pg.rollout.weights import SharedWeights, fill, tensors_of
@@ -55,7 +55,7 @@ class Child:
         settings, _ = protocol.receive(connection)
         model: PreTrainedModel = pickle.loads(connection.recv_bytes())  # from the process that started this one
         config = model.config.get_text_config()
-        config._attn_implementation = base_of(config)  # attention over trees is the update's, and registered only there
+        config._attn_implementation = base_attention(config)  # packed attention is registered only in the trainer
         self.device = torch.device(settings["device"])
         self.shared = SharedWeights(tensors_of(model), settings["file"])
         self.copied = self.device.type != "cpu"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rlhf_pg.names import load_attribute
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -65,20 +64,11 @@ def resolve(name: str) -> Callable[..., Any]:
 
     Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
     """
-    path = SHIPPED.get(name, name)
-    module_name, _, attribute = path.partition(":")
-    if not attribute:
-        near = difflib.get_close_matches(name, SHIPPED, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        shipped = ", ".join(SHIPPED)
-        raise ValueError(f"no rollout engine {name!r}: shipped are {shipped}{hint}, or give module:attribute")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"rollout engine {name!r} cannot be loaded: {error}") from error
-    if not callable(found):
-        raise ValueError(f"rollout engine {name!r} is a {type(found).__name__}, not something that builds an engine")
-    return found
+    constructor = load_attribute(SHIPPED.get(name, name), None, "rollout engine", list(SHIPPED))
+    if not callable(constructor):
+        kind = type(constructor).__name__
+        raise ValueError(f"rollout engine {name!r} is a {kind}, not something that builds an engine")
+    return constructor
 
 
 def build(

@@ -22,18 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_pg.models.llama_family import in_llama_family
+from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.rollout.cache import SlotCache
 
 LARGE = 200_000  # numbers in a weight, from which on its layout matters more than a call's overhead
-FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 
 
 def can_decode(model: PreTrainedModel) -> bool:
     """Whether the model is one of the family as transformers has it, attending by `sdpa`."""
     decoder = model.get_decoder()
-    known = type(decoder).__name__ in FAMILY and type(decoder).__module__.startswith("transformers.models.")
-    attention = str(decoder.config._attn_implementation).removeprefix("tree_")  # models/packed_attention.py
-    return known and attention == "sdpa"
+    return in_llama_family(decoder) and base_attention(decoder.config) == "sdpa"
 
 
 class LeanSteps:

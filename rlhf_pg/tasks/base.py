@@ -6,7 +6,6 @@ Python version, so a recipe names the same problems everywhere.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import itertools
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlhf_pg.names import load_attribute, nearest
 
 Row = dict[str, Any]
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -82,7 +83,7 @@ class Task:
         """Checked options. Raises ValueError naming the wrong option and the nearest right one."""
         for name in options.keys() - self.options.model_fields.keys():
             known = list(self.options.model_fields)
-            hint = _nearest(name, known)
+            hint = nearest(name, known)
             raise ValueError(f"task {self.name!r} has no option {name!r}: it has {', '.join(known)}{hint}")
         try:
             return self.options(**options)
@@ -105,18 +106,10 @@ def resolve(name: str) -> Task:
     """
     if name in names():
         return importlib.import_module(f"rlhf_pg.tasks.{name}").task
-    if "." not in name and ":" not in name:
-        raise ValueError(
-            f"no task {name!r}: shipped are {', '.join(names())}{_nearest(name, names())}, or give module:attribute"
-        )
-    module_name, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute or "task")
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"task {name!r} cannot be loaded: {error}") from error
-    if not isinstance(found, Task):
-        raise ValueError(f"task {name!r} is a {type(found).__name__}, not an rlhf_pg Task record")
-    return found
+    task = load_attribute(name, "task", "task", names())
+    if not isinstance(task, Task):
+        raise ValueError(f"task {name!r} is a {type(task).__name__}, not an rlhf_pg Task record")
+    return task
 
 
 def permutation(size: int, key: str) -> Iterator[int]:
@@ -135,8 +128,3 @@ def uniform(text: str) -> float:
 
 def _is_heldout(task: str, key: str) -> bool:
     return uniform(f"{task}/{key}") < HELDOUT_SHARE
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

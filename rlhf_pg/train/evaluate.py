@@ -1,4 +1,4 @@
-"""Held-out evaluation: generation and reward only. Greedy accuracy, pass@1, and unbiased pass@k with intervals."""
+"""Evaluate on held-out problems, by generation and reward only: greedy accuracy, and unbiased pass@k with intervals."""
 
 from __future__ import annotations
 
@@ -6,38 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.functional.pass_at_k import bootstrap_interval, pass_at_k
 from rlhf_pg.rollout import collect
 from rlhf_pg.train.metrics import Judged, judged_groups
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Sampling
-
-
-def run(recipe: ResolvedRecipe) -> int:
-    """`rlhf-pg eval`: measure `model.path` on the held-out problems, print a table, write nothing."""
-    session = build(recipe, learn=False)
-    try:
-        with Progress(disable=not session.learner.backend.ranks.first) as bar:
-            task = bar.add_task("evaluating")
-            measured = evaluate(session, lambda done, total, tokens: bar.update(task, completed=done, total=total))
-    finally:
-        session.close()
-    if not session.learner.backend.ranks.first:
-        return 0
-    table = Table(
-        "measure", "value", "95 % interval", title=f"{recipe.model.path}: {len(session.eval_prompts)} problems"
-    )
-    for name, value in measured.items():
-        if not name.endswith(("_low", "_high")):
-            low, high = measured.get(f"{name}_low"), measured.get(f"{name}_high")
-            table.add_row(name, f"{value:.4g}", "" if low is None else f"{low:.3f} to {high:.3f}")
-    Console().print(table)
-    return 0
 
 
 def evaluate(
@@ -45,11 +19,11 @@ def evaluate(
     progress: Callable[[int, int, int], None] | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """`pass@k` for every k asked (over problems, with a 95 % bootstrap interval), `greedy`, and what was left out.
+    """Return `pass@k` for every k of `eval.k`, `greedy`, each with a 95 % bootstrap interval over problems, and counts.
 
     A sample is correct when the recipe's first reward function gives it at least 1. Samples whose scoring failed are
-    left out and counted. The random streams are the same at every evaluation of a run. Problems are shared out among
-    the ranks; the result is of all of them.
+    left out and counted in `failed`. The random streams are the same at every evaluation of a run. Problems are shared
+    out among the ranks; the result is of all of them.
     """
     recipe = session.recipe
     sampling = Sampling(
@@ -58,34 +32,35 @@ def evaluate(
         temperature=recipe.eval.temperature,
         seed=recipe.run.seed,
     )
-    sampled = _sample(session, sampling, progress, poll)
-    metrics = _pass_at_k(_verdicts(sampled), recipe.eval.k)
-    metrics["failed"] = sum(one.reward is None for one in sampled)
-    metrics["length_mean"] = float(np.mean([one.length for one in sampled]))
+    judged = _sample(session, sampling, progress, poll)
+    metrics = _pass_at_k(_verdicts(judged), recipe.eval.k)
+    metrics["failed"] = sum(sample.reward is None for sample in judged)
+    metrics["length_mean"] = float(np.mean([sample.length for sample in judged]))
     if recipe.eval.greedy:
-        once = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
-        greedy = _verdicts(_sample(session, once, progress, poll))
-        metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in greedy.values()])
+        greedy = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
+        of_problem = _verdicts(_sample(session, greedy, progress, poll))
+        metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in of_problem.values()])
     return metrics
 
 
 def _sample(session: Session, sampling: Sampling, progress, poll) -> list[Judged]:
-    """The held-out problems of all ranks, sampled and judged."""
+    """Sample and judge the held-out problems; return the samples of all ranks."""
     backend = session.learner.backend
-    mine = backend.ranks.share(session.eval_prompts)
+    prompts = backend.ranks.share(session.eval_prompts)
     with backend.ranks.independently("evaluation"), backend.autocast():
-        given = session.engine, session.scorer, session.tokenizer, mine, sampling
-        sampled = collect.rollouts(*given, progress=progress, poll=poll)
-    return [one for group in judged_groups(backend.ranks, sampled, sampling.samples) for one in group]
+        rollouts = collect.rollouts(
+            session.engine, session.scorer, session.tokenizer, prompts, sampling, progress=progress, poll=poll
+        )
+    return [sample for group in judged_groups(backend.ranks, rollouts, sampling.samples) for sample in group]
 
 
 def _verdicts(judged: Sequence[Judged]) -> dict[str, list[bool]]:
-    """Per problem, whether each judged sample is right: the first reward function gave it at least 1."""
+    """Return, per problem, whether each judged sample is right: the first reward function gave it at least 1."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
-    for one in judged:
-        first = next(iter(one.parts.values()), None)
-        if one.reward is not None and first is not None:
-            verdicts[one.prompt].append(first >= 1.0)
+    for sample in judged:
+        first = next(iter(sample.parts.values()), None)
+        if sample.reward is not None and first is not None:
+            verdicts[sample.prompt].append(first >= 1.0)
     if not verdicts:
         raise ValueError("evaluation: no sample could be scored; see the reward function's error above")
     return verdicts

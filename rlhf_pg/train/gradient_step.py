@@ -18,11 +18,11 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.models.packing import Prefix
+from rlhf_pg.models.hidden_states import backward_prompt
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import mismatch
 from rlhf_pg.train.learner import CriticLearner, Learner
-from rlhf_pg.types import Batch, Credit, Signals
+from rlhf_pg.types import Batch, Credit, Prefix, Signals
 
 NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
 
@@ -220,7 +220,7 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
         prefix: Prefix = module(collate.select(batch, pieces[0]), prompt_only=True)
         for piece in pieces:
             yield piece, replace(collate.select(batch, piece), prefix=prefix)
-        prefix.backward()
+        backward_prompt(prefix)
 
 
 def shares_prompts(module: nn.Module) -> bool:

@@ -1,47 +1,38 @@
-"""The training loop: roll out, score, assign credit, update, measure, save. It knows no algorithm by name."""
+"""One training step: roll out, score, assign credit, update, measure. It knows no algorithm by name."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-
-from rlhf_pg import config
 from rlhf_pg import functional as F
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.display.live import LiveView, Phase
 from rlhf_pg.distributed import checkpoint
-from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.distributed.interrupt import Stopped, StopRequest
+from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.distributed.ranks import Ranks
-from rlhf_pg.errors import RunError
-from rlhf_pg.estimate.estimate import show
-from rlhf_pg.preflight import checks
 from rlhf_pg.rollout import collect
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import critic_step, gradient_step, packing_check, prefetch, trust_region_step
 from rlhf_pg.train.credit import assign
 from rlhf_pg.train.evaluate import evaluate
-from rlhf_pg.train.export import export, headline
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
-from rlhf_pg.train.opening import open_folder, resumed
 from rlhf_pg.train.precompute import signals
-from rlhf_pg.train.resume import Pending, Progress, refuse_another_run, snapshot
-from rlhf_pg.train.setup import Session, build, join
+from rlhf_pg.train.resume import Pending, Progress, snapshot
+from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Credit, Prompt, Rollout, Sampling
 
 UPDATES = {"gradient": gradient_step.update, "trust_region": trust_region_step.update}
 
 
 @dataclass
-class Run:
-    """One training session: its live parts, where it is, and where it writes."""
+class TrainingRun:
+    """One session of training: its live parts, where it is, and where it writes."""
 
     session: Session
     folder: RunDir
@@ -49,8 +40,8 @@ class Run:
     stop: StopRequest
     progress: Progress
     times: dict[str, float] = field(default_factory=dict)  # seconds of the current step by phase
-    samples: list[dict[str, Any]] = field(default_factory=list)  # rows of the current step, to look at
-    verified: bool = False  # whether shared prompts have been compared with whole rows
+    sample_rows: list[dict[str, Any]] = field(default_factory=list)  # of the current step, to look at
+    packing_checked: bool = False  # whether shared prompts have been compared with separate rows
 
     @property
     def recipe(self) -> ResolvedRecipe:
@@ -60,111 +51,32 @@ class Run:
     def ranks(self) -> Ranks:
         return self.session.learner.backend.ranks
 
-    def poll(self, *done: int) -> None:
-        """Called between decode steps and micro-batches: leaves promptly when asked to, else shows progress.
+    def poll(self, *progress: int) -> None:
+        """Leave promptly when asked to, else show progress. Called between decode steps and between micro-batches.
 
-        Several ranks leave what they do together at `agree` only.
+        What several ranks do together they leave at `agree` only.
         """
         if self.ranks.independent:
             self.stop.raise_if_requested()
-        if done:
-            self.view.progress(*done)
+        if progress:
+            self.view.progress(*progress)
 
     def agree(self) -> None:
-        """Called on all ranks between optimizer steps: all leave when one was asked to."""
+        """Leave on all ranks if one was asked to. Called on all of them between optimizer steps."""
         if self.ranks.size > 1:
             self.ranks.agree("whether to stop", stop=self.stop.reason)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
+        """Show and time a part of the step."""
         self.view.phase(name)
         started = time.monotonic()
         yield
         self.times[f"time/{name}_s"] = self.times.get(f"time/{name}_s", 0.0) + time.monotonic() - started
 
 
-def train(recipe: ResolvedRecipe) -> int:
-    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit status."""
-    backend = join(recipe)
-    try:
-        return _train(recipe, backend)
-    except BaseException as error:
-        backend.ranks.report_failure(error)
-        cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
-        if cause and not isinstance(error, RunError):  # a collective of DeepSpeed's that a lost rank broke
-            raise RunError(cause) from error
-        raise
-
-
-def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
-    ranks = backend.ranks
-    with ExitStack() as stack:
-        folder = stack.enter_context(open_folder(recipe, ranks))
-        with ranks.independently("the recipe of the run"):
-            if folder.resume_from:
-                refuse_another_run(recipe, folder.path / "config.yaml")
-        session = build(recipe, backend=backend)
-        stack.callback(session.close)
-        progress = resumed(session, folder)
-        folder.write_text("config.yaml", config.dump(recipe))
-        backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
-        live = recipe.log.live if ranks.first else "off"
-        if live != "off":
-            show(session.plan, Console())
-        view = stack.enter_context(LiveView(recipe.run.steps, live))
-        for note in session.notes:
-            view.message(note)
-        if recipe.run.preflight:
-            with ranks.independently("preflight"):
-                checks.preflight(session, view.message)
-        stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
-        folder.continue_clock(progress.elapsed_s)
-        return _guarded(Run(session, folder, view, stop, progress))
-
-
-def _guarded(run: Run) -> int:
-    """Run to the end; when stopped or broken, save first what was paid for. Returns the exit status."""
-    try:
-        _run(run)
-    except Stopped:
-        save(run)
-        run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
-        return 130
-    except Exception as error:
-        together = run.ranks.report_failure(error)  # else the others are elsewhere, and a checkpoint takes all of them
-        if together and (run.progress.step or run.progress.pending):
-            try:
-                save(run)
-                run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")
-            except Exception as error:  # a full disk is often the very reason: the first cause is what is raised
-                run.view.message(f"failed after step {run.progress.step}, and could not save: {error}")
-        raise
-    return 0
-
-
-def _run(run: Run) -> None:
-    """Measure, all steps, measure again, export."""
-    recipe, progress = run.recipe, run.progress
-    if run.session.eval_prompts and progress.before is None and not run.session.learner.updates:
-        progress.before = measure(run)
-        run.view.message(f"before: {headline(progress.before)}")
-    while progress.step < recipe.run.steps:
-        metrics = train_step(run)
-        due = recipe.eval.every and progress.step % recipe.eval.every == 0 and progress.step < recipe.run.steps
-        try:
-            if due and run.session.eval_prompts:
-                metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
-        finally:
-            with run.ranks.independently("the step's record"):
-                record(run, metrics)  # the step is done, whatever happens to its evaluation
-        if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
-            prefetch.settle(run.session, run.poll)
-            save(run)
-    finish(run)
-
-
-def train_step(run: Run) -> dict[str, float]:
-    """One rollout and the updates on it."""
+def train_step(run: TrainingRun) -> dict[str, float]:
+    """Take one rollout and the updates on it, and return the step's metrics."""
     session, progress = run.session, run.progress
     run.times = {}
     run.ranks.place = f"step {progress.step + 1}"
@@ -177,7 +89,7 @@ def train_step(run: Run) -> dict[str, float]:
         credit = assign(learner, pending.batch, pending.signals)
         learn(run, pending, credit)
         session.push_weights()
-    updated = mean_of(pending.updates)
+    update_metrics = mean_of(pending.updates)
     progress.step += 1
     progress.samples += int(pending.metrics["samples"])
     progress.pending = None
@@ -185,10 +97,10 @@ def train_step(run: Run) -> dict[str, float]:
         "step": progress.step,
         **pending.metrics,
         **(credit.metrics if credit else {}),
-        **updated,
+        **update_metrics,
         "update/steps": len(pending.updates),
         **mean_of(pending.critic_updates),
-        **_adapt_kl(learner, updated, int(pending.metrics["samples"])),
+        **_adapt_kl(learner, update_metrics, int(pending.metrics["samples"])),
         **run.times,
         "time/step_s": time.monotonic() - started,
         "samples/total": progress.samples,
@@ -196,30 +108,7 @@ def train_step(run: Run) -> dict[str, float]:
     }
 
 
-def learn(run: Run, pending: Pending, credit: Credit | None) -> None:
-    """The optimizer steps on one rollout, from where `pending` says they are: the policy's, then an own critic's."""
-    learner, step, data = run.session.learner, run.progress.step, (pending.batch, pending.signals, credit)
-    if learner.critic is None or step >= learner.critic.options.warmup:
-        take = UPDATES[learner.objective.algorithm.update]
-        for metrics in take(learner, *data, step, len(pending.updates), run.poll):
-            pending.updates.append(metrics)
-            run.agree()
-    for metrics in critic_step.update(learner, *data, step, len(pending.critic_updates), run.poll):
-        pending.critic_updates.append(metrics)
-        run.agree()
-
-
-def _adapt_kl(learner: Learner, updated: dict[str, float], samples: int) -> dict[str, float]:
-    """Move the KL coefficient towards the one that holds `kl.target`; says which one the step was taken with."""
-    kl, used = learner.objective.kl, learner.kl_coefficient
-    if kl.target is None:
-        return {}
-    if "kl/ref" in updated:  # not while only the critic learns
-        learner.kl_coefficient = F.kl.adapt(used, updated["kl/ref"], kl.target, samples, kl.horizon)
-    return {"kl/coefficient": used}
-
-
-def roll_out(run: Run) -> Pending:
+def roll_out(run: TrainingRun) -> Pending:
     """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
     session, ranks = run.session, run.ranks
     sampling = session.sampling(run.progress.step + 1)
@@ -227,19 +116,19 @@ def roll_out(run: Run) -> Pending:
         rollouts = _sample(run, ranks.share(prompts), sampling)
         judged = judged_groups(ranks, rollouts, sampling.samples)
         with run.phase("update"):
-            kept = [sum(one.reward is not None for one in group) for group in judged]
-            batch = sharding.shard(rollouts, kept, ranks.rank, ranks.size)
+            group_sizes = [sum(sample.reward is not None for sample in group) for group in judged]
+            batch = sharding.shard(rollouts, group_sizes, ranks.rank, ranks.size)
             batch = collate.to(batch, session.learner.backend.device)
-            if not run.verified:
+            if not run.packing_checked:
                 packing_check.verify(session, batch, run.view.message)
-                run.verified = True
-            made = signals(session.learner, session.reference, batch, run.poll)
-        everyone = [one for group in judged for one in group]
-        return Pending(batch, made, rollout_metrics(everyone) | {"samples": len(everyone)})
+                run.packing_checked = True
+            signals_of_batch = signals(session.learner, session.reference, batch, run.poll)
+        samples = [sample for group in judged for sample in group]
+        return Pending(batch, signals_of_batch, rollout_metrics(samples) | {"samples": len(samples)})
 
 
-def _sample(run: Run, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
-    """The scored completions of this rank's prompts; some are written to be looked at."""
+def _sample(run: TrainingRun, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
+    """Return the scored completions of this rank's prompts; write some of them, to be looked at."""
     session = run.session
     with run.ranks.independently("rollouts"), session.learner.backend.autocast():
         rollouts = collect.rollouts(
@@ -253,18 +142,42 @@ def _sample(run: Run, prompts: list[Prompt], sampling: Sampling) -> list[Rollout
             part=run.phase,
             sampled=lambda: run.times.update(prefetch.start(session, sampling)),
         )
-        run.samples = sample_rows(sampling.step, rollouts, run.recipe.log.samples)
-        run.folder.write_rollouts(sampling.step, run.samples)
+        run.sample_rows = sample_rows(sampling.step, rollouts, run.recipe.log.samples)
+        run.folder.write_rollouts(sampling.step, run.sample_rows)
     return rollouts
 
 
-def measure(run: Run) -> dict[str, float]:
+def learn(run: TrainingRun, pending: Pending, credit: Credit | None) -> None:
+    """Take the optimizer steps on one rollout that `pending` does not have yet: the policy's, then the critic's own."""
+    learner, step = run.session.learner, run.progress.step
+    rollout = pending.batch, pending.signals, credit
+    if learner.critic is None or step >= learner.critic.options.warmup:
+        update = UPDATES[learner.objective.algorithm.update]
+        for metrics in update(learner, *rollout, step, len(pending.updates), run.poll):
+            pending.updates.append(metrics)
+            run.agree()
+    for metrics in critic_step.update(learner, *rollout, step, len(pending.critic_updates), run.poll):
+        pending.critic_updates.append(metrics)
+        run.agree()
+
+
+def _adapt_kl(learner: Learner, update_metrics: dict[str, float], samples: int) -> dict[str, float]:
+    """Move the KL coefficient towards the one that holds `kl.target`; return the one that the step was taken with."""
+    kl, used = learner.objective.kl, learner.kl_coefficient
+    if kl.target is None:
+        return {}
+    if "kl/ref" in update_metrics:  # not while only the critic learns
+        learner.kl_coefficient = F.kl.adapt(used, update_metrics["kl/ref"], kl.target, samples, kl.horizon)
+    return {"kl/coefficient": used}
+
+
+def measure(run: TrainingRun) -> dict[str, float]:
     """Evaluate the current weights on the held-out problems."""
     with run.phase("eval"):
         return evaluate(run.session, run.poll, run.poll)
 
 
-def record(run: Run, metrics: dict[str, float]) -> None:
+def record(run: TrainingRun, metrics: dict[str, float]) -> None:
     """Write one step's line, show it, and pass it to the trackers."""
     run.folder.append_metrics(metrics)
     if metrics.get("mismatch/alarm"):
@@ -272,19 +185,12 @@ def record(run: Run, metrics: dict[str, float]) -> None:
             f"step {run.progress.step}: engine and trainer are apart, mismatch/kl {metrics['mismatch/kl']:.3g}"
         )
     run.session.learner.backend.log(metrics, run.progress.step)
-    run.view.finish_step(metrics, run.samples)
+    run.view.finish_step(metrics, run.sample_rows)
 
 
-def save(run: Run) -> None:
+def save(run: TrainingRun) -> None:
     """Write a checkpoint of everything."""
     run.progress.elapsed_s = run.folder.elapsed_s
     saved = snapshot(run.session, run.progress)
-    directory, keep = run.folder.checkpoints, run.recipe.checkpoint.keep
-    checkpoint.save(run.ranks, directory, run.progress.step, saved.common, saved.of_rank, keep)
-
-
-def finish(run: Run) -> None:
-    """The last evaluation, the model in Hugging Face format, the summary and the report."""
-    after = measure(run) if run.session.eval_prompts else None
-    save(run)
-    export(run.session, run.folder, run.progress, after, run.view.message)
+    folder, keep = run.folder.checkpoints, run.recipe.checkpoint.keep
+    checkpoint.save(run.ranks, folder, run.progress.step, saved.common, saved.of_rank, keep)

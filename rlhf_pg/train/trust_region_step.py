@@ -155,7 +155,7 @@ class Region:
         hidden, surrogate = None, self.count.new_zeros(())
         for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
-            states, old, entropy = policy.remember(part)
+            states, old, entropy = policy.states_and_scores(part)
             hidden = states.new_zeros(*logp.shape, states.shape[-1]) if hidden is None else hidden
             hidden[micro, : old.shape[1]], logp[micro, : old.shape[1]] = states, old.to(logp.dtype)
             surrogate += self._surrogate(micro, part, old, entropy)

@@ -91,7 +91,7 @@ def measure(session: Session, after: int, groups: int) -> dict[str, Any]:
     """Train `after` steps, then measure at those weights: what variance.json holds."""
     recipe = session.recipe
     rungs, notes = ladder(session.learner, recipe.rollout.samples_per_prompt)
-    made = loop.Run(session, _Nowhere(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    made = loop.TrainingRun(session, _Nowhere(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     with Bar() as bar:
         steps = bar.add_task(f"training {after} steps", total=after)
         for _ in range(after):
@@ -123,7 +123,7 @@ def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
 
 
 def gradients(
-    run: loop.Run, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
+    run: loop.TrainingRun, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, dict[str, Any]]:
     """The gradients of fresh groups at the present weights [E, groups, d], and their rollouts' figures.
 

@@ -50,7 +50,7 @@ def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.Res
     return config.parse(raw | sections, config.Recipe)
 
 
-def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.Run:
+def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.TrainingRun:
     """What `rlhf-pg train` holds when its first step begins; closed with the stack."""
     place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
     settings = recipe(shape, folder, place)
@@ -58,10 +58,10 @@ def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.Run:
     session = build(settings)
     stack.callback(session.close)
     view = stack.enter_context(LiveView(settings.run.steps, "off"))
-    return loop.Run(session, run_dir, view, StopRequest(), Progress())
+    return loop.TrainingRun(session, run_dir, view, StopRequest(), Progress())
 
 
-def take_step(run: loop.Run) -> Answer:
+def take_step(run: loop.TrainingRun) -> Answer:
     """One whole step, its metrics written, as the loop of `rlhf-pg train` does it."""
     metrics = loop.train_step(run)
     loop.record(run, metrics)

@@ -21,8 +21,8 @@ def batch(reward):
     return Batch(**prompts, group=GROUP, tokens=zeros.long(), mask=MASK, reward=reward, logp_rollout=zeros)  # pyright: ignore[reportArgumentType]
 
 
-def options(**given):
-    return GRPOOptions.model_validate(given)
+def options(**values):
+    return GRPOOptions.model_validate(values)
 
 
 def signals(reward, logp_old=None):
@@ -37,24 +37,24 @@ REWARD = torch.tensor([2.0, 0.0, 0.5, 0.5], dtype=torch.float64)  # the second p
 
 def test_advantage_by_hand_on_every_token_of_the_row():
     """Group 0: mean 1, sample std sqrt(2); group 1: equal rewards, exactly 0."""
-    found = algorithm.credit(batch(REWARD), signals(REWARD), options()).advantage
+    actual = algorithm.credit(batch(REWARD), signals(REWARD), options()).advantage
     a = 1 / (math.sqrt(2) + 1e-4)
-    assert_close(found, torch.tensor([[a, a], [-a, -a], [0, 0], [0, 0]], dtype=torch.float64))
+    assert_close(actual, torch.tensor([[a, a], [-a, -a], [0, 0], [0, 0]], dtype=torch.float64))
 
 
 def test_options_of_the_advantage_by_hand():
-    found = algorithm.credit(batch(REWARD), signals(REWARD), options(scale_by_std=False)).advantage
-    assert_close(found[:, 0], torch.tensor([1.0, -1, 0, 0], dtype=torch.float64))
-    found = algorithm.credit(batch(REWARD), signals(REWARD), options(std_eps=1.0)).advantage
-    assert found[0, 0].item() == pytest.approx(1 / (math.sqrt(2) + 1))
+    actual = algorithm.credit(batch(REWARD), signals(REWARD), options(scale_by_std=False)).advantage
+    assert_close(actual[:, 0], torch.tensor([1.0, -1, 0, 0], dtype=torch.float64))
+    actual = algorithm.credit(batch(REWARD), signals(REWARD), options(std_eps=1.0)).advantage
+    assert actual[0, 0].item() == pytest.approx(1 / (math.sqrt(2) + 1))
 
 
 def test_a_kl_penalty_on_earlier_tokens_counts_as_reward_of_the_row():
     """Row totals 2 - 0.5 and 0: mean 0.75."""
-    given = signals(REWARD)
-    given.token_reward[0, 0] -= 0.5
-    found = algorithm.credit(batch(REWARD), given, options(scale_by_std=False)).advantage
-    assert_close(found[:2, 0], torch.tensor([0.75, -0.75], dtype=torch.float64))
+    inputs = signals(REWARD)
+    inputs.token_reward[0, 0] -= 0.5
+    actual = algorithm.credit(batch(REWARD), inputs, options(scale_by_std=False)).advantage
+    assert_close(actual[:2, 0], torch.tensor([0.75, -0.75], dtype=torch.float64))
 
 
 def test_objective_and_paper_normalisation_by_hand():
@@ -66,14 +66,14 @@ def test_objective_and_paper_normalisation_by_hand():
     old = torch.full((4, 2), -1.0, dtype=torch.float64)
     rho = torch.tensor([[1.5, 0.5], [0.5, 7.0], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)  # 7.0 is padding
     paper = options()
-    given = batch(REWARD), signals(REWARD, old), Credit(advantage), paper
-    found = algorithm.objective(old + rho.log(), torch.zeros(4, 2), *given)
+    inputs = batch(REWARD), signals(REWARD, old), Credit(advantage), paper
+    actual = algorithm.objective(old + rho.log(), torch.zeros(4, 2), *inputs)
     by_hand = torch.tensor([[-1.2, -0.5], [0.8, 7.0], [0, 0], [0, 0]], dtype=torch.float64)
-    assert_close(found.loss, by_hand)
-    value = normalize.total(found.loss, MASK, paper.denominator)
+    assert_close(actual.loss, by_hand)
+    value = normalize.total(actual.loss, MASK, paper.denominator)
     assert value.item() == pytest.approx((-0.85 + 0.8) / 4, abs=1e-12)
     clipped = torch.tensor([[1.0, 0], [1, 0], [0, 0], [0, 0]], dtype=torch.float64)
-    assert_close(found.metrics["clip/fraction"], clipped)
+    assert_close(actual.metrics["clip/fraction"], clipped)
 
 
 def test_clip_bounds_reach_the_objective_each_on_its_own_side():
@@ -83,8 +83,8 @@ def test_clip_bounds_reach_the_objective_each_on_its_own_side():
     credit = Credit(torch.tensor([[1.0, 1], [-1, -1], [0, 0], [0, 0]], dtype=torch.float64))
 
     def losses(**changed):
-        given = batch(REWARD), signals(REWARD, old), credit, options(**changed)
-        return algorithm.objective(logp, torch.zeros(4, 2), *given).loss[:2, 0].tolist()
+        inputs = batch(REWARD), signals(REWARD, old), credit, options(**changed)
+        return algorithm.objective(logp, torch.zeros(4, 2), *inputs).loss[:2, 0].tolist()
 
     assert losses() == pytest.approx([-1.2, 0.8])
     assert losses(clip_high=0.28) == pytest.approx([-1.25, 0.8])
@@ -96,9 +96,9 @@ def test_without_std_and_clip_it_is_reinforce_with_the_group_mean_as_baseline():
     plain = options(scale_by_std=False, clip_low=0.0, clip_high=0.0)
     reward = torch.tensor([2.0, 0.0, 3.0, 0.5], dtype=torch.float64)
     logp = torch.full((4, 2), -0.7, dtype=torch.float64).requires_grad_()
-    given = batch(reward), signals(reward, logp.detach())
-    credit = algorithm.credit(*given, plain)
-    loss = algorithm.objective(logp, torch.zeros(4, 2), *given, credit, plain).loss
+    inputs = batch(reward), signals(reward, logp.detach())
+    credit = algorithm.credit(*inputs, plain)
+    loss = algorithm.objective(logp, torch.zeros(4, 2), *inputs, credit, plain).loss
     normalize.total(loss, MASK, plain.denominator).backward()
     baselined = torch.tensor([1.0, -1.0, 1.25, -1.25], dtype=torch.float64)
     length = torch.tensor([2.0, 1, 2, 2], dtype=torch.float64)

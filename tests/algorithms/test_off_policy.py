@@ -73,19 +73,19 @@ def theory(toy, mu, cap=math.inf):
     """Gradient of sum_s d_mu(s) sum_a min(pi, cap mu) Q_mu(s, a) log pi, the first factors held fixed."""
     visits, values = visits_and_values(toy, mu)
     pi = toy.theta.detach().softmax(dim=-1)
-    kept = torch.minimum(pi, cap * mu.softmax(dim=-1))
-    return toy.gradient((visits[:, None] * kept * values * toy.theta.log_softmax(dim=-1)).sum())
+    bounded = torch.minimum(pi, cap * mu.softmax(dim=-1))
+    return toy.gradient((visits[:, None] * bounded * values * toy.theta.log_softmax(dim=-1)).sum())
 
 
 @pytest.mark.parametrize(("name", "options"), ESTIMATORS)
 def test_without_a_cap_the_actions_are_corrected_and_the_states_stay_those_of_the_sampling_policy(toy, name, options):
     mu = toy.other_theta(seed=1)
-    found = expected_gradient(toy, mu, math.inf, name, options)
-    assert_exact(found, theory(toy, mu))
-    assert (found - toy.true_gradient()).norm() > 0.1 * toy.true_gradient().norm()  # the bias is there
+    actual = expected_gradient(toy, mu, math.inf, name, options)
+    assert_exact(actual, theory(toy, mu))
+    assert (actual - toy.true_gradient()).norm() > 0.1 * toy.true_gradient().norm()  # the bias is there
     visits, values = visits_and_values(toy, mu)  # and it is the gradient of the first-order surrogate at mu
     surrogate = (visits[:, None] * toy.theta.softmax(dim=-1) * values).sum()
-    assert_exact(found, toy.gradient(surrogate))
+    assert_exact(actual, toy.gradient(surrogate))
 
 
 def test_with_one_token_it_is_the_policy_gradient():
@@ -99,13 +99,13 @@ def test_with_one_token_it_is_the_policy_gradient():
 @pytest.mark.parametrize("cap", [1.0, 1.5, 2.0])
 def test_a_cap_takes_away_what_lies_above_it_and_no_more(toy, cap):
     mu = toy.other_theta(seed=1)
-    found = expected_gradient(toy, mu, cap)
-    assert_exact(found, theory(toy, mu, cap))
+    actual = expected_gradient(toy, mu, cap)
+    assert_exact(actual, theory(toy, mu, cap))
     visits, values = visits_and_values(toy, mu)
     above = (toy.theta.detach().softmax(dim=-1) - cap * mu.softmax(dim=-1)).clamp(min=0)
     lost = toy.gradient((visits[:, None] * above * values * toy.theta.log_softmax(dim=-1)).sum())
-    assert lost.norm() > 0.01 * found.norm()
-    assert_exact(expected_gradient(toy, mu, math.inf) - found, lost)
+    assert lost.norm() > 0.01 * actual.norm()
+    assert_exact(expected_gradient(toy, mu, math.inf) - actual, lost)
 
 
 def test_the_bias_shrinks_with_the_distance_between_the_policies(toy):

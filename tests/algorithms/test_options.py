@@ -9,17 +9,17 @@ from rlhf_pg.algorithms import base, rloo
 from rlhf_pg.config import messages
 
 
-def problems(name, **given):
+def problems(name, **options):
     """The lines that the check of a recipe prints."""
     schema = base.resolve(name).options
     with pytest.raises(ValidationError) as error:
-        schema.model_validate(given)
+        schema.model_validate(options)
     return messages.explain(error.value, schema, "algorithm.options.")
 
 
-def bound(name, **given):
+def bound(name, **options):
     record = base.resolve(name)
-    return record.bind(given)
+    return record.bind(options)
 
 
 def test_the_shipped_algorithms():
@@ -53,13 +53,15 @@ def test_the_shipped_algorithms():
     ],
 )
 def test_defaults(name, expected):
-    found = base.resolve(name).options().model_dump()
-    assert found == expected
-    assert base.resolve(name).options.model_validate(found).model_dump() == expected  # as a saved recipe names them all
+    actual = base.resolve(name).options().model_dump()
+    assert actual == expected
+    assert (
+        base.resolve(name).options.model_validate(actual).model_dump() == expected
+    )  # as a saved recipe names them all
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "update", "critic", "old", "group"),
+    ("name", "options", "update", "critic", "old", "group"),
     [
         ("reinforce", {}, "gradient", False, False, 1),
         ("reinforce_baseline", {}, "gradient", True, False, 1),
@@ -71,9 +73,9 @@ def test_defaults(name, expected):
         ("grpo", {}, "gradient", False, True, 2),
     ],
 )
-def test_what_the_trainer_must_know_follows_from_the_options(name, given, update, critic, old, group):
-    found = bound(name, **given)
-    assert (found.update, found.needs_critic, found.needs_old, found.min_group) == (update, critic, old, group)
+def test_what_the_trainer_must_know_follows_from_the_options(name, options, update, critic, old, group):
+    actual = bound(name, **options)
+    assert (actual.update, actual.needs_critic, actual.needs_old, actual.min_group) == (update, critic, old, group)
 
 
 @pytest.mark.parametrize("name", ["reinforce", "reinforce_baseline", "rloo", "trpo"])
@@ -114,7 +116,7 @@ def test_an_eps_for_a_std_that_is_left_out_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "options"),
     [
         ("reinforce", {"gamma": 1.1}),
         ("reinforce", {"returns": "rewards_to_go"}),
@@ -134,9 +136,9 @@ def test_an_eps_for_a_std_that_is_left_out_is_refused():
         ("rloo", {"baseline": "leave_one_out"}),
     ],
 )
-def test_a_value_out_of_range_or_an_unknown_key_is_named(name, given):
-    (key,) = given
-    (line,) = problems(name, **given)
+def test_a_value_out_of_range_or_an_unknown_key_is_named(name, options):
+    (key,) = options
+    (line,) = problems(name, **options)
     assert line.startswith(f"algorithm.options.{key}: ")
 
 

@@ -30,11 +30,11 @@ def test_its_files_and_fields_exist():
 
 @pytest.mark.parametrize(("compare", "passes"), [("leave_one_out", True), ("group_advantage", False)])
 def test_its_test_passes_for_the_copy_and_fails_for_the_groups_mean(tmp_path, compare, passes):
-    asked = "F.credit.group_advantage(row_reward, batch.group, scale=False)"
-    assert asked in PAGE
-    found = "F.credit.leave_one_out(row_reward, batch.group, alone=0.0)"
-    assert found in RLOO
-    (tmp_path / "my_rloo.py").write_text(RLOO if passes else RLOO.replace(found, asked))
+    with_row = "F.credit.group_advantage(row_reward, batch.group, scale=False)"
+    assert with_row in PAGE
+    without_row = "F.credit.leave_one_out(row_reward, batch.group, singleton=0.0)"
+    assert without_row in RLOO
+    (tmp_path / "my_rloo.py").write_text(RLOO if passes else RLOO.replace(without_row, with_row))
     (tmp_path / "test_my_rloo.py").write_text(CODE[-1])
     environment = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_rloo.py"]
@@ -46,8 +46,8 @@ def test_its_recipe_is_found_and_its_refusal_is_as_printed(tmp_path, monkeypatch
     (tmp_path / "my_rloo.py").write_text(RLOO)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(ROOT)
-    given = ["algorithm.name=my_rloo:algorithm", f"run.dir={tmp_path / 'run'}"]
-    assert config.load("recipes/toy_rloo.yaml", [*given, "run.steps=3"]).algorithm.options.denominator == "constant"
+    overrides = ["algorithm.name=my_rloo:algorithm", f"run.dir={tmp_path / 'run'}"]
+    assert config.load("recipes/toy_rloo.yaml", [*overrides, "run.steps=3"]).algorithm.options.denominator == "constant"
     with pytest.raises(config.RecipeError) as error:
-        config.load("recipes/toy_rloo.yaml", [*given, "algorithm.options.clip_low=0.2"])
+        config.load("recipes/toy_rloo.yaml", [*overrides, "algorithm.options.clip_low=0.2"])
     assert [text for language, text in BLOCKS if language == ""] == [f"{error.value}\n"]

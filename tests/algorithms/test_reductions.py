@@ -15,15 +15,12 @@ assert_exact = partial(assert_close, rtol=0, atol=1e-12)
 ROWS = [3, 0, 14, 7, 3]  # one row twice: equal rewards too
 
 
-def gradient(toy, name, rows=ROWS, value=None, old=None, **given):
-    algorithm = resolve(name)
-    return toy.gradient(loss_of(toy, algorithm, algorithm.options.model_validate(given), rows, old, value))
+def gradient(toy, name, rows=ROWS, value=None, old=None, **options):
+    return toy.gradient(loss_of(toy, resolve(name).bind(options), rows, old, value))
 
 
-def advantage(toy, name, rows=ROWS, value=None, **given) -> Credit:
-    algorithm = resolve(name)
-    options = algorithm.options.model_validate(given)
-    return algorithm.credit(toy.batch(rows), toy.signals(rows, value=value), options)
+def advantage(toy, name, rows=ROWS, value=None, **options) -> Credit:
+    return resolve(name).bind(options).credit(toy.batch(rows), toy.signals(rows, value=value))
 
 
 def test_rloo_is_reinforce_with_the_row_return_and_leave_one_out(toy):
@@ -44,15 +41,15 @@ def test_grpo_without_std_and_clip_is_reinforce_with_the_group_mean(toy):
 def test_ppo_and_trpo_with_lambda_one_are_reinforce_with_a_critic_at_ratio_one(toy, gamma):
     value = toy.table(1)
     expected = gradient(toy, "reinforce_baseline", value=value, gamma=gamma)
-    given = dict(value=value, gamma=gamma, lam=1.0, standardise=False, denominator="constant")
-    assert_exact(gradient(toy, "ppo", **given), expected)
-    assert_exact(gradient(toy, "trpo", **given), expected)
+    options = dict(value=value, gamma=gamma, lam=1.0, standardise=False, denominator="constant")
+    assert_exact(gradient(toy, "ppo", **options), expected)
+    assert_exact(gradient(toy, "trpo", **options), expected)
     credit = advantage(toy, "reinforce_baseline", value=value, gamma=gamma)
     assert credit.returns is not None
     for name in ("ppo", "trpo"):
-        found = advantage(toy, name, value=value, gamma=gamma, lam=1.0)
-        assert_exact(found.advantage, credit.advantage)
-        assert_exact(found.returns, credit.returns)
+        actual = advantage(toy, name, value=value, gamma=gamma, lam=1.0)
+        assert_exact(actual.advantage, credit.advantage)
+        assert_exact(actual.returns, credit.returns)
 
 
 def test_a_critic_that_knows_nothing_leaves_reinforce(toy):
@@ -61,10 +58,12 @@ def test_a_critic_that_knows_nothing_leaves_reinforce(toy):
 
 
 def test_off_policy_trpo_is_ppo_without_its_clip(toy):
-    given = dict(value=toy.table(1), old=toy.other_theta(5))
+    inputs = dict(value=toy.table(1), old=toy.other_theta(5))
     wide = dict(lam=1.0, standardise=False, clip_low=1.0, clip_high=1e9)
-    assert_exact(gradient(toy, "trpo", **given), gradient(toy, "ppo", **given, **wide))
-    assert not torch.allclose(gradient(toy, "trpo", **given), gradient(toy, "ppo", **given, lam=1.0, standardise=False))
+    assert_exact(gradient(toy, "trpo", **inputs), gradient(toy, "ppo", **inputs, **wide))
+    assert not torch.allclose(
+        gradient(toy, "trpo", **inputs), gradient(toy, "ppo", **inputs, lam=1.0, standardise=False)
+    )
 
 
 def test_cispo_without_a_bound_has_the_gradient_of_the_plain_ratio(toy):
@@ -78,8 +77,8 @@ def test_gspo_is_grpo_where_no_ratio_has_moved(toy):
 
 def test_gspo_is_grpo_for_rows_of_one_token():
     toy = build(holed=False, vocabulary=4, length=1)
-    given = dict(rows=[0, 1, 2, 3], old=toy.other_theta(5))
-    assert_exact(gradient(toy, "grpo", surrogate="gspo", **given), gradient(toy, "grpo", **given))
+    inputs = dict(rows=[0, 1, 2, 3], old=toy.other_theta(5))
+    assert_exact(gradient(toy, "grpo", surrogate="gspo", **inputs), gradient(toy, "grpo", **inputs))
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1e9), (0.1, 0.1), (0.02, 0.3)])
@@ -94,11 +93,9 @@ def test_gspo_has_the_value_and_gradient_of_the_papers_sequence_objective(toy, s
         bounded = ratio.clamp(1 - low, 1 + high)
         objective.append(torch.minimum(ratio * deviation[row], bounded * deviation[row]))
     expected = -torch.stack(objective).mean()
-    record = resolve("grpo")
-    options = record.options.model_validate(dict(surrogate="gspo", clip_low=low, clip_high=high))
-    found = loss_of(toy, record, options, rows, old)
-    assert_exact(found, expected)
-    assert_close(toy.gradient(found), toy.gradient(expected), rtol=0, atol=1e-12)
+    actual = loss_of(toy, resolve("grpo").bind(dict(surrogate="gspo", clip_low=low, clip_high=high)), rows, old)
+    assert_exact(actual, expected)
+    assert_close(toy.gradient(actual), toy.gradient(expected), rtol=0, atol=1e-12)
 
 
 def test_the_share_of_clipped_tokens_is_each_surrogates_own():
@@ -107,7 +104,7 @@ def test_the_share_of_clipped_tokens_is_each_surrogates_own():
     PPO's clip loses 1.5 up and 0.25 down; CISPO bounds all four; the rows' own ratios are sqrt(0.75) and sqrt(0.375),
     of which only the second is lost.
     """
-    record, old = resolve("grpo"), torch.zeros(2, 2, dtype=torch.float64)
+    old = torch.zeros(2, 2, dtype=torch.float64)
     logp = torch.tensor([[1.5, 0.5], [1.5, 0.25]], dtype=torch.float64).log()
     toy = build(holed=False, vocabulary=3, length=2)
     batch, signals = toy.batch([3, 4]), toy.signals([3, 4])
@@ -116,25 +113,24 @@ def test_the_share_of_clipped_tokens_is_each_surrogates_own():
     credit = Credit(torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64))
     expected = {"clip": [[1, 0], [0, 1]], "cispo": [[1, 1], [1, 1]], "gspo": [[0, 0], [1, 1]]}
     for surrogate, clipped in expected.items():
-        options = record.options.model_validate({"surrogate": surrogate})
-        metrics = record.objective(logp, logp, batch, signals, credit, options).metrics
+        metrics = resolve("grpo").bind({"surrogate": surrogate}).objective(logp, logp, batch, signals, credit).metrics
         assert metrics["clip/fraction"].tolist() == clipped, surrogate
 
 
 def test_ppo_reports_the_share_that_its_own_bounds_clip():
     """Ratios 1.25 up and 0.75 down: clipped under the paper's 0.2, not under 0.3."""
-    record, toy = resolve("ppo"), build(holed=False, vocabulary=2, length=1)
+    toy = build(holed=False, vocabulary=2, length=1)
     logp = torch.tensor([[1.25], [0.75]], dtype=torch.float64).log()
     signals = type(toy.signals([0, 1]))(toy.reward, logp_old=torch.zeros(2, 1, dtype=torch.float64))
     credit = Credit(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
-    for given, losses, clipped in (
+    for options, losses, clipped in (
         ({}, [-1.2, 0.8], [1, 1]),
         ({"clip_low": 0.3}, [-1.2, 0.75], [1, 0]),
         ({"clip_high": 0.3}, [-1.25, 0.8], [0, 1]),
     ):
-        found = record.objective(logp, logp, toy.batch([0, 1]), signals, credit, record.options.model_validate(given))
-        assert found.loss.flatten().tolist() == pytest.approx(losses)
-        assert found.metrics["clip/fraction"].flatten().tolist() == clipped
+        actual = resolve("ppo").bind(options).objective(logp, logp, toy.batch([0, 1]), signals, credit)
+        assert actual.loss.flatten().tolist() == pytest.approx(losses)
+        assert actual.metrics["clip/fraction"].flatten().tolist() == clipped
 
 
 NAMES = [
@@ -154,32 +150,32 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "given"), NAMES)
-def test_a_column_that_no_policy_sampled_changes_nothing(name, given):
+@pytest.mark.parametrize(("name", "options"), NAMES)
+def test_a_column_that_no_policy_sampled_changes_nothing(name, options):
     """NaN in rewards, values and all log-probs of the hole and the padding; a whole column of padding more."""
     plain, holed = build(holed=False), build(holed=True)
-    steps = [gradient(t, name, value=t.table(1), old=t.other_theta(5), **given) for t in (plain, holed)]
+    steps = [gradient(t, name, value=t.table(1), old=t.other_theta(5), **options) for t in (plain, holed)]
     assert steps[0].isfinite().all()
     assert steps[0].abs().sum() > 0
     assert_exact(steps[0], steps[1])
 
 
-@pytest.mark.parametrize(("name", "given"), NAMES)
-def test_credit_that_is_said_to_be_row_by_row_is(toy, name, given):
+@pytest.mark.parametrize(("name", "options"), NAMES)
+def test_credit_that_is_said_to_be_row_by_row_is(toy, name, options):
     """With a critic it is said, and made in parts; a comparison within the group must not be."""
-    record = resolve(name).settled(resolve(name).options.model_validate(given))
-    whole = advantage(toy, name, value=toy.table(1), **given)
-    alone = [advantage(toy, name, rows=[row], value=toy.table(1), **given).advantage for row in ROWS]
-    by_row = torch.equal(torch.cat(alone).nan_to_num(), whole.advantage.nan_to_num())
-    assert by_row or not record.credit_by_row
-    assert record.credit_by_row == record.needs_critic
+    bound = resolve(name).bind(options)
+    together = advantage(toy, name, value=toy.table(1), **options)
+    one_by_one = [advantage(toy, name, rows=[row], value=toy.table(1), **options).advantage for row in ROWS]
+    by_row = torch.equal(torch.cat(one_by_one).nan_to_num(), together.advantage.nan_to_num())
+    assert by_row or not bound.credit_by_row
+    assert bound.credit_by_row == bound.needs_critic
 
 
 @pytest.mark.parametrize("name", ["rloo", "reinforce_baseline", "grpo"])
 def test_a_row_left_alone_by_excluded_samples_has_no_advantage(name):
-    given = {"baseline": "leave_one_out"} if name == "reinforce_baseline" else {}
-    found = advantage(build(holed=False), name, rows=[7], **given).advantage
-    assert (found == 0).all()
+    options = {"baseline": "leave_one_out"} if name == "reinforce_baseline" else {}
+    actual = advantage(build(holed=False), name, rows=[7], **options).advantage
+    assert (actual == 0).all()
 
 
 def test_leave_one_out_compares_returns_at_the_same_token_by_hand():
@@ -190,11 +186,10 @@ def test_leave_one_out_compares_returns_at_the_same_token_by_hand():
     batch, signals = toy.batch(rows[::-1]), toy.signals(rows[::-1])
     assert batch.mask.tolist() == [[True, True, True], [True, True, False]]
     signals = type(signals)(reward)
-    record = resolve("reinforce_baseline")
 
-    def found(**given):
-        return record.credit(batch, signals, record.options.model_validate(given)).advantage.tolist()
+    def advantages(**options):
+        return resolve("reinforce_baseline").bind(options).credit(batch, signals).advantage.tolist()
 
-    assert found(baseline="leave_one_out") == [[7 - 24, 6 - 16, 4 - 0], [24 - 7, 16 - 6, 0]]
-    assert found(baseline="group_mean") == [[-8.5, -5, 2], [8.5, 5, 0]]
-    assert found(baseline="leave_one_out", returns="trajectory") == [[-17, -17, -17], [17, 17, 0]]
+    assert advantages(baseline="leave_one_out") == [[7 - 24, 6 - 16, 4 - 0], [24 - 7, 16 - 6, 0]]
+    assert advantages(baseline="group_mean") == [[-8.5, -5, 2], [8.5, 5, 0]]
+    assert advantages(baseline="leave_one_out", returns="trajectory") == [[-17, -17, -17], [17, 17, 0]]

@@ -18,8 +18,8 @@ assert_exact = partial(assert_close, rtol=0, atol=1e-9)
 
 @pytest.mark.parametrize("returns", ["trajectory", "reward_to_go"])
 def test_reinforce(toy, returns):
-    found = expected_step(toy, resolve("reinforce"), 1, returns=returns)
-    assert_exact(LENGTH * found, toy.true_gradient())
+    actual = expected_step(toy, resolve("reinforce"), 1, returns=returns)
+    assert_exact(LENGTH * actual, toy.true_gradient())
 
 
 def test_reinforce_in_batches_of_two(toy):
@@ -29,14 +29,14 @@ def test_reinforce_in_batches_of_two(toy):
 @pytest.mark.parametrize("returns", ["trajectory", "reward_to_go"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_reinforce_with_any_critic_whatever(toy, returns, seed):
-    given = dict(value=100 * toy.table(seed), returns=returns)
-    assert_exact(LENGTH * expected_step(toy, resolve("reinforce_baseline"), 1, **given), toy.true_gradient())
+    options = dict(value=100 * toy.table(seed), returns=returns)
+    assert_exact(LENGTH * expected_step(toy, resolve("reinforce_baseline"), 1, **options), toy.true_gradient())
 
 
 @pytest.mark.parametrize("returns", ["trajectory", "reward_to_go"])
 def test_reinforce_with_leave_one_out_over_all_pairs(toy, returns):
-    found = expected_step(toy, resolve("reinforce_baseline"), 2, baseline="leave_one_out", returns=returns)
-    assert_exact(LENGTH * found, toy.true_gradient())
+    actual = expected_step(toy, resolve("reinforce_baseline"), 2, baseline="leave_one_out", returns=returns)
+    assert_exact(LENGTH * actual, toy.true_gradient())
 
 
 def test_rloo_over_all_pairs(toy):
@@ -53,9 +53,9 @@ def test_leave_one_out_over_all_triples(name, options):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ppo_with_lambda_one_and_any_critic(toy, seed):
-    given = dict(lam=1.0, standardise=False, denominator="constant")
-    found = expected_step(toy, resolve("ppo"), 1, value=100 * toy.table(seed), **given)
-    assert_exact(LENGTH * found, toy.true_gradient())
+    options = dict(lam=1.0, standardise=False, denominator="constant")
+    actual = expected_step(toy, resolve("ppo"), 1, value=100 * toy.table(seed), **options)
+    assert_exact(LENGTH * actual, toy.true_gradient())
 
 
 def true_value(toy):
@@ -64,8 +64,8 @@ def true_value(toy):
     for state in range(len(toy.theta)):
         here = (toy.state == state) & toy.mask  # [K, C]
         rows, at = here.nonzero().unbind(1)
-        kept = torch.where(toy.mask, toy.reward, 0)
-        to_go = torch.stack([kept[row, t:].sum() for row, t in zip(rows, at, strict=True)])
+        rewards = torch.where(toy.mask, toy.reward, 0)
+        to_go = torch.stack([rewards[row, t:].sum() for row, t in zip(rows, at, strict=True)])
         value[here] = (p[rows] * to_go).sum() / p[rows].sum()
     return value.where(toy.mask, torch.nan)
 
@@ -73,33 +73,33 @@ def true_value(toy):
 @pytest.mark.parametrize("name", ["ppo", "trpo"])
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95])
 def test_ppo_and_trpo_with_any_lambda_and_the_true_value(toy, name, lam):
-    given = dict(lam=lam, standardise=False, denominator="constant")
-    assert_exact(LENGTH * expected_step(toy, resolve(name), 1, value=true_value(toy), **given), toy.true_gradient())
+    options = dict(lam=lam, standardise=False, denominator="constant")
+    assert_exact(LENGTH * expected_step(toy, resolve(name), 1, value=true_value(toy), **options), toy.true_gradient())
 
 
 def test_the_surrogate_of_trpo_where_it_starts(toy):
-    found = expected_step(toy, resolve("trpo"), 1, value=toy.table(3), denominator="constant")
-    assert_exact(LENGTH * found, toy.true_gradient())
+    actual = expected_step(toy, resolve("trpo"), 1, value=toy.table(3), denominator="constant")
+    assert_exact(LENGTH * actual, toy.true_gradient())
 
 
 @pytest.mark.parametrize("surrogate", ["clip", "cispo"])
 def test_grpo_without_std_is_unbiased_but_for_the_factor_of_its_own_mean(toy, surrogate):
     """The group's mean holds the row's own reward: (n - 1) / n = 1/2 of the true gradient."""
-    given = dict(scale_by_std=False, denominator="constant", surrogate=surrogate)
-    assert_exact(LENGTH * expected_step(toy, resolve("grpo"), 2, **given), 0.5 * toy.true_gradient())
+    options = dict(scale_by_std=False, denominator="constant", surrogate=surrogate)
+    assert_exact(LENGTH * expected_step(toy, resolve("grpo"), 2, **options), 0.5 * toy.true_gradient())
 
 
 @pytest.mark.parametrize("returns", ["trajectory", "reward_to_go"])
 def test_the_group_mean_shrinks_the_gradient_by_one_over_n(toy, returns):
-    given = dict(baseline="group_mean", returns=returns)
-    assert_exact(LENGTH * expected_step(toy, resolve("reinforce_baseline"), 2, **given), 0.5 * toy.true_gradient())
+    options = dict(baseline="group_mean", returns=returns)
+    assert_exact(LENGTH * expected_step(toy, resolve("reinforce_baseline"), 2, **options), 0.5 * toy.true_gradient())
     small = build(holed=False, vocabulary=2, length=2)
-    found = expected_step(small, resolve("reinforce_baseline"), 3, **given)
-    assert_exact(LENGTH * found, 2 / 3 * small.true_gradient())
+    actual = expected_step(small, resolve("reinforce_baseline"), 3, **options)
+    assert_exact(LENGTH * actual, 2 / 3 * small.true_gradient())
 
 
 def test_the_expectation_does_see_a_bias(toy):
     """A positive control: a critic that looks at the token it is subtracted for."""
     value = torch.where(toy.mask, toy.tokens.double(), torch.nan)
-    found = expected_step(toy, resolve("reinforce_baseline"), 1, value=value)
-    assert (LENGTH * found - toy.true_gradient()).norm() > 0.1 * toy.true_gradient().norm()
+    actual = expected_step(toy, resolve("reinforce_baseline"), 1, value=value)
+    assert (LENGTH * actual - toy.true_gradient()).norm() > 0.1 * toy.true_gradient().norm()

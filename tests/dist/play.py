@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_pg import config
+from rlhf_pg.commands.run_training import train
 from rlhf_pg.train import loop
 
 
 def play(recipe: dict[str, Any], stop: dict[str, int] | None = None) -> int:
     """Run one recipe; returns its exit status."""
-    agree, left = loop.Run.agree, [stop["after"] if stop else 0]
+    agree, left = loop.TrainingRun.agree, [stop["after"] if stop else 0]
 
-    def counted(self: loop.Run) -> None:
+    def counted(self: loop.TrainingRun) -> None:
         left[0] -= 1
         if stop and left[0] == 0 and self.ranks.rank == stop["rank"]:
             self.stop.request("SIGTERM")
         agree(self)
 
-    loop.Run.agree = counted
+    loop.TrainingRun.agree = counted
     try:
-        return loop.train(config.parse(recipe, config.Recipe))
+        return train(config.parse(recipe, config.Recipe))
     finally:
-        loop.Run.agree = agree
+        loop.TrainingRun.agree = agree
 
 
 def main(plays: Path) -> None:

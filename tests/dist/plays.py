@@ -82,6 +82,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def in_one_process(folder: Path, plain: dict[str, Any]) -> int:
     """The same run in this process."""
-    from rlhf_pg.train.loop import train
+    from rlhf_pg.commands.run_training import train
 
     return train(config.parse(plain, config.Recipe))

@@ -103,8 +103,8 @@ def test_group_advantage_by_hand():
 
 def test_default_eps_is_the_papers():
     """Rewards 0 and 1: +-0.5 / (sqrt(0.5) + 1e-4)."""
-    found = credit.group_advantage(torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([0, 0]))
-    assert found[1].item() == pytest.approx(0.5 / (0.5**0.5 + 1e-4), abs=1e-12)
+    actual = credit.group_advantage(torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([0, 0]))
+    assert actual[1].item() == pytest.approx(0.5 / (0.5**0.5 + 1e-4), abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -125,8 +125,8 @@ def test_equal_rewards_give_exactly_zero(dtype, reward, size):
 def test_a_group_that_begins_and_ends_with_the_same_reward_is_not_taken_for_equal():
     """Rewards 1, 0, 1: mean 2/3; the others' means are 1/2, 1, 1/2."""
     reward, group = torch.tensor([1.0, 0, 1], dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
-    found = credit.group_advantage(reward, group, scale=False)
-    assert_close(found, torch.tensor([1 / 3, -2 / 3, 1 / 3], dtype=torch.float64))
+    actual = credit.group_advantage(reward, group, scale=False)
+    assert_close(actual, torch.tensor([1 / 3, -2 / 3, 1 / 3], dtype=torch.float64))
     assert_close(credit.leave_one_out(reward, group), torch.tensor([0.5, -1, 0.5], dtype=torch.float64))
 
 
@@ -156,16 +156,16 @@ def test_leave_one_out_refuses_a_group_of_one_by_name():
 
 def test_a_row_alone_gets_what_was_asked_for_it():
     reward, group = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([7, 42, 7])
-    assert credit.leave_one_out(reward, group, alone=0.0).tolist() == [-2, 0, 2]
-    assert credit.leave_one_out(reward, group, alone=0.5).tolist() == [-2, 0.5, 2]
+    assert credit.leave_one_out(reward, group, singleton=0.0).tolist() == [-2, 0, 2]
+    assert credit.leave_one_out(reward, group, singleton=0.5).tolist() == [-2, 0.5, 2]
 
 
 def test_by_column_compares_each_column_within_its_group_by_hand():
     """One group is rows 0 and 2, the other rows 1 and 3: each entry less the other row's in the same column."""
     returns = torch.tensor([[1.0, 2], [10, 20], [4, 8], [30, 70]])
     for ids in ([5, -1, 5, -1], [0, 1, 0, 1], [0, 2, 0, 2]):
-        found = credit.by_column(credit.leave_one_out, returns, torch.tensor(ids))
-        assert found.tolist() == [[-3, -6], [-20, -50], [3, 6], [20, 50]]
+        actual = credit.by_column(credit.leave_one_out, returns, torch.tensor(ids))
+        assert actual.tolist() == [[-3, -6], [-20, -50], [3, 6], [20, 50]]
     with pytest.raises(ValueError, match="2 dimension"):
         credit.by_column(credit.leave_one_out, returns[0], torch.tensor([5, -1]))
 

@@ -18,8 +18,8 @@ def problem(rows=7, width=3, vocabulary=5, dtype=torch.float64):
     return new, old
 
 
-def call(new, old, **given):
-    return logprobs.distribution_kl(new[0], new[1], old[0], old[1], bias=new[2], bias_old=old[2], **given)
+def call(new, old, **options):
+    return logprobs.distribution_kl(new[0], new[1], old[0], old[1], bias=new[2], bias_old=old[2], **options)
 
 
 def slow(new, old, temperature, softcap):
@@ -45,10 +45,10 @@ def test_every_chunk_size_agrees_with_the_slow_loop_in_value_and_gradient(chunk,
     new, old = problem()
     weights = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = slow(new, old, temperature, softcap)
-    found = call(new, old, temperature=temperature, chunk=chunk, softcap=softcap)
-    assert_close(found, expected, rtol=0, atol=1e-12)
+    actual = call(new, old, temperature=temperature, chunk=chunk, softcap=softcap)
+    assert_close(actual, expected, rtol=0, atol=1e-12)
     want = torch.autograd.grad((expected * weights).sum(), new)
-    for g, w in zip(torch.autograd.grad((found * weights).sum(), new), want, strict=True):
+    for g, w in zip(torch.autograd.grad((actual * weights).sum(), new), want, strict=True):
         assert_close(g, w, rtol=0, atol=1e-12)
 
 
@@ -75,9 +75,9 @@ def test_small_values_keep_their_digits_in_float32():
     moved = weight + 1e-3 * torch.randn(weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     exact = logprobs.distribution_kl(hidden, moved, hidden, weight)
     h, new, old = (x.detach().float() for x in (hidden, moved, weight))
-    found = logprobs.distribution_kl(h, new, h, old)
+    actual = logprobs.distribution_kl(h, new, h, old)
     assert exact.mean().item() == pytest.approx(1e-5, rel=0.1)
-    assert (found - exact).abs().mean() < 0.004 * exact.mean()
+    assert (actual - exact).abs().mean() < 0.004 * exact.mean()
 
 
 def test_extreme_logits_give_no_nan():
@@ -146,10 +146,10 @@ def test_default_chunk_bounds_the_logits_alive(monkeypatch):
 
 def test_what_is_kept_for_the_backward_pass_is_no_logits():
     new, old = problem(rows=60, width=4, vocabulary=50)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
         kl = call(new, old, chunk=8)
-    assert max([*kept, 0]) <= 240  # hidden; a chunk of logits would be 400
+    assert max([*saved, 0]) <= 240  # hidden; a chunk of logits would be 400
     assert kl.requires_grad
 
 
@@ -179,10 +179,10 @@ def test_misfits_are_refused_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             call(change_new, change_old)
-    for given, message in (
+    for options, message in (
         (dict(temperature=0.0), "temperature"),
         (dict(chunk=0), "chunk=0"),
         (dict(softcap=-1.0), "softcap"),
     ):
         with pytest.raises(ValueError, match=message):
-            call(new, old, **given)
+            call(new, old, **options)

@@ -95,8 +95,8 @@ def test_plain_k3_is_off_by_this_much_on_and_off_policy(softmaxes):
     old = (theta.detach() + 0.7 * step).softmax(0)
     reverse = torch.autograd.grad(reverse_kl(theta.log_softmax(0), ref), theta)[0]
     off_policy = torch.autograd.grad((old * kl.k3(theta.log_softmax(0), ref)).sum(), theta)[0]
-    found = [torch.cosine_similarity(g, reverse, dim=0).item() for g in (loss_gradient(kl.k3, theta, ref), off_policy)]
-    assert found == pytest.approx([0.964, 0.949], abs=1e-3)
+    actual = [torch.cosine_similarity(g, reverse, dim=0).item() for g in (loss_gradient(kl.k3, theta, ref), off_policy)]
+    assert actual == pytest.approx([0.964, 0.949], abs=1e-3)
 
 
 def test_k3_corrected_over_sequences_has_the_gradient_of_each_visited_states_kl(toy):
@@ -105,13 +105,15 @@ def test_k3_corrected_over_sequences_has_the_gradient_of_each_visited_states_kl(
     ref = toy.logp(ref_theta)
     p = toy.probability().detach()
     loss = torch.where(toy.mask, kl.k3_corrected(toy.logp(), ref, toy.logp().detach()), 0).sum(dim=1)
-    found = toy.gradient((p * loss).sum())
+    actual = toy.gradient((p * loss).sum())
     log_pi, log_ref = toy.theta.log_softmax(1), ref_theta.log_softmax(1)
     per_state = (log_pi.exp() * (log_pi - log_ref)).sum(dim=1)  # [S]
     visits = torch.where(toy.mask, per_state[toy.state], 0).sum(dim=1)
-    assert_exact(found, toy.gradient((p * visits).sum()))
-    whole = toy.gradient((toy.probability() * torch.where(toy.mask, toy.logp() - ref, 0).sum(dim=1)).sum())
-    assert torch.cosine_similarity(found.flatten(), whole.flatten(), dim=0).item() == pytest.approx(0.983, abs=1e-3)
+    assert_exact(actual, toy.gradient((p * visits).sum()))
+    sequence_gradient = toy.gradient((toy.probability() * torch.where(toy.mask, toy.logp() - ref, 0).sum(dim=1)).sum())
+    assert torch.cosine_similarity(actual.flatten(), sequence_gradient.flatten(), dim=0).item() == pytest.approx(
+        0.983, abs=1e-3
+    )
 
 
 def test_no_gradient_flows_into_the_old_policy():

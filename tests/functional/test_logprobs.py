@@ -46,14 +46,14 @@ def test_every_chunk_size_agrees_with_the_slow_loop_in_value_and_gradient(chunk,
     hidden, weight, bias, tokens = problem()
     up = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = slow(hidden, weight, bias, tokens, temperature, softcap)
-    found = logprobs.token_logprobs(hidden, weight, tokens, temperature, chunk, bias, softcap)
+    actual = logprobs.token_logprobs(hidden, weight, tokens, temperature, chunk, bias, softcap)
     leaves = (hidden, weight, bias)
-    for got, want in zip(found, expected, strict=True):
+    for got, want in zip(actual, expected, strict=True):
         assert_close(got, want, rtol=0, atol=1e-12)
     for chosen in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         scale = torch.tensor(chosen, dtype=torch.float64)[:, None] * up
         want = torch.autograd.grad((torch.stack(expected) * scale).sum(), leaves, retain_graph=True)
-        got = torch.autograd.grad((torch.stack(found) * scale).sum(), leaves, retain_graph=True)
+        got = torch.autograd.grad((torch.stack(actual) * scale).sum(), leaves, retain_graph=True)
         for g, w in zip(got, want, strict=True):
             assert_close(g, w, rtol=0, atol=1e-12)
 
@@ -64,8 +64,8 @@ def test_one_output_alone_has_its_own_gradient(used):
     hidden, weight, bias, tokens = problem()
     leaves = (hidden, weight, bias)
     want = torch.autograd.grad(slow(hidden, weight, bias, tokens, 0.7, None)[used].sum(), leaves)
-    found = logprobs.token_logprobs(hidden, weight, tokens, 0.7, 2, bias)
-    for g, w in zip(torch.autograd.grad(found[used].sum(), leaves), want, strict=True):
+    actual = logprobs.token_logprobs(hidden, weight, tokens, 0.7, 2, bias)
+    for g, w in zip(torch.autograd.grad(actual[used].sum(), leaves), want, strict=True):
         assert_close(g, w, rtol=0, atol=1e-12)
 
 
@@ -117,11 +117,11 @@ def test_no_tensor_larger_than_a_chunk_of_logits_is_ever_made(softcap):
 
 def test_what_is_kept_for_the_backward_pass_is_no_larger_than_the_inputs():
     hidden, weight, bias, tokens = problem(rows=60, width=4, vocabulary=50)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
         logprobs.token_logprobs(hidden, weight, tokens, chunk=8, bias=bias)
-    assert sorted(kept)[-1] == 240  # hidden; logits would be 3,000 or 400 per chunk
-    assert sum(kept) <= hidden.numel() + weight.numel() + bias.numel() + 3 * 60
+    assert sorted(saved)[-1] == 240  # hidden; logits would be 3,000 or 400 per chunk
+    assert sum(saved) <= hidden.numel() + weight.numel() + bias.numel() + 3 * 60
 
 
 def test_default_chunk_bounds_the_logits_alive(monkeypatch):
@@ -152,8 +152,8 @@ def test_autocast_does_not_touch_the_projection():
     for chunk in (2, 6):
         expected = logprobs.token_logprobs(hidden, weight, tokens, chunk=chunk)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = logprobs.token_logprobs(hidden, weight, tokens, chunk=chunk)[0]
-        assert torch.equal(found, expected)
+            actual = logprobs.token_logprobs(hidden, weight, tokens, chunk=chunk)[0]
+        assert torch.equal(actual, expected)
 
 
 def test_large_logits_do_not_overflow():
@@ -169,8 +169,8 @@ def test_one_chunk_can_be_differentiated_twice():
         return logprobs.token_logprobs(hidden, weight, torch.tensor([0]))[0].sum()
 
     p = weight[:, 0].softmax(0)
-    found = torch.autograd.functional.hessian(function, weight)[:, 0, :, 0]  # pyright: ignore
-    assert_close(found, torch.outer(p, p) - torch.diag(p))
+    actual = torch.autograd.functional.hessian(function, weight)[:, 0, :, 0]  # pyright: ignore
+    assert_close(actual, torch.outer(p, p) - torch.diag(p))
 
 
 def test_no_rows_give_no_results():

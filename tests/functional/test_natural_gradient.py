@@ -67,8 +67,8 @@ def test_the_fisher_product_by_finite_difference_is_the_explicit_one(toy, seed):
     exact = fisher @ v
     for step, bound in ((1e-2, 1e-4), (1e-3, 1e-6), (1e-5, 1e-9)):
         for scale in (1.0, 1e5):
-            found = finite_difference(partial(kl_gradient, toy), scale * v, step)
-            assert (found / scale - exact).norm() < bound * exact.norm()
+            actual = finite_difference(partial(kl_gradient, toy), scale * v, step)
+            assert (actual / scale - exact).norm() < bound * exact.norm()
 
 
 def test_the_damped_direction_from_products_alone_solves_the_explicit_system(toy):
@@ -121,21 +121,21 @@ def test_a_step_on_the_bandit_keeps_within_the_region_and_raises_the_reward(max_
     _, x = bandit_direction()
     p = LOGITS.softmax(0)
     fisher_x = p * (x - p @ x)
-    whole = step_length(x, fisher_x, max_kl) * x
+    full_step = step_length(x, fisher_x, max_kl) * x
 
     def measure(scale):
-        moved = LOGITS + scale * whole
+        moved = LOGITS + scale * full_step
         return bandit_kl(moved).item(), (moved.softmax(0) @ REWARD - p @ REWARD).item()
 
     scale, kl, improvement, _ = line_search(measure, max_kl)
-    new = (LOGITS + scale * whole).softmax(0)
+    new = (LOGITS + scale * full_step).softmax(0)
     assert scale > 0
     assert (p * (p / new).log()).sum().item() == pytest.approx(kl, abs=1e-12)
     assert kl <= max_kl
     assert (new @ REWARD).item() > (p @ REWARD).item()
     assert improvement == pytest.approx((new @ REWARD - p @ REWARD).item(), abs=1e-12)
     if max_kl <= 0.01:  # the quadratic model holds there
-        assert bandit_kl(LOGITS + whole).item() == pytest.approx(max_kl, rel=0.1)
+        assert bandit_kl(LOGITS + full_step).item() == pytest.approx(max_kl, rel=0.1)
 
 
 def test_a_surrogate_that_lies_about_its_direction_is_refused():

@@ -18,8 +18,8 @@ HOWS = [("token", None), ("sequence", None), ("constant", 4)]
     [("token", None, 3, 14 / 3), ("sequence", None, 2, (2 + 10) / 2), ("constant", 4, 8, 14 / 8)],
 )
 def test_by_hand(how, length, counted, value):
-    found = normalize.count(MASK, how, length)
-    assert (found.dtype, found.shape, found.item()) == (torch.float64, (), counted)
+    actual = normalize.count(MASK, how, length)
+    assert (actual.dtype, actual.shape, actual.item()) == (torch.float64, (), counted)
     assert normalize.total(LOSS, MASK, how, constant_length=length).item() == pytest.approx(value, abs=1e-12)
 
 
@@ -47,8 +47,8 @@ def test_micro_batches_with_the_steps_count_add_up_to_the_whole(how, length, spl
     mask = torch.rand(7, 5, generator=random) < 0.4
     mask[2] = False  # a row, and a micro-batch, with nothing in it
     values = torch.randn(7, 5, dtype=torch.float64, generator=random)
-    whole, parts = values.clone().requires_grad_(), values.clone().requires_grad_()
-    expected = normalize.total(whole, mask, how, constant_length=length)
+    unsplit, parts = values.clone().requires_grad_(), values.clone().requires_grad_()
+    expected = normalize.total(unsplit, mask, how, constant_length=length)
     expected.backward()
     step = torch.stack([normalize.count(m, how, length) for m in mask.split(split)]).sum()
     assert step == normalize.count(mask, how, length)
@@ -56,7 +56,7 @@ def test_micro_batches_with_the_steps_count_add_up_to_the_whole(how, length, spl
     totals = [normalize.total(loss, m, how, step, length) for loss, m in pairs]
     torch.stack(totals).sum().backward()
     assert_close(torch.stack(totals).sum(), expected, rtol=0, atol=1e-12)
-    assert_close(parts.grad, whole.grad, rtol=0, atol=1e-12)
+    assert_close(parts.grad, unsplit.grad, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("how", "length"), HOWS)
@@ -81,10 +81,10 @@ def test_an_empty_mask_gives_zero_with_a_count_and_an_error_without(how, length)
             normalize.total(loss, empty, how, count=count, constant_length=length)
 
 
-def test_masked_mean_ignores_what_is_masked():
-    assert normalize.masked_mean(NAN, MASK).item() == pytest.approx(14 / 3)
+def test_the_mean_over_tokens_ignores_what_is_masked():
+    assert normalize.total(NAN, MASK).item() == pytest.approx(14 / 3)
     with pytest.raises(ValueError, match="no sampled token"):
-        normalize.masked_mean(NAN, torch.zeros_like(MASK))
+        normalize.total(NAN, torch.zeros_like(MASK))
 
 
 def test_dtype_is_kept_and_bfloat16_is_rounded_only_at_the_end():
@@ -123,8 +123,8 @@ def test_shape_and_dtype_of_the_mask_are_checked():
 
 
 def test_moments_by_hand():
-    found = normalize.moments(NAN, MASK)
-    assert (found.dtype, found.tolist()) == (torch.float64, [3, 14, 110])
+    actual = normalize.moments(NAN, MASK)
+    assert (actual.dtype, actual.tolist()) == (torch.float64, [3, 14, 110])
 
 
 def test_standardise_by_hand():
@@ -165,8 +165,8 @@ def test_equal_values_are_standardised_to_exactly_zero(dtype, value, columns):
 def test_small_differences_on_a_large_mean_are_not_taken_for_equal():
     """A million and 1/2 up or down: deviations 1/2 over a std of sqrt(1/2)."""
     x = torch.tensor([[1e6 - 0.5, 1e6 + 0.5]], dtype=torch.float64)
-    found = normalize.standardise(x, torch.ones(1, 2, dtype=torch.bool))
-    assert_close(found, torch.tensor([[-(0.5**0.5), 0.5**0.5]], dtype=torch.float64), rtol=0, atol=1e-3)
+    actual = normalize.standardise(x, torch.ones(1, 2, dtype=torch.bool))
+    assert_close(actual, torch.tensor([[-(0.5**0.5), 0.5**0.5]], dtype=torch.float64), rtol=0, atol=1e-3)
 
 
 def test_the_mean_is_taken_off_in_double_precision():
@@ -190,8 +190,8 @@ def test_a_nan_that_was_sampled_is_not_hidden():
 def test_no_gradient_flows_into_what_is_standardised_and_its_dtype_is_kept():
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         x = torch.rand(2, 3, dtype=dtype).requires_grad_()
-        found = normalize.standardise(x, torch.ones(2, 3, dtype=torch.bool))
-        assert (found.dtype, found.requires_grad) == (dtype, False)
+        actual = normalize.standardise(x, torch.ones(2, 3, dtype=torch.bool))
+        assert (actual.dtype, actual.requires_grad) == (dtype, False)
     with pytest.raises(ValueError, match=r"x \[3, 3\], mask \[3, 2\]"):
         normalize.standardise(LOSS, MASK[:, :2], torch.ones(3))
     with pytest.raises(ValueError, match=r"x \[3, 3\], mask \[3, 1\]"):
@@ -202,5 +202,5 @@ def test_no_gradient_flows_into_what_is_standardised_and_its_dtype_is_kept():
 
 
 def test_a_single_value_of_zero_is_standardised_to_zero():
-    alone = torch.tensor([[0.0, math.nan]])  # no spread, and none to be had: n - 1 = 0
-    assert normalize.standardise(alone, torch.tensor([[True, False]])).tolist() == [[0.0, 0.0]]
+    single = torch.tensor([[0.0, math.nan]])  # no spread, and none to be had: n - 1 = 0
+    assert normalize.standardise(single, torch.tensor([[True, False]])).tolist() == [[0.0, 0.0]]

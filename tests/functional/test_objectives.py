@@ -43,9 +43,9 @@ CASES = [  # rho, advantage, loss, gradient for logp, clipped; clip_low = 0.2, c
 def test_clip_in_all_quadrants_by_hand(rho, advantage, loss, gradient, clipped):
     old = row(-1.5)
     logp = (old + row(rho).log()).requires_grad_()
-    found = objectives.clipped_ratio(logp, old, row(advantage), clip_low=0.2, clip_high=0.3)
-    assert_close(found, row(loss))
-    found.sum().backward()
+    actual = objectives.clipped_ratio(logp, old, row(advantage), clip_low=0.2, clip_high=0.3)
+    assert_close(actual, row(loss))
+    actual.sum().backward()
     assert_close(logp.grad, row(gradient))
     assert_close(objectives.is_clipped(logp, old, row(advantage), 0.2, 0.3), row(clipped))
 
@@ -105,9 +105,9 @@ def test_sequence_level_by_hand():
     old = torch.tensor([[-1.0, nan, -2.0], [-3.0, nan, nan]], dtype=torch.float64)
     ratio = torch.tensor([[4.0, nan, 1.0], [1 / 8, nan, nan]], dtype=torch.float64)
     logp = (old + ratio.log()).requires_grad_()
-    found = objectives.sequence_level(logp, old, mask)
-    assert found[~mask].tolist() == [0, 0, 0]
-    s = (found - old.nan_to_num()).exp()
+    actual = objectives.sequence_level(logp, old, mask)
+    assert actual[~mask].tolist() == [0, 0, 0]
+    s = (actual - old.nan_to_num()).exp()
     expected = torch.tensor([[2.0, 1, 2], [1 / 8, 1, 1]], dtype=torch.float64)
     assert_close(s, expected)
     torch.where(mask, s, 0).sum().backward()
@@ -140,11 +140,11 @@ VALUE_CASES = [  # value, returns, loss, gradient; old value 1, clip 0.5
 
 @pytest.mark.parametrize(("value", "returns", "loss", "gradient"), VALUE_CASES)
 def test_value_clip_by_hand(value, returns, loss, gradient):
-    given, old = row(value).requires_grad_(), row(1.0).requires_grad_()
-    found = objectives.value_loss(given, row(returns), old, clip=0.5)
-    assert_close(found, row(loss))
-    found.sum().backward()
-    assert_close(given.grad, row(gradient))
+    current, old = row(value).requires_grad_(), row(1.0).requires_grad_()
+    actual = objectives.value_loss(current, row(returns), old, clip=0.5)
+    assert_close(actual, row(loss))
+    actual.sum().backward()
+    assert_close(current.grad, row(gradient))
     assert old.grad is None
 
 

@@ -17,8 +17,8 @@ def test_equals_the_share_of_subsets_that_hold_a_right_sample(n):
 
 
 def test_is_vectorised_over_problems_with_their_own_n():
-    found = pass_at_k(torch.tensor([4, 2, 10]), torch.tensor([1, 0, 9]), k=2)
-    assert_close(found, torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
+    actual = pass_at_k(torch.tensor([4, 2, 10]), torch.tensor([1, 0, 9]), k=2)
+    assert_close(actual, torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
     assert pass_at_k(4, [0, 1, 4], 1).tolist() == [0.0, 0.25, 1.0]
 
 

@@ -124,8 +124,8 @@ def test_finite_difference_is_exact_for_a_quadratic_function_of_any_length_of_ve
     """Gradient of x.Ax/2 around any point: A (x0 + offset)."""
     here, v = torch.tensor([5.0, -3.0, 2.0]).double(), torch.tensor([1.0, 2.0, -1.0]).double()
     for scale in (1e-6, 1.0, -1e6):
-        found = finite_difference(lambda offset: MATRIX @ (here + offset), scale * v)
-        assert_close(found / scale, torch.tensor([6.0, 7.0, -2.0]).double(), rtol=0, atol=1e-11)
+        actual = finite_difference(lambda offset: MATRIX @ (here + offset), scale * v)
+        assert_close(actual / scale, torch.tensor([6.0, 7.0, -2.0]).double(), rtol=0, atol=1e-11)
 
 
 def test_finite_difference_moves_by_the_step_in_both_directions():
@@ -136,9 +136,9 @@ def test_finite_difference_moves_by_the_step_in_both_directions():
         asked.append(offset)
         return offset.square()
 
-    found = finite_difference(gradient, torch.tensor([3.0, 4.0]).double(), step=0.1)
+    actual = finite_difference(gradient, torch.tensor([3.0, 4.0]).double(), step=0.1)
     assert_close(torch.stack(asked), torch.tensor([[0.06, 0.08], [-0.06, -0.08]]).double())
-    assert found.abs().max() < 1e-15
+    assert actual.abs().max() < 1e-15
 
 
 def test_the_error_of_a_finite_difference_falls_with_the_square_of_the_step():
@@ -158,20 +158,20 @@ def test_the_finite_difference_along_zero_is_zero_and_costs_nothing():
         finite_difference(never, torch.zeros(3, 1))
 
 
-def searched(kl, improvement, **given):
+def searched(kl, improvement, **options):
     tried = []
 
     def measure(scale):
         tried.append(scale)
         return kl(scale), improvement(scale)
 
-    return line_search(measure, **given), tried
+    return line_search(measure, **options), tried
 
 
 def test_line_search_takes_the_first_step_that_holds():
     """KL = scale^2 within 0.1: 1 and 1/2 are too far, 1/4 is not."""
-    found, tried = searched(lambda s: s * s, lambda s: 3 * s, max_kl=0.1)
-    assert found == (0.25, 0.0625, 0.75, 3)
+    actual, tried = searched(lambda s: s * s, lambda s: 3 * s, max_kl=0.1)
+    assert actual == (0.25, 0.0625, 0.75, 3)
     assert tried == [1.0, 0.5, 0.25]
 
 
@@ -180,15 +180,15 @@ def test_line_search_takes_the_whole_step_at_the_very_bound():
 
 
 def test_line_search_shortens_by_the_factor_asked_for():
-    found, tried = searched(lambda s: 0.0, lambda s: 1.0 if s < 0.7 else -1.0, max_kl=0.1, backtrack=0.8)
+    actual, tried = searched(lambda s: 0.0, lambda s: 1.0 if s < 0.7 else -1.0, max_kl=0.1, backtrack=0.8)
     assert tried == pytest.approx([1.0, 0.8, 0.64])
-    assert found == pytest.approx((0.64, 0.0, 1.0, 3))
+    assert actual == pytest.approx((0.64, 0.0, 1.0, 3))
 
 
 @pytest.mark.parametrize("improvement", [0.0, -1e-12, -1.0, math.nan, math.inf])
 def test_line_search_never_takes_a_step_that_does_not_raise_the_surrogate(improvement):
-    found, tried = searched(lambda s: 0.0, lambda s: improvement, max_kl=0.1, steps=4)
-    assert found == (0.0, 0.0, 0.0, 4)
+    actual, tried = searched(lambda s: 0.0, lambda s: improvement, max_kl=0.1, steps=4)
+    assert actual == (0.0, 0.0, 0.0, 4)
     assert tried == [1.0, 0.5, 0.25, 0.125]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_pg.grading import equality
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.types import Sample
@@ -46,8 +47,6 @@ def test_every_gold_of_math_500_equals_itself_and_no_mutation_of_it():
     path = DATA / "math" / "math500_test.jsonl"
     if not path.is_file():
         pytest.skip(f"no MATH-500 at {path}; set RLHF_PG_DATA")
-    from rlhf_pg.grading import equality
-
     golds = list(dict.fromkeys(json.loads(line)["answer"] for line in path.read_text().splitlines()))
     assert all(
         equality.equal(g, g.replace("\\frac", "\\dfrac").replace("(", "\\left(").replace(")", "\\right)"))

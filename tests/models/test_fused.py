@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlhf_pg.models.fused import _Gated, _RMSNorm, lighten
+from rlhf_pg.models.fused import _Gated, _RMSNorm, use_fused_layers
 from tests.random_models import SHAPE, random_model
 
 MODELS = ("qwen2", "llama", "qwen3", "mistral", "adapter")
@@ -47,14 +47,14 @@ def losses_and_gradients(model: nn.Module, autocast: bool = False) -> tuple[torc
 def test_logits_are_bitwise_transformers_own_and_gradients_equal(kind):
     model = a_model(kind)
     lean = copy.deepcopy(model)
-    lighten(lean)
+    use_fused_layers(lean)
     changed = [m for m in lean.modules() if "forward" in vars(m)]
     assert {type(m).__name__[-3:] for m in changed} == {"orm", "MLP"}
-    expected, wanted = losses_and_gradients(model)
-    found, gradients = losses_and_gradients(lean)
-    assert torch.equal(found, expected)
-    assert gradients.keys() == wanted.keys()
-    for name, gradient in wanted.items():
+    expected, expected_gradients = losses_and_gradients(model)
+    actual, gradients = losses_and_gradients(lean)
+    assert torch.equal(actual, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
     with torch.no_grad():
         assert torch.equal(lean(input_ids=torch.arange(9)[None]).logits, model(input_ids=torch.arange(9)[None]).logits)
@@ -63,21 +63,21 @@ def test_logits_are_bitwise_transformers_own_and_gradients_equal(kind):
 def test_in_float64_gradients_are_transformers_own_to_ten_digits():
     model = a_model("qwen2").double()
     lean = copy.deepcopy(model)
-    lighten(lean)
-    _, wanted = losses_and_gradients(model)
+    use_fused_layers(lean)
+    _, expected_gradients = losses_and_gradients(model)
     _, gradients = losses_and_gradients(lean)
-    for name, gradient in wanted.items():
+    for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-10 * float(gradient.abs().max()))
 
 
 def test_under_autocast_logits_are_bitwise_transformers_own():
     model = a_model("qwen2")
     lean = copy.deepcopy(model)
-    lighten(lean)
-    expected, wanted = losses_and_gradients(model, autocast=True)
-    found, gradients = losses_and_gradients(lean, autocast=True)
-    assert torch.equal(found, expected)
-    for name, gradient in wanted.items():  # bfloat16: 8 bits
+    use_fused_layers(lean)
+    expected, expected_gradients = losses_and_gradients(model, autocast=True)
+    actual, gradients = losses_and_gradients(lean, autocast=True)
+    assert torch.equal(actual, expected)
+    for name, gradient in expected_gradients.items():  # bfloat16: 8 bits
         torch.testing.assert_close(gradients[name], gradient, rtol=0.1, atol=0.02 * float(gradient.abs().max()))
 
 
@@ -93,15 +93,15 @@ def test_first_and_second_derivatives_are_those_of_finite_differences():
 @pytest.mark.parametrize("rows", [1, 7])
 def test_an_mlp_keeps_gate_up_and_product_and_a_norm_its_input_and_one_number_a_row(rows):
     model = a_model("llama")
-    lighten(model)
+    use_fused_layers(model)
     layer = model.model.layers[0]
     hidden, wide = SHAPE["hidden_size"], SHAPE["intermediate_size"]
     x = torch.randn(rows, hidden, requires_grad=True)
-    assert kept(layer.mlp, x) == 4 * rows * (hidden + 3 * wide)
-    assert kept(layer.input_layernorm, x) == 4 * rows * (hidden + 1)
+    assert saved_bytes(layer.mlp, x) == 4 * rows * (hidden + 3 * wide)
+    assert saved_bytes(layer.input_layernorm, x) == 4 * rows * (hidden + 1)
 
 
-def kept(module: nn.Module, x: torch.Tensor) -> int:
+def saved_bytes(module: nn.Module, x: torch.Tensor) -> int:
     """Bytes of all tensors but weights that autograd holds on to."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     seen: dict[int, int] = {}
@@ -111,14 +111,14 @@ def kept(module: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        made = module(x)
-    assert made.requires_grad
+        output = module(x)
+    assert output.requires_grad
     return sum(size for storage, size in seen.items() if storage not in weights)
 
 
 def test_copies_and_pickles_use_their_own_weights():
     model = a_model("qwen2")
-    lighten(model)
+    use_fused_layers(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         norm = other.model.layers[0].input_layernorm
         norm.weight.data.mul_(2)
@@ -128,5 +128,5 @@ def test_copies_and_pickles_use_their_own_weights():
 
 def test_what_is_not_of_the_family_is_left_alone():
     model = nn.Sequential(nn.RMSNorm(4), nn.Linear(4, 4))
-    lighten(model)
+    use_fused_layers(model)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Packed trees give what whole padded rows give: log-probs, values and gradients, to the last digits of float64."""
+"""Packed rows give what padded rows give: log-probs, values and gradients, to the last digits of float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_pg.config import Update
 from rlhf_pg.data import collate
 from rlhf_pg.models import packed_attention
 from rlhf_pg.models.critic import Critic
-from rlhf_pg.models.packing import plant
+from rlhf_pg.models.packing import pack
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train.gradient_step import parts
 from rlhf_pg.types import Batch
@@ -42,14 +42,14 @@ def gradients(policy: nn.Module, batch: Batch, tokens: int = 10_000, shared: boo
     seen = torch.zeros(2, *batch.mask.shape, dtype=torch.float64)
     update = Update(tokens_per_microbatch=tokens, share_prompts=shared)
     for rows, part in parts(policy, batch, torch.arange(len(batch.group)), update):
-        made = torch.stack(policy(part))
-        (made * weights[:, rows, : part.mask.shape[1]]).sum().backward()
-        seen[:, rows, : part.mask.shape[1]] = made.detach().double()
+        outputs = torch.stack(policy(part))
+        (outputs * weights[:, rows, : part.mask.shape[1]]).sum().backward()
+        seen[:, rows, : part.mask.shape[1]] = outputs.detach().double()
     return seen, torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
 
 
-def assert_close_to(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], limit: float) -> None:
-    for a, b in zip(found, expected, strict=True):
+def assert_close_to(actual: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], limit: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
         assert (a - b).norm() <= limit * b.norm()
 
 
@@ -63,10 +63,10 @@ BATCHES = {
         mask=ragged.mask & (torch.arange(9) != 4)[:, None],
     ),
     "one token": replace(
-        (whole := random_batch(prompts=2, samples=3)),
-        tokens=whole.tokens[:, :1],
-        mask=whole.mask[:, :1],
-        logp_rollout=whole.logp_rollout[:, :1],
+        (uncut := random_batch(prompts=2, samples=3)),
+        tokens=uncut.tokens[:, :1],
+        mask=uncut.mask[:, :1],
+        logp_rollout=uncut.logp_rollout[:, :1],
     ),
 }
 
@@ -124,15 +124,15 @@ def test_a_critic_of_its_own_sees_the_same_states():
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_padded_rows_under_a_mask_and_blocks_by_the_fused_kernel_agree(name, monkeypatch):
-    """What a CUDA device does, and what eager attention does, by the same trees."""
+    """What a CUDA device does, and what eager attention does, with the same layouts."""
     batch, model = BATCHES[name], exact_model()
     expected = gradients(Policy(model), batch, 20)
 
-    def padded(query, key, value, prefix_key, prefix_value, tree, scale):
+    def padded(query, key, value, prefix_key, prefix_value, packed, scale):
         prefix = None if prefix_key is None else (prefix_key, prefix_value)
-        return packed_attention._padded(query, key, value, tree, prefix, scale, 0.0)
+        return packed_attention._padded_attention(query, key, value, packed, prefix, scale, 0.0)
 
-    monkeypatch.setattr(packed_attention._Blocks, "apply", padded)
+    monkeypatch.setattr(packed_attention._BlockAttention, "apply", padded)
     for tokens in (9, 20, 10_000):
         assert_close_to(gradients(Policy(model), batch, tokens), expected, 1e-12)
     monkeypatch.undo()
@@ -179,7 +179,7 @@ def test_every_position_is_forwarded_once(tokens):
     assert sum(seen) == int(batch.prompt_lengths.sum()) + int(batch.mask.sum()) - 12
 
 
-def test_the_tree_of_a_small_batch_written_out():
+def test_the_layout_of_a_small_batch_written_out():
     batch = Batch(
         prompt_tokens=torch.tensor([[1, 2, 3], [4, 0, 0]]),
         prompt_lengths=torch.tensor([3, 1]),
@@ -189,30 +189,31 @@ def test_the_tree_of_a_small_batch_written_out():
         reward=torch.zeros(3),
         logp_rollout=torch.zeros(3, 3),
     )
-    tree = plant(batch)
-    assert tree.tokens.tolist() == [1, 2, 3, 4, 10, 11, 30]
-    assert tree.positions.tolist() == [0, 1, 2, 0, 1, 2, 1]
-    assert (tree.prompts, tree.rows, tree.branches, tree.width) == ([(0, 3), (3, 4)], [(4, 4), (4, 7)], 2, 2)
-    assert tree.place.tolist() == [0, 1, 2]
-    assert tree.before.tolist() == [3, 5, 2, 3, 6]  # of tokens 10, 12, 20, 30, 31
+    packed = pack(batch)
+    assert packed.tokens.tolist() == [1, 2, 3, 4, 10, 11, 30]
+    assert packed.positions.tolist() == [0, 1, 2, 0, 1, 2, 1]
+    assert (packed.prompt_spans, packed.row_spans) == ([(0, 3), (3, 4)], [(4, 4), (4, 7)])
+    assert (packed.row_count, packed.row_width) == (2, 2)
+    assert packed.padded_index.tolist() == [0, 1, 2]
+    assert packed.state_index.tolist() == [3, 5, 2, 3, 6]  # of tokens 10, 12, 20, 30, 31
 
 
-def test_everything_but_trees_goes_through_the_models_own_attention():
+def test_a_forward_that_is_not_packed_goes_through_the_models_own_attention():
     model, ids = random_model(), torch.randint(1, 23, (2, 9))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).logits[mask.bool()]
         Policy(model)
-        assert model.config._attn_implementation == "tree_sdpa"
+        assert model.config._attn_implementation == "packed_sdpa"
         torch.testing.assert_close(model(ids, attention_mask=mask).logits[mask.bool()], expected)
 
 
-def test_a_saved_model_says_nothing_of_trees(tmp_path):
+def test_a_saved_model_says_nothing_of_packing(tmp_path):
     model = random_model()
     Policy(model)
     model.save_pretrained(tmp_path)
-    assert "tree" not in (tmp_path / "config.json").read_text()
+    assert "packed" not in (tmp_path / "config.json").read_text()
 
 
 def test_a_model_that_keeps_arguments_from_its_attention_is_refused_with_what_to_do(monkeypatch):
@@ -220,6 +221,6 @@ def test_a_model_that_keeps_arguments_from_its_attention_is_refused_with_what_to
     policy = Policy(model)
     for layer in model.get_decoder().layers:  # pyright: ignore
         plain = layer.self_attn.forward
-        monkeypatch.setattr(layer.self_attn, "forward", lambda *a, tree=None, plain=plain, **k: plain(*a, **k))
+        monkeypatch.setattr(layer.self_attn, "forward", lambda *a, packed=None, plain=plain, **k: plain(*a, **k))
     with pytest.raises(RuntimeError, match=r"update.share_prompts=false"):
         policy(random_batch())

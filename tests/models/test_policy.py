@@ -55,14 +55,14 @@ def test_a_prompt_is_forwarded_once_however_many_samples_it_has_and_no_padding()
 
 
 def test_groups_may_be_uneven_and_out_of_order():
-    model, whole = random_model(), random_batch()
+    model, batch = random_model(), random_batch()
     from rlhf_pg.data.collate import select
 
     rows = torch.tensor([11, 0, 5, 1, 9])
     with torch.no_grad():
-        part = select(whole, rows)
+        part = select(batch, rows)
         logp = Policy(model)(part)[0]
-        expected = Policy(model, share_prompts=False)(whole)[0][rows, : part.tokens.shape[1]]
+        expected = Policy(model, share_prompts=False)(batch)[0][rows, : part.tokens.shape[1]]
     torch.testing.assert_close(logp, expected, atol=2e-5, rtol=1e-5)
 
 

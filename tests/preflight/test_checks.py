@@ -160,10 +160,10 @@ def test_the_reference_is_not_asked_for_where_there_is_none_nor_after_a_resume(s
 
 
 def on_shared_path(session, change):
-    """Break the forward of packed prompts and rows: the only one that is given a tree."""
+    """Break the forward of packed prompts and rows: the only one that is given a layout."""
 
     def hook(module, args, kwargs):
-        if "tree" in kwargs:
+        if "packed" in kwargs:
             change(kwargs)
         return args, kwargs
 
@@ -172,11 +172,11 @@ def on_shared_path(session, change):
 
 def shift_rows(kwargs):
     kwargs["position_ids"] = kwargs["position_ids"].clone()
-    kwargs["position_ids"][:, kwargs["tree"].trunk :] += 1
+    kwargs["position_ids"][:, kwargs["packed"].rows_start :] += 1
 
 
 def show_another_prompt(kwargs):
-    kwargs["tree"] = replace(kwargs["tree"], rows=kwargs["tree"].rows[::-1])
+    kwargs["packed"] = replace(kwargs["packed"], row_spans=kwargs["packed"].row_spans[::-1])
 
 
 @pytest.mark.parametrize("change", [shift_rows, show_another_prompt])

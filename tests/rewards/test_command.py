@@ -15,9 +15,9 @@ def test_score_writes_one_line_per_row_in_order(tmp_path):
     data = rows(tmp_path / "d.jsonl", *[{"pred": rf"\boxed{{{n}}}", "gold": "3"} for n in range(40)])
     out = tmp_path / "out.jsonl"
     assert command.score("math_answer", data, "pred", "gold", out) == 0
-    found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [f["score"] for f in found] == [float(n == 3) for n in range(40)]
-    assert {f["outcome"] for f in found} == {"scored"}
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["score"] for line in lines] == [float(n == 3) for n in range(40)]
+    assert {line["outcome"] for line in lines} == {"scored"}
 
 
 def test_lone_surrogates_pass_through(tmp_path, capsys):

@@ -9,7 +9,7 @@ from rlhf_pg.rewards import plugin
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def plugin_file(tmp_path, monkeypatch):
     (tmp_path / "mine_rewards.py").write_text(
         "NUMBER = 3\n"
         "def reward(completion): return 1.0\n"
@@ -33,30 +33,30 @@ def test_shipped_names_resolve_and_ask_only_for_what_there_is(name):
 
 
 @pytest.mark.parametrize("spec", ["{file}:per_sample", "mine_rewards:per_sample", "mine_rewards.per_sample"])
-def test_a_file_and_both_dotted_forms_find_the_same_function(mine, spec):
-    reward = plugin.resolve(spec.format(file=mine), weight=0.5, timeout_s=3.0)
+def test_a_file_and_both_dotted_forms_find_the_same_function(plugin_file, spec):
+    reward = plugin.resolve(spec.format(file=plugin_file), weight=0.5, timeout_s=3.0)
     assert (reward.name, reward.weight, reward.timeout_s, reward.batched) == ("per_sample", 0.5, 3.0, False)
     assert reward.arguments == ("completion", "answer", "level")
     assert reward.optional == ("style",)
 
 
-def test_without_a_name_a_file_gives_the_function_of_its_name(mine):
-    assert plugin.resolve(str(mine)).function == "mine_rewards"
+def test_without_a_name_a_file_gives_the_function_of_its_name(plugin_file):
+    assert plugin.resolve(str(plugin_file)).function == "mine_rewards"
 
 
-def test_a_function_called_reward_goes_by_the_name_of_its_file(mine):
-    assert plugin.resolve(f"{mine}:reward").name == "mine_rewards"
+def test_a_function_called_reward_goes_by_the_name_of_its_file(plugin_file):
+    assert plugin.resolve(f"{plugin_file}:reward").name == "mine_rewards"
 
 
-def test_entry_points_are_found(mine, monkeypatch):
+def test_entry_points_are_found(plugin_file, monkeypatch):
     entry = importlib.metadata.EntryPoint("judge", "mine_rewards:judge", plugin.ENTRY_POINTS)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
     reward = plugin.resolve("judge")
     assert (reward.module, reward.function, reward.is_async) == ("mine_rewards", "judge", True)
 
 
-def test_plural_arguments_make_a_function_batched_as_in_trl(mine):
-    reward = plugin.resolve(f"{mine}:trl")
+def test_plural_arguments_make_a_function_batched_as_in_trl(plugin_file):
+    reward = plugin.resolve(f"{plugin_file}:trl")
     assert reward.batched
     assert reward.takes_rest
     plugin.check(reward, {"answer"})
@@ -74,13 +74,13 @@ def test_plural_arguments_make_a_function_batched_as_in_trl(mine):
         ("no_such_module:f", "cannot be loaded: ModuleNotFoundError"),
     ],
 )
-def test_what_cannot_be_found_is_named_with_the_nearest(mine, spec, message):
+def test_what_cannot_be_found_is_named_with_the_nearest(plugin_file, spec, message):
     with pytest.raises(ValueError, match=message):
-        plugin.resolve(spec.format(file=mine, dir=mine.parent))
+        plugin.resolve(spec.format(file=plugin_file, dir=plugin_file.parent))
 
 
-def test_an_unknown_argument_is_named_with_those_there_are(mine):
-    reward = plugin.resolve(f"{mine}:per_sample")
+def test_an_unknown_argument_is_named_with_those_there_are(plugin_file):
+    reward = plugin.resolve(f"{plugin_file}:per_sample")
     plugin.check(reward, {"level"})
     with pytest.raises(ValueError, match=r"argument 'level'.*available: answer, completion.*did you mean 'levels'"):
         plugin.check(reward, {"levels"})

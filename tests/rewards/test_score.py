@@ -97,39 +97,39 @@ def score(tmp_path: Path):
 
 
 def test_scores_come_back_in_order_for_many_samples(score):
-    found = score("length_of", ["x" * (n % 37) for n in range(300)])
-    assert [s.reward for s in found] == [n % 37 for n in range(300)]
+    scores = score("length_of", ["x" * (n % 37) for n in range(300)])
+    assert [s.reward for s in scores] == [n % 37 for n in range(300)]
 
 
 @pytest.mark.parametrize("bad", ["raise", "nan", "inf", "text", "big", "list", "die", "eat"])
 def test_a_fault_excludes_its_sample_and_no_other(score, bad):
-    found = score("misbehaves", ["ok"] * 5 + [bad] + ["ok"] * 10)
-    assert [s.reward for s in found] == [1.0] * 5 + [None] + [1.0] * 10
-    assert found[5].outcome == "error"
-    assert "misbehaves, sample 5" in found[5].detail
+    scores = score("misbehaves", ["ok"] * 5 + [bad] + ["ok"] * 10)
+    assert [s.reward for s in scores] == [1.0] * 5 + [None] + [1.0] * 10
+    assert scores[5].outcome == "error"
+    assert "misbehaves, sample 5" in scores[5].detail
 
 
 @pytest.mark.parametrize("bad", ["hang", "spin"])
 def test_a_hanging_function_loses_only_the_sample_it_hung_on(score, bad):
     start = time.monotonic()
     texts = ["ok"] * 5 + [bad] + ["ok"] * 4 + [bad] + ["ok"] * 5
-    found = score("misbehaves", texts, timeout_s=0.5, workers=1)
-    assert [s.reward for s in found] == [1.0 if t == "ok" else None for t in texts]
-    assert found[5].outcome == "timeout"
-    assert "0.5 s" in found[5].detail
+    scores = score("misbehaves", texts, timeout_s=0.5, workers=1)
+    assert [s.reward for s in scores] == [1.0 if t == "ok" else None for t in texts]
+    assert scores[5].outcome == "timeout"
+    assert "0.5 s" in scores[5].detail
     assert time.monotonic() - start < 10
 
 
 def test_none_excludes_and_true_counts_as_one(score):
-    found = score("misbehaves", ["none", "true"])
-    assert (found[0].reward, found[0].outcome) == (None, "excluded")
-    assert (found[1].reward, found[1].outcome) == (1.0, "scored")
+    scores = score("misbehaves", ["none", "true"])
+    assert (scores[0].reward, scores[0].outcome) == (None, "excluded")
+    assert (scores[1].reward, scores[1].outcome) == (1.0, "scored")
 
 
 def test_a_function_may_make_exhaustion_the_completions_fault(score):
-    found = score("bounded", ["ok", "hang", "ok"])
-    assert [s.reward for s in found] == [1.0, 0.0, 1.0]
-    assert found[1].outcome == "timeout"
+    scores = score("bounded", ["ok", "hang", "ok"])
+    assert [s.reward for s in scores] == [1.0, 0.0, 1.0]
+    assert scores[1].outcome == "timeout"
 
 
 def test_when_every_sample_fails_training_stops_with_the_first_cause(score):
@@ -138,13 +138,13 @@ def test_when_every_sample_fails_training_stops_with_the_first_cause(score):
 
 
 def test_named_parts_are_summed_unless_one_is_the_reward(score):
-    found = score("named_parts", ["parts", "whole", "cut"])
-    assert found[0].reward == 1.5
-    assert found[0].parts == {"named_parts": 1.5, "named_parts/correct": 1.0, "named_parts/style": 0.5}
-    assert found[1].reward == 0.25
-    assert found[1].parts == {"named_parts": 0.25, "named_parts/correct": 1.0, "named_parts/style": None}
-    assert (found[2].reward, found[2].outcome) == (0.0, "truncated")
-    assert "cut off" in found[2].detail
+    scores = score("named_parts", ["parts", "whole", "cut"])
+    assert scores[0].reward == 1.5
+    assert scores[0].parts == {"named_parts": 1.5, "named_parts/correct": 1.0, "named_parts/style": 0.5}
+    assert scores[1].reward == 0.25
+    assert scores[1].parts == {"named_parts": 0.25, "named_parts/correct": 1.0, "named_parts/style": None}
+    assert (scores[2].reward, scores[2].outcome) == (0.0, "truncated")
+    assert "cut off" in scores[2].detail
 
 
 def test_several_functions_add_up_by_weight(tmp_path):
@@ -152,14 +152,14 @@ def test_several_functions_add_up_by_weight(tmp_path):
     path.write_text(PLUGINS)
     rewards = [plugin.resolve(f"{path}:length_of", 2.0), plugin.resolve(f"{path}:named_parts", -3.0)]
     with Scorer(rewards) as scorer:
-        (found,) = scorer.score([Sample("p", "abc")])
-    assert found.reward == 2.0 * 3 - 3.0 * 1.5
-    assert found.parts["length_of"] == 3.0
+        (result,) = scorer.score([Sample("p", "abc")])
+    assert result.reward == 2.0 * 3 - 3.0 * 1.5
+    assert result.parts["length_of"] == 3.0
 
 
 def test_a_batched_function_gets_lists_as_in_trl(score):
-    found = score("trl_style", ["a", "b", "c"], columns={"answer": "b", "level": 1})
-    assert [s.reward for s in found] == [0.0, 1.0, 0.0]
+    scores = score("trl_style", ["a", "b", "c"], columns={"answer": "b", "level": 1})
+    assert [s.reward for s in scores] == [0.0, 1.0, 0.0]
 
 
 def test_a_list_of_the_wrong_length_is_an_error_by_name(score):
@@ -169,21 +169,21 @@ def test_a_list_of_the_wrong_length_is_an_error_by_name(score):
 
 def test_asynchronous_calls_run_together_and_time_out_alone(score):
     start = time.monotonic()
-    found = score("patient", ["ab"] * 6 + ["hang", "raise"], timeout_s=2.0, workers=1)
-    assert [s.reward for s in found] == [2.0] * 6 + [None, None]
-    assert "judge is down" in found[7].detail
+    scores = score("patient", ["ab"] * 6 + ["hang", "raise"], timeout_s=2.0, workers=1)
+    assert [s.reward for s in scores] == [2.0] * 6 + [None, None]
+    assert "judge is down" in scores[7].detail
     assert time.monotonic() - start < 6
 
 
 def test_an_asynchronous_call_that_blocks_the_loop_is_found(score):
-    found = score("blocks", ["ok", "ok", "hang", "ok"], timeout_s=0.3, workers=1)
-    assert [s.reward for s in found] == [1.0, 1.0, None, 1.0]
+    scores = score("blocks", ["ok", "ok", "hang", "ok"], timeout_s=0.3, workers=1)
+    assert [s.reward for s in scores] == [1.0, 1.0, None, 1.0]
 
 
 def test_prints_do_not_disturb_and_nothing_runs_in_this_process(score):
-    found = score("remembers_process", ["x"] * 50)
-    assert os.getpid() not in {s.reward for s in found}
-    assert len({s.reward for s in found}) <= 2
+    scores = score("remembers_process", ["x"] * 50)
+    assert os.getpid() not in {s.reward for s in scores}
+    assert len({s.reward for s in scores}) <= 2
 
 
 def test_what_a_hanging_function_started_is_killed_too(score, tmp_path):

@@ -59,13 +59,13 @@ def named_parts(completion):
 
 
 @pytest.fixture
-def mine(tmp_path) -> Path:
+def plugin_file(tmp_path) -> Path:
     (tmp_path / "mine.py").write_text(PLUGINS)
     return tmp_path / "mine.py"
 
 
-def score(mine: Path, names: str, samples: list[Sample], **weights: float):
-    rewards = [plugin.resolve(f"{mine}:{name}", weights.get(name, 1.0)) for name in names.split()]
+def score(plugin_file: Path, names: str, samples: list[Sample], **weights: float):
+    rewards = [plugin.resolve(f"{plugin_file}:{name}", weights.get(name, 1.0)) for name in names.split()]
     with Scorer(rewards) as scorer:
         return scorer.score(samples)
 
@@ -75,21 +75,21 @@ def sample(*texts: str, completion: str | None = None, columns=None) -> Sample:
 
 
 @pytest.mark.parametrize("name", ["counted", "counted_in_batches", "has_defaults"])
-def test_a_function_gets_the_tokens_it_names_and_they_win_over_columns(mine, name):
+def test_a_function_gets_the_tokens_it_names_and_they_win_over_columns(plugin_file, name):
     column = {"completion_tokens": 70, "max_new_tokens": 80, "token_texts": ["a column"]}
-    one, two = score(mine, name, [sample("1", "23", "", columns=column), sample("4", columns=column)])
+    one, two = score(plugin_file, name, [sample("1", "23", "", columns=column), sample("4", columns=column)])
     assert one.parts == {name: 0.0, f"{name}/tokens": 3, f"{name}/limit": 9, f"{name}/seen": 3}
     assert two.parts == {name: 0.0, f"{name}/tokens": 1, f"{name}/limit": 9, f"{name}/seen": 1}
 
 
-def test_tokens_may_be_counted_without_their_texts(mine):
-    (found,) = score(mine, "has_defaults", [Sample("p", "abc", max_new_tokens=9, completion_tokens=2)])
-    assert found.parts["has_defaults/tokens"] == 2
+def test_tokens_may_be_counted_without_their_texts(plugin_file):
+    (result,) = score(plugin_file, "has_defaults", [Sample("p", "abc", max_new_tokens=9, completion_tokens=2)])
+    assert result.parts["has_defaults/tokens"] == 2
 
 
-def test_a_text_from_a_file_leaves_the_defaults(mine):
-    (found,) = score(mine, "has_defaults", [Sample("p", "abc")])
-    assert found.parts == {
+def test_a_text_from_a_file_leaves_the_defaults(plugin_file):
+    (result,) = score(plugin_file, "has_defaults", [Sample("p", "abc")])
+    assert result.parts == {
         "has_defaults": 0.0,
         "has_defaults/tokens": -1,
         "has_defaults/limit": -2,
@@ -97,51 +97,54 @@ def test_a_text_from_a_file_leaves_the_defaults(mine):
     }
 
 
-def test_texts_from_a_file_leave_the_defaults_of_a_batched_function(mine):
+def test_texts_from_a_file_leave_the_defaults_of_a_batched_function(plugin_file):
     name = "has_defaults_in_batches"
-    assert [s.parts[f"{name}/given"] for s in score(mine, name, [Sample("p", "a"), Sample("p", "b")])] == [0.0, 0.0]
-    assert [s.parts[f"{name}/given"] for s in score(mine, name, [sample("a"), sample("b")])] == [1.0, 1.0]
+    assert [s.parts[f"{name}/given"] for s in score(plugin_file, name, [Sample("p", "a"), Sample("p", "b")])] == [
+        0.0,
+        0.0,
+    ]
+    assert [s.parts[f"{name}/given"] for s in score(plugin_file, name, [sample("a"), sample("b")])] == [1.0, 1.0]
 
 
-def test_a_function_that_takes_every_column_gets_tokens_only_by_name(mine):
-    (found,) = score(mine, "takes_the_rest", [sample("a", "b", columns={"level": 1})])
-    assert found.parts == {"takes_the_rest": 3, "takes_the_rest/texts": 2, "takes_the_rest/named": 0}
+def test_a_function_that_takes_every_column_gets_tokens_only_by_name(plugin_file):
+    (result,) = score(plugin_file, "takes_the_rest", [sample("a", "b", columns={"level": 1})])
+    assert result.parts == {"takes_the_rest": 3, "takes_the_rest/texts": 2, "takes_the_rest/named": 0}
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_in_batches"])
-def test_a_list_is_one_reward_per_token_and_its_sum_the_value(mine, name):
-    one, two = score(mine, name, [sample("1", "a", "2", ""), sample("x", "")])
+def test_a_list_is_one_reward_per_token_and_its_sum_the_value(plugin_file, name):
+    one, two = score(plugin_file, name, [sample("1", "a", "2", ""), sample("x", "")])
     assert (one.reward, one.outcome, one.token_rewards) == (2.0, "scored", (1.0, 0.0, 1.0, 0.0))
     assert one.parts == {name: 2.0}
     assert (two.reward, two.token_rewards) == (0.0, (0.0, 0.0))
 
 
-def test_a_batched_function_may_mix_lists_numbers_and_none(mine):
+def test_a_batched_function_may_mix_lists_numbers_and_none(plugin_file):
     texts = [sample("1", "a"), sample("b", completion="whole"), sample("c", completion="none")]
-    one, two, three = score(mine, "digits_in_batches", texts)
+    one, two, three = score(plugin_file, "digits_in_batches", texts)
     assert (one.reward, one.token_rewards) == (1.0, (1.0, 0.0))
     assert (two.reward, two.token_rewards) == (0.5, None)
     assert (three.reward, three.outcome, three.token_rewards) == (None, "excluded", None)
 
 
-def test_lists_add_up_by_weight_and_numbers_stay_out_of_them(mine):
+def test_lists_add_up_by_weight_and_numbers_stay_out_of_them(plugin_file):
     samples = [sample("1", "a"), sample("b", "2")]
-    one, two = score(mine, "digits by_text flat", samples, digits=2.0, by_text=-3.0, flat=0.5)
+    one, two = score(plugin_file, "digits by_text flat", samples, digits=2.0, by_text=-3.0, flat=0.5)
     assert one.token_rewards == (2.0 - 3.0 * 0.25, 0.0 + 3.0)
     assert two.token_rewards == (0.0 - 3.0 * 0.25, 2.0 + 3.0)
     assert one.reward == 2.0 * 1.0 - 3.0 * -0.75 + 0.5 * 4.0
     assert one.parts == {"digits": 1.0, "by_text": -0.75, "flat": 4.0}
 
 
-def test_without_a_list_there_are_no_rewards_of_tokens(mine):
-    (found,) = score(mine, "flat", [sample("1", "a")])
-    assert (found.reward, found.token_rewards) == (4.0, None)
+def test_without_a_list_there_are_no_rewards_of_tokens(plugin_file):
+    (result,) = score(plugin_file, "flat", [sample("1", "a")])
+    assert (result.reward, result.token_rewards) == (4.0, None)
 
 
-def test_a_sample_that_one_function_leaves_out_keeps_no_rewards_of_tokens(mine):
-    found, _ = score(mine, "digits by_text", [sample("1", "2", completion="none"), sample("1", "2")])
-    assert (found.reward, found.outcome, found.token_rewards) == (None, "excluded", None)
-    assert found.parts == {"digits": 2.0, "by_text": None}
+def test_a_sample_that_one_function_leaves_out_keeps_no_rewards_of_tokens(plugin_file):
+    scores, _ = score(plugin_file, "digits by_text", [sample("1", "2", completion="none"), sample("1", "2")])
+    assert (scores.reward, scores.outcome, scores.token_rewards) == (None, "excluded", None)
+    assert scores.parts == {"digits": 2.0, "by_text": None}
 
 
 @pytest.mark.parametrize(
@@ -158,46 +161,46 @@ def test_a_sample_that_one_function_leaves_out_keeps_no_rewards_of_tokens(mine):
         ("raise", "KeyError: 'oops'"),
     ],
 )
-def test_a_faulty_list_excludes_its_sample_by_name_and_no_other(mine, bad, message):
-    found = score(mine, "by_text", [sample("a", "b"), sample("a", "b", completion=bad), sample("a", "b")])
-    assert [(s.reward, s.token_rewards) for s in found] == [(-0.75, (0.25, -1.0)), (None, None), (-0.75, (0.25, -1.0))]
-    assert found[1].outcome == "error"
-    assert re.match(f"by_text, sample 1: .*{message}", found[1].detail)
+def test_a_faulty_list_excludes_its_sample_by_name_and_no_other(plugin_file, bad, message):
+    scores = score(plugin_file, "by_text", [sample("a", "b"), sample("a", "b", completion=bad), sample("a", "b")])
+    assert [(s.reward, s.token_rewards) for s in scores] == [(-0.75, (0.25, -1.0)), (None, None), (-0.75, (0.25, -1.0))]
+    assert scores[1].outcome == "error"
+    assert re.match(f"by_text, sample 1: .*{message}", scores[1].detail)
 
 
-def test_true_in_a_list_counts_as_one(mine):
-    assert score(mine, "by_text", [sample("a", "b", completion="true")])[0].token_rewards == (1.0, 0.0)
+def test_true_in_a_list_counts_as_one(plugin_file):
+    assert score(plugin_file, "by_text", [sample("a", "b", completion="true")])[0].token_rewards == (1.0, 0.0)
 
 
-def test_arrays_are_lists(mine):
-    assert score(mine, "of_arrays", [sample("a", "b", "c")])[0].token_rewards == (0.0, 1.0, 2.0)
+def test_arrays_are_lists(plugin_file):
+    assert score(plugin_file, "of_arrays", [sample("a", "b", "c")])[0].token_rewards == (0.0, 1.0, 2.0)
 
 
-def test_a_list_is_held_against_the_number_of_tokens_though_the_function_did_not_ask(mine):
+def test_a_list_is_held_against_the_number_of_tokens_though_the_function_did_not_ask(plugin_file):
     right = Sample("p", "abc", max_new_tokens=9, completion_tokens=3)
     wrong = Sample("p", "abc", max_new_tokens=9, completion_tokens=4)
-    found = score(mine, "ones", [right, wrong])
-    assert (found[0].reward, found[1].reward) == (3.0, None)
-    assert "returned 3 rewards for 4 sampled tokens" in found[1].detail
+    scores = score(plugin_file, "ones", [right, wrong])
+    assert (scores[0].reward, scores[1].reward) == (3.0, None)
+    assert "returned 3 rewards for 4 sampled tokens" in scores[1].detail
 
 
-def test_a_list_for_a_text_without_tokens_is_an_error(mine):
-    found = score(mine, "ones", [Sample("p", ""), sample("a")])
-    assert (found[0].reward, found[0].outcome) == (None, "error")
-    assert "returned 0 rewards for this text, which has no sampled tokens" in found[0].detail
+def test_a_list_for_a_text_without_tokens_is_an_error(plugin_file):
+    scores = score(plugin_file, "ones", [Sample("p", ""), sample("a")])
+    assert (scores[0].reward, scores[0].outcome) == (None, "error")
+    assert "returned 0 rewards for this text, which has no sampled tokens" in scores[0].detail
 
 
-def test_parts_that_sum_to_no_number_are_an_error(mine):
-    found = score(mine, "named_parts", [sample("a", completion="huge"), sample("b")])
-    assert [(s.reward, s.outcome) for s in found] == [(None, "error"), (1.0, "scored")]
+def test_parts_that_sum_to_no_number_are_an_error(plugin_file):
+    scores = score(plugin_file, "named_parts", [sample("a", completion="huge"), sample("b")])
+    assert [(s.reward, s.outcome) for s in scores] == [(None, "error"), (1.0, "scored")]
 
 
-def test_long_lists_for_many_samples_come_back_whole(mine):
+def test_long_lists_for_many_samples_come_back_whole(plugin_file):
     """A reply of some megabytes, in many reads."""
     texts = ["7", "x"] * 1000
-    found = score(mine, "digits_in_batches", [sample(*texts) for _ in range(200)])
-    assert {s.reward for s in found} == {1000.0}
-    assert {s.token_rewards for s in found} == {(1.0, 0.0) * 1000}
+    scores = score(plugin_file, "digits_in_batches", [sample(*texts) for _ in range(200)])
+    assert {s.reward for s in scores} == {1000.0}
+    assert {s.token_rewards for s in scores} == {(1.0, 0.0) * 1000}
 
 
 @pytest.mark.parametrize("argument", ["completion_tokens", "max_new_tokens", "token_texts"])
@@ -212,18 +215,18 @@ def test_token_arguments_are_known_where_there_are_tokens_and_refused_where_ther
         plugin.check(reward, {"answer"}, tokens=False)
 
 
-def test_the_commands_refuse_a_function_of_tokens_before_it_runs(mine, tmp_path, capsys):
+def test_the_commands_refuse_a_function_of_tokens_before_it_runs(plugin_file, tmp_path, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps({"pred": "1", "answer": "1"}) + "\n")
-    assert command.check(f"{mine}:digits", data) == 1
+    assert command.check(f"{plugin_file}:digits", data) == 1
     assert "'token_texts', which only a sampled completion has" in capsys.readouterr().err.replace("\n", " ")
-    assert command.score(f"{mine}:digits_in_batches", data, "pred", "answer", tmp_path / "out") == 1
+    assert command.score(f"{plugin_file}:digits_in_batches", data, "pred", "answer", tmp_path / "out") == 1
     assert "'token_texts', which only a sampled completion has" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_column_of_a_file_stands_in_for_a_token_argument(mine, tmp_path):
+def test_a_column_of_a_file_stands_in_for_a_token_argument(plugin_file, tmp_path):
     data, out = tmp_path / "d.jsonl", tmp_path / "out.jsonl"
     data.write_text(json.dumps({"pred": "1", "answer": "1", "completion_tokens": 5}) + "\n")
-    assert command.score(f"{mine}:has_defaults", data, "pred", "answer", out) == 0
+    assert command.score(f"{plugin_file}:has_defaults", data, "pred", "answer", out) == 0
     assert json.loads(out.read_text())["parts"]["has_defaults/tokens"] == 5

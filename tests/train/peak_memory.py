@@ -32,7 +32,7 @@ def resident(key: str) -> int:
 
 def steps(changes: dict[str, Any], number: int) -> setup.Session:
     session = setup.build(small_run.recipe(Path("unused"), **changes))
-    run = loop.Run(session, _Nowhere(), LiveView(number, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    run = loop.TrainingRun(session, _Nowhere(), LiveView(number, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     for _ in range(number):
         loop.train_step(run)
     return session

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_pg import config
-from rlhf_pg.train.loop import train
+from rlhf_pg.commands.run_training import train
 
 REWARDS = Path(__file__).with_name("small_rewards.py")
 

@@ -39,7 +39,7 @@ def changes(name):
 
 def session_of(folder, **given):
     session = setup.build(small_run.recipe(folder, **given))
-    made = loop.Run(session, _Nowhere(), LiveView(3, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    made = loop.TrainingRun(session, _Nowhere(), LiveView(3, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     return session, made
 
 
@@ -94,7 +94,7 @@ def test_a_checkpoint_holds_adapters_their_moments_and_the_value_head_and_no_bas
 def test_a_run_on_an_adapter_that_is_cut_ends_bitwise_where_it_would_have(name, tmp_path, monkeypatch):
     given = changes(name)
     small_run.run(tmp_path / "whole", **given)
-    calls, plain = [0], loop.Run.poll
+    calls, plain = [0], loop.TrainingRun.poll
 
     def poll(run, *done):
         calls[0] += 1
@@ -102,7 +102,7 @@ def test_a_run_on_an_adapter_that_is_cut_ends_bitwise_where_it_would_have(name, 
             raise Stopped
         plain(run, *done)
 
-    monkeypatch.setattr(loop.Run, "poll", poll)
+    monkeypatch.setattr(loop.TrainingRun, "poll", poll)
     assert small_run.run(tmp_path / "cut", **given) == 130
     monkeypatch.undo()
     assert small_run.run(tmp_path / "cut", **given, run={"resume": "auto"}) == 0

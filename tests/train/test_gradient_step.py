@@ -39,7 +39,7 @@ def gradient(
         backend=Backend(),
         objective=Objective(bound, KL(coefficient=0.1), LENGTH),
         update=Update(
-            tokens_per_microbatch=tokens, share_prompts=share, mismatch=Mismatch(**dict(mismatch) | {"cap": cap})
+            tokens_per_microbatch=tokens, share_prompts=share, mismatch=mismatch.model_copy(update={"cap": cap})
         ),
         optimization=Optimizer(),
         seed=0,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_pg import config
+from rlhf_pg.commands.run_sft import _learner, sft
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.estimate import suitable_tokens
-from rlhf_pg.train.sft import _learner, sft
 
 
 def recipe(folder, **run):

@@ -1,4 +1,4 @@
-"""One killable worker process, seen from the trainer: send a job, read replies, know when its time is up, kill it."""
+"""One worker process as the trainer sees it: send a job, read replies, tell when a call is late, kill the process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from typing import Any
 from rlhf_pg.rewards.plugin import Reward
 
 LOAD_LIMIT_S = 120.0  # to import the plugins and run their `setup`
-ENDING_S = 0.5  # from the end of a process's replies to that of the process itself, at most
+EXIT_LIMIT_S = 0.5  # between the end of a process's replies and the end of the process
 REPLY_GRACE_S = 1.0  # for the rest of a reply that has begun to arrive
 REPLY_LIMIT = 256_000_000  # bytes, ten million rewards of tokens; a longer reply is a broken plugin
 
 
-class Worker:
-    """A process in its own session. `job` is free for the owner: whatever the worker is busy with, None when idle.
+class WorkerProcess:
+    """A process in its own session, which runs `worker.py`.
 
-    `log` takes what the plugins print; in `progress` the worker writes the index of the call it is in.
+    `job` belongs to the caller: the job in progress, None when idle. The process writes what plugins print to `log` and
+    the index of the call in progress to `progress`.
     """
 
     def __init__(self, rewards: Sequence[Reward], memory_mb: int) -> None:
         self.log, self.progress = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        shared = self.progress.fileno()
+        progress = self.progress.fileno()
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(shared)],
-            pass_fds=[shared],
+            [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(progress)],
+            pass_fds=[progress],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -47,26 +48,30 @@ class Worker:
         self.ready = False
         self.job: Any = None
         self.inbox, self.outbox = bytearray(), memoryview(b"")
-        self.heard = time.monotonic()  # when something last arrived
-        self.due = self.heard + LOAD_LIMIT_S  # when the call in progress must have been answered
+        self.last_read = time.monotonic()
+        self.due = self.last_read + LOAD_LIMIT_S  # when the call in progress must have been answered
         path = [p or os.getcwd() for p in sys.path]
         self.send({"path": path, "memory_mb": memory_mb, "rewards": [asdict(r) for r in rewards]})
 
     @property
     def deadline(self) -> float:
-        """`due`, or a moment later in the middle of a reply, which a long one that nobody reads is kept from ending."""
-        return max(self.due, self.heard + REPLY_GRACE_S) if self.inbox else self.due
+        """When the call in progress is late: at `due`, or soon after the last byte read of an incomplete reply.
+
+        A reply longer than the pipe cannot end while nobody reads it.
+        """
+        return max(self.due, self.last_read + REPLY_GRACE_S) if self.inbox else self.due
 
     def send(self, message: dict[str, Any]) -> None:
+        """Queue a message and write as much as the pipe takes. Raises TypeError for what is no JSON value."""
         self.outbox = memoryview(bytes(self.outbox) + (json.dumps(message) + "\n").encode("ascii"))
         self.flush()
 
     def flush(self) -> bool:
-        """Write as much of the outbox as the pipe takes. Returns whether that was anything.
+        """Write as much of the outbox as the pipe takes, and return whether that was anything.
 
-        A dead reader shows as the end of its replies.
+        A process that has ended is noticed by `receive`, not here.
         """
-        before = len(self.outbox)
+        length = len(self.outbox)
         try:
             while self.outbox:
                 self.outbox = self.outbox[os.write(self.stdin, self.outbox[:65536]) :]
@@ -74,15 +79,15 @@ class Worker:
             pass
         except BrokenPipeError:
             self.outbox = memoryview(b"")
-        return len(self.outbox) < before
+        return len(self.outbox) < length
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The replies that have arrived; None when the process is gone or talks nonsense."""
+        """Return the replies that have arrived, or None when the process has ended or breaks the protocol."""
         try:
             data = os.read(self.stdout, 1 << 20)
         except BlockingIOError:
             return []
-        self.heard = time.monotonic()
+        self.last_read = time.monotonic()
         self.inbox += data
         *lines, self.inbox = self.inbox.split(b"\n") if b"\n" in data else [self.inbox]
         try:
@@ -94,32 +99,32 @@ class Worker:
         return replies if replies or data else None
 
     def ended_by_its_timer(self) -> bool:
-        """Whether the process, now gone, was ended by the limit it keeps when nobody else does (`worker.GRACE_S`)."""
+        """Return whether the ended process was killed by its own timer (`worker.GRACE_S`), so its call was late."""
         try:
-            return self.process.wait(ENDING_S) == -signal.SIGALRM
+            return self.process.wait(EXIT_LIMIT_S) == -signal.SIGALRM
         except subprocess.TimeoutExpired:
             return False
 
     def kill(self) -> str:
-        """End the process and everything it started. Returns how it ended and the last line it printed."""
+        """Kill the process and everything it started. Returns how it ended and the last line it printed."""
         returncode = self.process.poll()
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self.process.kill()
         self.process.wait()
-        last = self._last_line()
+        last_line = self._last_line()
         for stream in (self.process.stdin, self.process.stdout, self.log, self.progress):
             if stream is not None:
                 stream.close()
         how = "was killed" if returncode is None else f"ended with {_exit_text(returncode)}"
-        return f"the worker process {how}{': ' + last if last else ''}"
+        return f"the worker process {how}{': ' + last_line if last_line else ''}"
 
-    def current(self) -> int:
-        """The index of the call in progress."""
+    def current_index(self) -> int:
+        """Return the index of the call in progress, or of the last one."""
         return int(os.pread(self.progress.fileno(), 12, 0) or 0)
 
-    def forget_log(self) -> None:
+    def clear_log(self) -> None:
         """Drop what was printed so far, so that a chatty plugin cannot fill the disk."""
         os.ftruncate(self.log.fileno(), 0)
 

@@ -6,8 +6,8 @@ from reward_fns.gsm8k import gsm8k
 
 
 def verdict(completion: str, answer: str, finish: str = "stop") -> tuple[float, str]:
-    found = gsm8k(completion, answer, finish)
-    return found["reward"], found["outcome"]
+    result = gsm8k(completion, answer, finish)
+    return result["reward"], result["outcome"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,8 @@
-"""When two answers are the same: hand-made pairs of each kind, their near misses, and texts made to do harm."""
-
-import time
+"""When two answers are the same: hand-made pairs of each kind and their near misses."""
 
 import pytest
 
-from reward_fns.math_answer import math_answer
-from rlhf_pg.grading import equality, extract
+from rlhf_pg.grading import equality
 
 EQUAL = [
     ("2/3", "0.66666667"), ("2/3", "0.66666666"), ("24", "4!"), ("7", r"7\text{ red apples}"),
@@ -54,96 +51,3 @@ def test_equal_answers_are_accepted(gold, answer):
 @pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
 def test_near_misses_are_rejected(gold, answer):
     assert not equality.equal(gold, answer)
-
-
-def reward(completion: str, answer: str = "42", finish: str = "stop", **more: str) -> tuple[float, str]:
-    found = math_answer(completion, answer, finish, **more)
-    return found["reward"], found["outcome"]
-
-
-@pytest.mark.parametrize(
-    "completion",
-    [
-        r"So \boxed{42}.",
-        r"\boxed{41}, no, wait: \boxed{42}",
-        r"<think>\boxed{7}</think> \boxed{42}",
-        r"\boxed{41} <answer>42</answer>",
-        "#### 42",
-        "The final answer is $42$. I hope it is correct.",
-        "Final Answer: The largest $n$ is 42.",
-        "The answer is 42",
-        "We get $x = 40 + 2$.",
-        "In all she has 42",
-        r"\(\boxed{42}\)",
-        r"<answer>\boxed{42}</answer>",
-    ],
-)
-def test_where_an_answer_may_stand(completion):
-    assert reward(completion) == (1.0, "scored")
-
-
-@pytest.mark.parametrize(
-    ("completion", "outcome"),
-    [
-        (r"<think>\boxed{42}</think> I cannot tell.", "unparseable"),
-        (r"<think> so \boxed{42}", "unparseable"),
-        ("", "unparseable"),
-        (" ".join(rf"\boxed{{{n}}}" for n in range(43)), "unparseable"),
-        (r"\boxed{41} or \boxed{42}", "scored"),
-        (r"\boxed{\text{gold}}", "scored"),
-        (r"\boxed{42} hence \boxed{43}", "scored"),
-    ],
-)
-def test_what_is_no_answer_or_a_wrong_one(completion, outcome):
-    assert reward(completion) == (0.0, outcome)
-
-
-def test_a_template_that_opens_the_reasoning_is_honoured():
-    assert reward(r"\boxed{42}", prompt="... <think>") == (0.0, "unparseable")
-    assert reward(r"hm</think>\boxed{42}", prompt="... <think>") == (1.0, "scored")
-
-
-def test_a_truncated_text_counts_only_with_an_explicit_answer():
-    assert reward("so it is 42", finish="length") == (0.0, "truncated")
-    assert reward(r"so \boxed{42} and", finish="length") == (1.0, "scored")
-
-
-def test_boxes_joined_by_and_are_one_answer():
-    assert extract.answer(r"\boxed{1} and $\boxed{2}$") == "1, 2"
-
-
-def test_a_gold_may_be_a_whole_solution():
-    assert extract.gold(r"First 3, then $\boxed{42}$.") == "42"
-    assert extract.gold("3*14=<<3*14=42>>42\n#### 42") == "42"
-
-
-HOSTILE = {
-    "tower": r"\boxed{9^{9^{9^{9}}}}",
-    "factorial": r"\boxed{(10^9)!}",
-    "binomial": r"\boxed{\binom{10^9}{10^8}}",
-    "gcd": r"\boxed{\gcd(2^{99999999},3^{99999999})}",
-    "exponent": "1e1000000000",
-    "sum": r"\boxed{\sum_{n=1}^{10^{12}}\frac1n}",
-    "roots": r"\boxed{" + r"\sqrt{" * 5000 + "42" + "}" * 5001,
-    "brackets": r"\boxed{" + "(" * 400 + "42" + ")" * 400 + "}",
-    "open boxes": r"\boxed{" * 30_000,
-    "dollars": "$" * 300_000,
-    "digits": "9" * 300_000,
-    "open formulas": r"\(" * 100_000,
-    "open tags": "<answer>" * 50_000,
-    "code": r"\boxed{__import__('os').system('touch {marker}')}",
-    "call": "The answer is open('{marker}','w').write('x')",
-    "surrogate": "\\boxed{\ud800}",
-    "zero": r"\boxed{\frac{42}{0}}",
-    "invisible": "\\boxed{4\u200b3}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_is_rejected_in_time_and_nothing_runs(name, tmp_path):
-    marker = tmp_path / "ran"
-    start = time.monotonic()
-    assert reward(HOSTILE[name].replace("{marker}", str(marker)))[0] == 0.0
-    assert time.monotonic() - start < 5
-    assert not marker.exists()
-    assert reward(r"\boxed{42}") == (1.0, "scored")

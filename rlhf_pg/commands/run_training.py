@@ -1,0 +1,104 @@
+"""A training run from its folder to its report: open or resume, preflight, evaluate, step, save, export."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from rlhf_pg import config
+from rlhf_pg.commands.export import export, headline
+from rlhf_pg.commands.open_run import open_folder, resumed
+from rlhf_pg.config import ResolvedRecipe
+from rlhf_pg.display.live import LiveView
+from rlhf_pg.distributed.backend import Backend
+from rlhf_pg.distributed.interrupt import Stopped, StopRequest
+from rlhf_pg.errors import RunError
+from rlhf_pg.estimate.estimate import show
+from rlhf_pg.preflight import checks
+from rlhf_pg.train import prefetch
+from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
+from rlhf_pg.train.resume import refuse_another_run
+from rlhf_pg.train.setup import build, join
+
+
+def train(recipe: ResolvedRecipe) -> int:
+    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit code."""
+    backend = join(recipe)
+    try:
+        return _train(recipe, backend)
+    except BaseException as error:
+        backend.ranks.report_failure(error)
+        cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
+        if cause and not isinstance(error, RunError):  # a collective of DeepSpeed's that a lost rank broke
+            raise RunError(cause) from error
+        raise
+
+
+def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
+    ranks = backend.ranks
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(recipe, ranks))
+        with ranks.independently("the recipe of the run"):
+            if folder.resume_from:
+                refuse_another_run(recipe, folder.path / "config.yaml")
+        session = build(recipe, backend=backend)
+        stack.callback(session.close)
+        progress = resumed(session, folder)
+        folder.write_text("config.yaml", config.dump(recipe))
+        backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
+        live = recipe.log.live if ranks.first else "off"
+        if live != "off":
+            show(session.plan, Console())
+        view = stack.enter_context(LiveView(recipe.run.steps, live))
+        for note in session.notes:
+            view.message(note)
+        if recipe.run.preflight:
+            with ranks.independently("preflight"):
+                checks.preflight(session, view.message)
+        stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
+        folder.continue_clock(progress.elapsed_s)
+        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress))
+
+
+def _save_if_interrupted(run: TrainingRun) -> int:
+    """Run to the end; when stopped or broken, save first what was paid for. Returns the exit code."""
+    try:
+        _run(run)
+    except Stopped:
+        save(run)
+        run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
+        return 130
+    except Exception as error:
+        together = run.ranks.report_failure(error)  # else the others are elsewhere, and a checkpoint takes all of them
+        if together and (run.progress.step or run.progress.pending):
+            try:
+                save(run)
+                run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")
+            except Exception as error:  # a full disk is often the very reason: the first cause is what is raised
+                run.view.message(f"failed after step {run.progress.step}, and could not save: {error}")
+        raise
+    return 0
+
+
+def _run(run: TrainingRun) -> None:
+    """Measure, take all steps, measure again, export."""
+    recipe, progress = run.recipe, run.progress
+    if run.session.eval_prompts and progress.before is None and not run.session.learner.updates:
+        progress.before = measure(run)
+        run.view.message(f"before: {headline(progress.before)}")
+    while progress.step < recipe.run.steps:
+        metrics = train_step(run)
+        due = recipe.eval.every and progress.step % recipe.eval.every == 0 and progress.step < recipe.run.steps
+        try:
+            if due and run.session.eval_prompts:
+                metrics |= {f"eval/{name}": value for name, value in measure(run).items()}
+        finally:
+            with run.ranks.independently("the step's record"):
+                record(run, metrics)  # the step is done, whatever happens to its evaluation
+        if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
+            prefetch.settle(run.session, run.poll)
+            save(run)
+    after = measure(run) if run.session.eval_prompts else None
+    save(run)
+    export(run.session, run.folder, progress, after, run.view.message)

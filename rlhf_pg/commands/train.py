@@ -1,0 +1,24 @@
+"""`rlhf-pg train RECIPE`: train by reinforcement learning."""
+
+from __future__ import annotations
+
+import argparse
+
+from rlhf_pg.commands.parsing import add_recipe_command
+
+
+def add_parser(subcommands) -> None:
+    """Add the command to the parser."""
+    add_recipe_command(
+        subcommands, "train", run, "train by reinforcement learning", "recipes/quickstart.yaml run.seed=1"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the recipe, then train. Returns the exit code."""
+    from rlhf_pg import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from rlhf_pg.commands.run_training import train
+
+    return train(recipe)

@@ -1,0 +1,30 @@
+"""Names in a recipe: the closest one that exists, and the object that a dotted path stands for. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the choice closest to `word`, or "" when none is close."""
+    closest = difflib.get_close_matches(str(word), list(choices), n=1)
+    return f"; did you mean {closest[0]!r}?" if closest else ""
+
+
+def load_attribute(name: str, default_attribute: str | None, what: str, shipped: Sequence[str] = ()) -> Any:
+    """Import the object behind "module:attribute", or behind "package.module" if there is a `default_attribute`.
+
+    `what` says in messages what the name is of ("algorithm"); `shipped` are the names that need no path. Raises
+    ValueError for a name without a path, with the closest shipped one, and for a path that cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    if not attribute and (default_attribute is None or "." not in module):
+        listed = f"shipped are {', '.join(shipped)}{nearest(name, shipped)}, or " if shipped else ""
+        raise ValueError(f"no {what} {name!r}: {listed}give module:attribute")
+    try:
+        return getattr(importlib.import_module(module), attribute or default_attribute or "")
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what} {name!r} cannot be loaded: {error}") from error
