@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_pg.models import named_weights
-from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 from rlhf_pg.models.packed_attention import base_attention
+from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
