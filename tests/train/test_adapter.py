@@ -16,7 +16,7 @@ from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train import loop, setup
 from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.variance import _Nowhere
+from rlhf_pg.train.variance import _NoRunDir
 from tests.random_models import random_model
 from tests.train import small_run
 
@@ -39,7 +39,7 @@ def changes(name):
 
 def session_of(folder, **given):
     session = setup.build(small_run.recipe(folder, **given))
-    made = loop.TrainingRun(session, _Nowhere(), LiveView(3, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    made = loop.TrainingRun(session, _NoRunDir(), LiveView(3, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     return session, made
 
 
