@@ -7,8 +7,7 @@ from rlhf_pg.data.prompts import eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
 from rlhf_pg.models.load import context_length, load_config, load_tokenizer
-from rlhf_pg.rollout import link
-from rlhf_pg.rollout.server import Server
+from rlhf_pg.rollout import launch_server
 from rlhf_pg.train.prompts import longest_request, prompts_of
 from rlhf_pg.train.setup import make_engine, policy_model
 
@@ -34,11 +33,11 @@ def serve(recipe: ResolvedRecipe, host: str = LOOPBACK, port: int = 0) -> int:
     here = recipe.changed(rollout=recipe.rollout.model_copy(update={"server": None}))
     engine = make_engine(here, model, stops, longest, learn=False)
     try:
-        listening, address = link.listen(host, port)
+        listening, address = launch_server.listen(host, port)
         with listening:
             address.write(file)
             print(f"serving {recipe.rollout.engine} on {address.host}:{address.port}; trainers read {file}", flush=True)
-            Server(engine, model, listening, address).serve(lambda text: print(text, flush=True))
+            launch_server.serve(engine, model, listening, address, lambda text: print(text, flush=True))
     finally:
         engine.close()
     return 0

@@ -22,8 +22,8 @@ from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import build as build_engine
-from rlhf_pg.rollout.process import ProcessEngine
-from rlhf_pg.rollout.remote import RemoteEngine
+from rlhf_pg.rollout.launch_local import local_engine
+from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
@@ -150,9 +150,9 @@ def make_engine(
     rollout, trust = recipe.rollout, recipe.model.trust_remote_code
     facts = {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
     if rollout.server is not None:
-        return RemoteEngine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
+        return served_engine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
     if learn and rollout.overlap:
-        return ProcessEngine(model, eos_ids, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
+        return local_engine(model, eos_ids, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
     return build_engine(rollout.engine, model, eos_ids, rollout.slots, rollout.options, **facts)
 
 
