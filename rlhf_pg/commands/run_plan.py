@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlhf_pg.commands.plan import PlanOptions
+from rlhf_pg.commands.plan_options import PlanOptions
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.estimate import hardware, tables
 from rlhf_pg.estimate.hardware import Device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
 from rlhf_pg.config import messages
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
+from rlhf_pg.names import nearest
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
@@ -126,7 +126,7 @@ def _critic(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[str]:
         )
     if _is_folder_name(critic.backbone) and not Path(critic.backbone).is_dir():
         yield f"critic.backbone: no folder {critic.backbone}"
-    hint = messages.nearest(critic.backbone, ["copy", "policy"])
+    hint = nearest(critic.backbone, ["copy", "policy"])
     if critic.backbone not in ("copy", "policy") and hint and not Path(critic.backbone).is_dir():
         yield f"critic.backbone: no model {critic.backbone!r}{hint}"
     prompts = recipe.rollout.prompts_per_step
@@ -139,13 +139,13 @@ def _critic(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[str]:
 def _engine(recipe: Recipe) -> Iterator[str]:
     name = recipe.rollout.engine
     if name not in SHIPPED and ":" not in name and "." not in name:
-        hint = messages.nearest(name, list(SHIPPED))
+        hint = nearest(name, list(SHIPPED))
         yield f"rollout.engine: no engine {name!r}: shipped are {', '.join(SHIPPED)}{hint}, or give module:attribute"
     if recipe.rollout.overlap and name == "scripted":
         yield "rollout.overlap: scripted plays what it is given and samples from no weights; use another engine"
     for option in recipe.rollout.options:
         if name in OPTIONS and option not in OPTIONS[name]:
-            hint = messages.nearest(option, OPTIONS[name])
+            hint = nearest(option, OPTIONS[name])
             yield f"rollout.options.{option}: rollout.engine={name} has no such option{hint}"
     if recipe.rollout.overlap and recipe.rollout.server is not None:
         yield "rollout.overlap: a server samples in a process of its own already; leave one out"
@@ -217,21 +217,10 @@ def _rewards(recipe: Recipe) -> Iterator[str]:
 
 def _reward_function(fn: str) -> Iterator[str]:
     """Say what is wrong with a reward function, as far as can be seen without importing it."""
-    head, _, _ = fn.partition(":")
-    if head.endswith(".py") or "/" in head:
-        if not Path(head).expanduser().is_file():
-            yield f"no file {head} in {Path.cwd()}"
-        return
-    if "." in fn or ":" in fn:
-        return
-    known = plugin.shipped()
-    if fn not in known:
-        known += importlib.metadata.entry_points(group=plugin.ENTRY_POINTS).names
-    if fn not in known:
-        yield (
-            f"no reward function {fn!r}: there are {', '.join(known)}{messages.nearest(fn, known)}, "
-            "or give file.py:function or package.module:function"
-        )
+    try:
+        plugin.locate(fn)
+    except ValueError as error:
+        yield str(error)
 
 
 def _source(name: str, source: DataSource) -> Iterator[str]:

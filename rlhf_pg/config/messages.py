@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from rlhf_pg.names import nearest
 
 EXPECTED = {
     "int": "a whole number",
@@ -93,12 +95,6 @@ def words(annotation: Any) -> str:
     if origin is tuple:
         return f"[{', '.join(words(part) for part in parts)}]"
     return WORDS.get(origin or annotation, "a section")
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean 'x'?" when something known is close, else ""."""
-    near = difflib.get_close_matches(str(word), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

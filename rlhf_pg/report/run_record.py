@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from rlhf_pg.display.figures import number
 from rlhf_pg.report.axes import Point
@@ -140,8 +141,8 @@ def _text(path: Path) -> str:
 
 def _mapping(path: Path, text: str, unreadable: dict[str, int]) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text or "{}")
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = YAML(typ="safe", pure=True).load(text) if path.suffix == ".yaml" else json.loads(text or "{}")
+    except (YAMLError, ValueError, RecursionError):
         value = text
     if isinstance(value, dict):
         return value
