@@ -81,7 +81,7 @@ def test_report_prints_where_it_wrote(monkeypatch, capsys):
 def test_rewards_commands_pass_their_options(monkeypatch):
     given = []
     keep = lambda **options: given.append(options)  # noqa: E731
-    stand_in(monkeypatch, "rlhf_pg.rewards.command", check=keep, score=keep)
+    stand_in(monkeypatch, "rlhf_pg.commands.run_rewards", check=keep, score=keep)
     assert cli.main(["rewards", "check", "gsm8k", "--data", "f.jsonl", "--rows", "3"]) == 0
     score = ["rewards", "score", "gsm8k", "--data", "f.jsonl", "--completion", "c", "--answer", "a", "--out", "o.jsonl"]
     assert cli.main(score) == 0

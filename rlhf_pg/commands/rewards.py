@@ -47,13 +47,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Show what the function asks for and score the first rows. Returns the exit code."""
-    from rlhf_pg.rewards import command
+    from rlhf_pg.commands import run_rewards
 
-    return command.check(**options(arguments))
+    return run_rewards.check(**options(arguments))
 
 
 def run_score(arguments: argparse.Namespace) -> int:
     """Score every row into a file. Returns the exit code."""
-    from rlhf_pg.rewards import command
+    from rlhf_pg.commands import run_rewards
 
-    return command.score(**options(arguments))
+    return run_rewards.score(**options(arguments))

@@ -25,6 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rlhf_pg import config
 
     recipe = config.load(arguments.recipe, arguments.overrides)
-    from rlhf_pg.train.serve import serve
+    from rlhf_pg.commands.run_serve import serve
 
     return serve(recipe, **options(arguments, "host", "port"))

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.data import collate
 from rlhf_pg.rollout.native import evaluation_mode
-from rlhf_pg.rollout.weight_check import Closeness
 from rlhf_pg.storage import random_state
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
@@ -33,11 +32,6 @@ class Probe:
     batch: Batch  # on the trainer's device; `logp_rollout` is the engine's
     trained: Tensor  # [B, C] log-probs that the gradient would be taken of
     version: int  # of the weights the engine says it sampled from
-
-
-def closeness(session: Session) -> Closeness:
-    """Return how near two log-probs of the same tokens must be in a run's arithmetic."""
-    return Closeness.of(session.recipe.model.dtype, float32=1e-3)
 
 
 def sample(session: Session, prompts: int = PROMPTS, new_tokens: int = NEW_TOKENS) -> Probe:

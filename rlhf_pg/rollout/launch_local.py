@@ -37,17 +37,16 @@ BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlhf_pg.ro
 
 
 def local_engine(
+    name: str,
     model: PreTrainedModel,
     eos_ids: Sequence[int],
     slots: int = 256,
-    *,
-    engine: str = "native",
     options: Mapping[str, Any] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    **facts: Any,
 ) -> EngineClient:
-    """Return `engine` as a second process builds it (see `engine.build`), on a copy of `model`."""
-    settings = {"engine": engine, "eos_ids": tuple(eos_ids), "slots": slots}
-    return EngineClient(model, eos_ids, LocalWorker(model, settings | {"options": options or {}, "facts": facts or {}}))
+    """Return the engine that `engine.build` makes of these arguments, in a second process on a copy of `model`."""
+    settings = {"engine": name, "eos_ids": tuple(eos_ids), "slots": slots, "options": options or {}, "facts": facts}
+    return EngineClient(model, eos_ids, LocalWorker(model, settings))
 
 
 class LocalWorker(Worker):
@@ -151,9 +150,7 @@ def serve(connection: Connection) -> None:
         settings, _ = protocol.receive(connection)
         model: PreTrainedModel = pickle.loads(connection.recv_bytes())  # from the process that started this one
         config = model.config.get_text_config()
-        config._attn_implementation = base_attention(
-            config
-        )  # attention over trees is the update's, and registered only there
+        config._attn_implementation = base_attention(config)  # packed attention is registered only in the trainer
         shared = SharedWeights(tensors_of(model), settings["file"]).tensors
         device = torch.device(settings["device"])
         fill(model, shared if device.type == "cpu" else {name: t.to(device) for name, t in shared.items()})

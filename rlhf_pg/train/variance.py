@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,12 @@ from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
-from rlhf_pg.report import variance
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import loop
 from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import Session, build, join
+from rlhf_pg.train.setup import Session
 from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, coinciding, summaries
 from rlhf_pg.types import Batch, Credit, Signals
 
@@ -68,23 +66,6 @@ class Rung:
 
     estimator: Estimator
     record: BoundAlgorithm
-
-
-def run(recipe: ResolvedRecipe, after: int, groups: int, out: Path) -> int:
-    """Measure, print a table, write variance.json and variance.png to `out` (see `variance_arguments.checked`)."""
-    sections = {
-        "log": recipe.log.model_copy(update={"trackers": []}),
-        "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
-    }
-    session = build(
-        recipe.changed(**sections), backend=join(recipe, trackers=False).require_one_process("rlhf-pg variance")
-    )
-    try:
-        result = measure(session, after, groups)
-    finally:
-        session.close()
-    variance.write(result, out)
-    return 0
 
 
 def measure(session: Session, after: int, groups: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_pg.rewards import command, plugin
+from rlhf_pg.commands import run_rewards
+from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.types import Sample
 
@@ -218,9 +219,9 @@ def test_token_arguments_are_known_where_there_are_tokens_and_refused_where_ther
 def test_the_commands_refuse_a_function_of_tokens_before_it_runs(plugin_file, tmp_path, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps({"pred": "1", "answer": "1"}) + "\n")
-    assert command.check(f"{plugin_file}:digits", data) == 1
+    assert run_rewards.check(f"{plugin_file}:digits", data) == 1
     assert "'token_texts', which only a sampled completion has" in capsys.readouterr().err.replace("\n", " ")
-    assert command.score(f"{plugin_file}:digits_in_batches", data, "pred", "answer", tmp_path / "out") == 1
+    assert run_rewards.score(f"{plugin_file}:digits_in_batches", data, "pred", "answer", tmp_path / "out") == 1
     assert "'token_texts', which only a sampled completion has" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
 
@@ -228,5 +229,5 @@ def test_the_commands_refuse_a_function_of_tokens_before_it_runs(plugin_file, tm
 def test_a_column_of_a_file_stands_in_for_a_token_argument(plugin_file, tmp_path):
     data, out = tmp_path / "d.jsonl", tmp_path / "out.jsonl"
     data.write_text(json.dumps({"pred": "1", "answer": "1", "completion_tokens": 5}) + "\n")
-    assert command.score(f"{plugin_file}:has_defaults", data, "pred", "answer", out) == 0
+    assert run_rewards.score(f"{plugin_file}:has_defaults", data, "pred", "answer", out) == 0
     assert json.loads(out.read_text())["parts"]["has_defaults/tokens"] == 5

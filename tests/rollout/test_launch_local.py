@@ -38,7 +38,7 @@ class TestLocalEngine(EngineContract):
     def build(self, model, eos_ids):
         key = (type(model), model.config.vocab_size)
         if key not in self.engines:
-            self.engines[key] = local_engine(model, eos_ids)
+            self.engines[key] = local_engine("native", model, eos_ids)
         return Borrowed(self.engines[key], model)
 
 
@@ -46,7 +46,7 @@ class TestLocalEngine(EngineContract):
 def threaded(monkeypatch):
     """An engine, its model, and the same model again to compare with."""
     monkeypatch.setattr(launch_local, "spawn", spawn_thread)
-    engine = local_engine(random_model(), EOS)
+    engine = local_engine("native", random_model(), EOS)
     yield engine, engine.model, random_model()
     engine.close()
 
@@ -132,7 +132,7 @@ def test_twice_started_is_refused_and_a_wrong_request_is_refused_where_it_is_gen
 def test_an_engine_with_a_copy_of_its_own_is_given_the_new_weights(monkeypatch):
     monkeypatch.setattr(launch_local, "spawn", spawn_thread)
     model, prompts = random_model(), ragged_prompts()
-    engine = local_engine(model, EOS, engine="tests.rollout.borrowed:CopyingEngine")
+    engine = local_engine("tests.rollout.borrowed:CopyingEngine", model, EOS)
     for version in (1, 2):
         nudge(model)
         engine.load_weights((), version)
@@ -143,7 +143,7 @@ def test_an_engine_with_a_copy_of_its_own_is_given_the_new_weights(monkeypatch):
 def test_only_an_adapter_travels_and_it_arrives(monkeypatch):
     monkeypatch.setattr(launch_local, "spawn", spawn_thread)
     model = add_adapter(random_model(), Lora(rank=2), seed=1)
-    engine, prompts = local_engine(model, EOS), ragged_prompts()
+    engine, prompts = local_engine("native", model, EOS), ragged_prompts()
     nudge(model)
     engine.start(prompts, SAMPLING)
     assert engine.started is not None
@@ -169,7 +169,7 @@ def test_the_threads_are_shared_out_until_it_is_closed():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(5)
-        engine = local_engine(random_model(), EOS)
+        engine = local_engine("native", random_model(), EOS)
         assert torch.get_num_threads() == 3
         engine.close()
         assert torch.get_num_threads() == 5
@@ -178,13 +178,13 @@ def test_the_threads_are_shared_out_until_it_is_closed():
 
 
 def test_the_end_of_the_process_is_told_with_its_last_words():
-    engine = local_engine(random_model(), EOS)
+    engine = local_engine("native", random_model(), EOS)
     assert isinstance(engine.worker, LocalWorker)
     engine.worker.process.kill()
     with pytest.raises(RuntimeError, match="the rollout process ended with SIGKILL"):
         engine.generate(ragged_prompts(), SAMPLING)
     engine.close()
-    broken = local_engine(random_model(), EOS, engine="no.such:Engine")
+    broken = local_engine("no.such:Engine", random_model(), EOS)
     with pytest.raises(
         RuntimeError, match=r"exit status 1: ValueError: rollout engine 'no\.such:Engine' cannot be loaded"
     ):
@@ -198,7 +198,7 @@ from rlhf_pg.rollout.launch_local import local_engine
 from rlhf_pg.types import Sampling
 from tests.random_models import random_model
 from tests.rollout.contract import ragged_prompts
-engine = local_engine(random_model(), [22], slots=2000)
+engine = local_engine("native", random_model(), [22], slots=2000)
 engine.start(ragged_prompts(), Sampling(samples=100_000, max_new_tokens=100))
 def report(done, rows, tokens):
     if tokens:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from rlhf_pg import cli
+from rlhf_pg.commands import variance as variance_command
 from rlhf_pg.config import KL
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.report import variance as variance_page
-from rlhf_pg.train import gradient_step, loop, variance, variance_arguments
+from rlhf_pg.train import gradient_step, loop, variance
 from rlhf_pg.train.learner import Objective
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import build
@@ -165,7 +166,7 @@ def test_trackers_are_not_opened(tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(variance, "build", lambda recipe, backend: built.append(recipe) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        variance.run(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), 0, 2, tmp_path)
+        variance_command.measure(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), 0, 2, tmp_path)
     assert built[0].log.trackers == []
 
 
@@ -278,7 +279,7 @@ def test_a_rung_is_judged_by_its_whole_interval(interval, verdict):
 
 def test_the_end_of_the_run_may_be_measured_and_the_default_folder_lies_beside_the_runs(tmp_path):
     recipe = small_run.recipe(tmp_path / "run")
-    assert variance_arguments.checked(recipe, after=3) == (3, 256, tmp_path / "variance_run")
+    assert variance_command.checked(recipe, after=3) == (3, 256, tmp_path / "variance_run")
     assert (tmp_path / "variance_run").is_dir()
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from rlhf_pg.commands.plan import PlanOptions
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.estimate import hardware, tables
-from rlhf_pg.estimate.arguments import PlanOptions
 from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout_estimate import LayoutEstimate, estimate_layouts
 from rlhf_pg.estimate.microbatch import USABLE

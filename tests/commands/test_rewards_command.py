@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rlhf_pg.rewards import command
+from rlhf_pg.commands import run_rewards
 
 
 def rows(path: Path, *lines: object) -> Path:
@@ -14,7 +14,7 @@ def rows(path: Path, *lines: object) -> Path:
 def test_score_writes_one_line_per_row_in_order(tmp_path):
     data = rows(tmp_path / "d.jsonl", *[{"pred": rf"\boxed{{{n}}}", "gold": "3"} for n in range(40)])
     out = tmp_path / "out.jsonl"
-    assert command.score("math_answer", data, "pred", "gold", out) == 0
+    assert run_rewards.score("math_answer", data, "pred", "gold", out) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["score"] for line in lines] == [float(n == 3) for n in range(40)]
     assert {line["outcome"] for line in lines} == {"scored"}
@@ -23,36 +23,36 @@ def test_score_writes_one_line_per_row_in_order(tmp_path):
 def test_lone_surrogates_pass_through(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", '{"pred": "\\ud800 42", "gold": "42"}')
     out = tmp_path / "out.jsonl"
-    assert command.score("gsm8k", data, "pred", "gold", out) == 0
+    assert run_rewards.score("gsm8k", data, "pred", "gold", out) == 0
     assert json.loads(out.read_text())["score"] == 1.0
-    assert command.check("gsm8k", data, answer="gold", completion="pred") == 0
+    assert run_rewards.check("gsm8k", data, answer="gold", completion="pred") == 0
 
 
 def test_a_corrupt_line_is_named_by_file_and_line(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", {"pred": "1", "gold": "1"}, '{"pred": ')
-    assert command.score("gsm8k", data, "pred", "gold", tmp_path / "o") == 1
+    assert run_rewards.score("gsm8k", data, "pred", "gold", tmp_path / "o") == 1
     assert "d.jsonl:2: not JSON" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_a_missing_or_null_column_is_named_with_those_there(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", {"pred": "1", "gold": "1"}, {"pred": "1", "gold": None})
-    assert command.score("gsm8k", data, "text", "gold", tmp_path / "o") == 1
+    assert run_rewards.score("gsm8k", data, "text", "gold", tmp_path / "o") == 1
     assert "no column 'text'; it has gold, pred" in capsys.readouterr().err.replace("\n", " ")
-    assert command.score("gsm8k", data, "pred", "gold", tmp_path / "o") == 1
+    assert run_rewards.score("gsm8k", data, "pred", "gold", tmp_path / "o") == 1
     assert "row 2 has null in column 'gold'" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_an_empty_file_and_an_unknown_function_are_refused(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl")
-    assert command.score("gsm8k", data, "pred", "gold", tmp_path / "o") == 1
+    assert run_rewards.score("gsm8k", data, "pred", "gold", tmp_path / "o") == 1
     assert "no rows" in capsys.readouterr().err
-    assert command.check("gsm9k") == 1
+    assert run_rewards.check("gsm9k") == 1
     assert "did you mean 'gsm8k'" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_check_shows_the_arguments_and_tries_the_gold_answers(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", {"question": "?", "answer": "2+2=4\n#### 4"})
-    assert command.check("gsm8k", data) == 0
+    assert run_rewards.check("gsm8k", data) == 0
     shown = capsys.readouterr().out
     assert "gets completion, answer; if there: finish" in shown
     assert "1 of 1 scored" in shown
@@ -60,12 +60,12 @@ def test_check_shows_the_arguments_and_tries_the_gold_answers(tmp_path, capsys):
 
 def test_check_fails_on_an_argument_the_data_lacks(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", {"question": "?", "answer": "4"})
-    assert command.check("countdown", data) == 1
+    assert run_rewards.check("countdown", data) == 1
     assert "'numbers'" in capsys.readouterr().err
 
 
 def test_check_fails_when_the_function_does(tmp_path, capsys):
     (tmp_path / "bad.py").write_text("def bad(completion):\n    raise KeyError('oops')\n")
     data = rows(tmp_path / "d.jsonl", {"answer": "4"})
-    assert command.check(f"{tmp_path / 'bad.py'}:bad", data) == 1
+    assert run_rewards.check(f"{tmp_path / 'bad.py'}:bad", data) == 1
     assert "oops" in capsys.readouterr().err
