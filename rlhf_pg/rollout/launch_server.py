@@ -27,6 +27,7 @@ from rlhf_pg.rollout.arrived import Fault
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine_client import EngineClient, Worker
 from rlhf_pg.rollout.engine_worker import EngineWorker
+from rlhf_pg.storage.atomic_io import write_atomic
 
 PROTOCOL = "rlhf_pg rollout 2"  # part of the key: sides that speak different ones do not know each other
 TOKEN_BYTES = 32
@@ -55,10 +56,7 @@ class Address:
     def write(self, file: Path) -> None:
         """Replace the file at once, for its owner's eyes only."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            json.dump(asdict(self), out)
-        unfinished.rename(file)
+        write_atomic(file, json.dumps(asdict(self)).encode(), mode=0o600)
 
     @property
     def key(self) -> bytes:

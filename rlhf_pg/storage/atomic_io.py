@@ -18,14 +18,16 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         remaining = remaining[os.write(descriptor, remaining) :]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace the content of `path`: at any moment a reader sees all of the old content or all of the new.
+
+    `mode`: the permissions of the new file, less the umask.
 
     Raises OSError naming the path and the free bytes; the old content is then still there.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
     try:
-        write_new(temporary, data)
+        write_new(temporary, data, mode)
         os.replace(temporary, path)
         fsync_directory(path.parent)
     except OSError as error:
@@ -34,9 +36,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write and fsync a file that nobody reads yet."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)
