@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Times and weighs rlhf_pg beside other trainers and engines, and its parts by themselves, in one run.
+"""Measure time and memory of rlhf_pg beside other trainers and engines, and of its parts, in one run.
 
     python scripts/bench.py [step rollout update overhead memory scaling ladder | all]
                             [--rounds 5] [--threads 2] [--peers trl,generate,vllm|none]
@@ -33,7 +33,7 @@ USUAL_MODES = [mode for mode in MODES if mode != "ladder"]
 WIDTH = 132  # of tables that go to a file
 
 
-def parse(given: list[str]) -> argparse.Namespace:
+def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = f"{', '.join(MODES)}, or all; default: all but ladder"
     parser.add_argument("modes", nargs="*", metavar="MODE", help=usual)
@@ -43,28 +43,28 @@ def parse(given: list[str]) -> argparse.Namespace:
     shapes = ", ".join(f"{name!r}" for name in SHAPES)
     parser.add_argument("--shapes", nargs="+", default=USUAL, metavar="SHAPE", help=f"{shapes}; default: all but tiny")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    arguments = parser.parse_args(given)
+    arguments = parser.parse_args(words)
     arguments.modes = list(MODES) if "all" in arguments.modes else arguments.modes or USUAL_MODES
     arguments.peers = [] if arguments.peers == "none" else arguments.peers.split(",")
-    for word, known in (("modes", MODES), ("peers", PEERS), ("shapes", SHAPES)):
-        unknown = [w for w in getattr(arguments, word) if w not in known]
+    for name, choices in (("modes", MODES), ("peers", PEERS), ("shapes", SHAPES)):
+        unknown = [word for word in getattr(arguments, name) if word not in choices]
         if unknown:
-            parser.error(f"{word}: {', '.join(unknown)} is none of {', '.join(known)}")
+            parser.error(f"{name}: {', '.join(unknown)} is none of {', '.join(choices)}")
     if min(arguments.rounds, arguments.threads) < 1:
         parser.error("--rounds and --threads must be at least 1")
     return arguments
 
 
-def main(given: list[str]) -> int:
-    arguments, console = parse(given), Console()
+def main(words: list[str]) -> int:
+    arguments, console = parse(words), Console()
     if not console.is_terminal:
         console.width = WIDTH
     arguments.out.mkdir(parents=True, exist_ok=True)
     places = Places(arguments.out, arguments.threads, arguments.rounds)
     call = Call(places, arguments.shapes, arguments.peers)
-    record = describe(call, given)
+    record = describe(call, words)
     for mode in arguments.modes:
-        record[mode] = call.found[mode] = MODES[mode](call)
+        record[mode] = call.records[mode] = MODES[mode](call)
         TABLES[mode](record[mode], console)
         (arguments.out / "bench.json").write_text(json.dumps(record, indent=1))
         pictures.draw(mode, record[mode], arguments.out)
@@ -73,15 +73,15 @@ def main(given: list[str]) -> int:
     return 1 if places.failed else 0
 
 
-def describe(call: Call, given: list[str]) -> dict[str, Any]:
-    """What was run, on what, with what; the models are made here, and the machine's own matrix rate taken."""
+def describe(call: Call, words: list[str]) -> dict[str, Any]:
+    """Build the models, time the machine's matrix products, and return what is run, with what, and on what."""
     call.build({name: SHAPES[name] for name in call.shapes})
     square = {"sizes": [[matmul.SQUARE] * 3]}
     measured = call.places.race("machine", [Contender("matmul", "benchmarks.matmul:rates", square)], rounds=3)
     rates = [r["gflops"][0] for m in measured.values() for r in m.rounds[""]]
     return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "command": shlex.join(["python", "scripts/bench.py", *given]),
+        "command": shlex.join(["python", "scripts/bench.py", *words]),
         "threads": call.places.threads,
         "rounds": call.places.rounds,
         "versions": machine.versions(),

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-import matplotlib
+from rlhf_pg.display.pictures import BLUE, GREEN, ORANGE, panels, png
+from rlhf_pg.report.measures import eval_points
+from rlhf_pg.report.run_record import read
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+LINES = (("pass@1", "sampled (pass@1)", "o-", BLUE), ("greedy", "greedy", "s--", GREEN))
 
 
 def main(out: str, *folders: str) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for number, folder in enumerate(map(Path, folders)):
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        summary = json.loads((folder / "summary.json").read_text())
-        measured = [(r["step"], r["eval/pass@1"], r["eval/greedy"]) for r in rows if "eval/pass@1" in r]
-        ends = [
-            (at, m["pass@1"], m["greedy"]) for at, m in ((0, summary["before"]), (summary["steps"], summary["after"]))
-        ]
-        steps, sampled, greedy = zip(*sorted(measured + ends), strict=True)
-        first = number == 0
-        left.plot(steps, sampled, "o-", color="tab:blue", alpha=0.8, label="sampled (pass@1)" if first else None)
-        left.plot(steps, greedy, "s--", color="tab:green", alpha=0.5, label="greedy" if first else None)
-        length = [row["completion/length_mean"] for row in rows]
-        right.plot([row["step"] for row in rows], length, color="tab:orange", alpha=0.7)
-    left.set(title="held-out problems solved", xlabel="step", ylim=(0, 1.05))
-    left.legend(loc="lower right", frameon=False)
+    figure, ((left, right),) = panels(1, 2, 9, 3, grid="both")
+    for run in map(read, map(Path, folders)):
+        for name, label, style, color in LINES:
+            if points := eval_points(run, name):
+                left.plot(*zip(*points, strict=True), style, color=color, alpha=0.7, label=label)
+        right.plot(*zip(*run.series("completion/length_mean"), strict=True), color=ORANGE, alpha=0.7)
+    lines, labels = left.get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(lines), strict=True))  # one entry for the same line of several runs
+    left.legend(first.values(), first.keys(), loc="lower right", frameon=False)
+    left.set(title="held-out problems solved, %", xlabel="step", ylim=(0, 105))
     right.set(title="characters per answer", xlabel="step", ylim=(0, None))
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=110)
+    Path(out).write_bytes(png(figure))
 
 
 if __name__ == "__main__":

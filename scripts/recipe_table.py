@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def table(schema: type[BaseModel], only: tuple[str, ...] = ()) -> str:
-    """A Markdown table with a row per key: name, value, default, meaning. `only`: these sections, default all."""
+    """Return a Markdown table with a row per key: name, value, default, meaning; of the sections `only`, if named."""
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key in messages.keys(schema):
         if only and not key.name.startswith(only):
@@ -26,7 +26,7 @@ def table(schema: type[BaseModel], only: tuple[str, ...] = ()) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with both tables as the schema has them now."""
+    """Return the page with both tables as the schema has them now."""
     page = _replace(page, "train", table(config.Recipe))
     return _replace(page, "sft", table(config.SftRecipe, ("sft.", "optimizer.lr")))
 
@@ -42,7 +42,7 @@ def _default(key: messages.Key) -> str:
 
 def _replace(page: str, name: str, text: str) -> str:
     pattern = rf"(<!-- keys: {name} -->\n).*?(<!-- end -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}{text}\n{found[2]}", page, flags=re.DOTALL)
+    return re.sub(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

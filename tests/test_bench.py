@@ -40,25 +40,25 @@ def entry(name: str, seconds: list[float], tokens: list[int], peak: float, impor
 
 
 def test_an_entry_has_medians_over_rounds_and_time_per_token():
-    made = entry("a", [3.0, 1.0, 2.0, 8.0], [100, 100, 50, 100], peak=400.0)
-    assert made["seconds"] == {"median": 2.5, "min": 1.0, "max": 8.0}
-    assert made["ms_per_token"] == {"median": 35.0, "min": 10.0, "max": 80.0}  # of 30, 10, 40, 80
-    assert made["tokens_per_s"]["max"] == 100.0
-    assert (made["peak_above_imports_mb"], made["peak_above_loaded_mb"]) == (300.0, 250.0)
+    figures = entry("a", [3.0, 1.0, 2.0, 8.0], [100, 100, 50, 100], peak=400.0)
+    assert figures["seconds"] == {"median": 2.5, "min": 1.0, "max": 8.0}
+    assert figures["ms_per_token"] == {"median": 35.0, "min": 10.0, "max": 80.0}  # of 30, 10, 40, 80
+    assert figures["tokens_per_s"]["max"] == 100.0
+    assert (figures["peak_above_imports_mb"], figures["peak_above_loaded_mb"]) == (300.0, 250.0)
 
 
 def test_ratios_are_of_time_per_token_and_best_takes_the_faster_peer_for_time_and_the_leaner_for_memory():
-    own = entry("rlhf_pg", [1.0], [100], peak=200.0)  # 10 ms a token, 100 above imports, 50 above loaded
+    ours = entry("rlhf_pg", [1.0], [100], peak=200.0)  # 10 ms a token, 100 above imports, 50 above loaded
     slow = entry("slow", [4.0], [100], peak=300.0)  # 40 ms, 200, 150
     big = entry("big", [1.5], [50], peak=800.0, imported=300.0)  # 30 ms, 500, 450
-    found = summary.compare([own, slow, big])
-    assert found["others"]["slow"] == pytest.approx(
+    ratios = summary.compare([ours, slow, big])
+    assert ratios["others"]["slow"] == pytest.approx(
         {"time": 4.0, "memory": 1.5, "memory_above_imports": 2.0, "memory_above_loaded": 3.0, "rollout_s": 4.0}
     )
-    assert found["others"]["big"] == pytest.approx(
+    assert ratios["others"]["big"] == pytest.approx(
         {"time": 3.0, "memory": 4.0, "memory_above_imports": 5.0, "memory_above_loaded": 9.0, "rollout_s": 3.0}
     )
-    assert found["best"] == pytest.approx(
+    assert ratios["best"] == pytest.approx(
         {"time": 3.0, "memory": 1.5, "memory_above_imports": 2.0, "memory_above_loaded": 3.0, "rollout_s": 3.0}
     )
 
@@ -94,8 +94,8 @@ def test_useful_operations_of_an_update_are_those_of_a_count_token_by_token():
 
 @pytest.mark.parametrize("model", [SMALL, M1, M31])
 def test_parameters_are_those_of_the_model_made(model: Model):
-    made = random_model(model)
-    assert model.parameters == sum(p.numel() for p in made.parameters())
+    built = random_model(model)
+    assert model.parameters == sum(p.numel() for p in built.parameters())
 
 
 def test_models_are_as_large_as_their_names_say():
@@ -119,8 +119,8 @@ def test_lengths_are_built_into_the_weights(stops: bool):
     tokens = torch.randint(2, SMALL.vocabulary, (256, 4))
     model: Any = make(shape)
     settings = dict(do_sample=True, top_k=0, max_new_tokens=40)
-    made = model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[:, 4:]
-    ended = (made == 1).cumsum(dim=1) > 0
+    tokens = model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[:, 4:]
+    ended = (tokens == 1).cumsum(dim=1) > 0
     length = (~ended).sum(dim=1) + ended.any(dim=1).float()
     if stops:
         assert 0.35 * 40 < float(length.mean()) < 0.55 * 40
@@ -142,27 +142,27 @@ def contender(folder: Path, name: str, **more) -> Contender:
 
 def test_contenders_take_turns_and_the_first_round_is_not_counted(fake: Path):
     places = Places(fake, threads=1, rounds=2)
-    found = places.race("try", [contender(fake, "A"), contender(fake, "B")])
+    measured = places.race("try", [contender(fake, "A"), contender(fake, "B")])
     assert (fake / "turns").read_text() == "A0 B0 A1 B1 A2 B2 "
-    assert [r["seconds"] for r in found["A"].rounds[""]] == [10.0, 20.0]
-    assert found["B"].peak_mb >= found["B"].ready["imported_mb"] > 0
+    assert [r["seconds"] for r in measured["A"].rounds[""]] == [10.0, 20.0]
+    assert measured["B"].peak_mb >= measured["B"].ready["imported_mb"] > 0
     assert places.failed == {}
 
 
 def test_a_contender_that_breaks_is_left_out_with_the_end_of_its_log_and_the_others_go_on(fake: Path):
     places = Places(fake, threads=1, rounds=2)
     unknown = Contender("C", "fake:nothing")
-    found = places.race("try", [contender(fake, "A", breaks_at=1), contender(fake, "B"), unknown])
-    assert list(found) == ["B"] and len(found["B"].rounds[""]) == 2
+    measured = places.race("try", [contender(fake, "A", breaks_at=1), contender(fake, "B"), unknown])
+    assert list(measured) == ["B"] and len(measured["B"].rounds[""]) == 2
     assert places.failed["try, A"].startswith("exit status 1, ") and "out of luck" in places.failed["try, A"]
     assert "has no attribute 'nothing'" in places.failed["try, C"]
 
 
 def test_a_peer_that_is_not_installed_is_said_to_be_missing_with_the_way_to_get_it(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(call, "installed", lambda module: module != "trl")
-    asked = call.Call(Places(tmp_path, 1, 1), ["tiny"], ["trl", "generate"])
-    assert [asked.has(peer) for peer in ("trl", "generate", "vllm")] == [False, True, False]
-    assert asked.missing == {"trl": "not installed: pip install 'trl==1.16.*'"}  # vLLM was not asked for
+    session = call.Call(Places(tmp_path, 1, 1), ["tiny"], ["trl", "generate"])
+    assert [session.has(peer) for peer in ("trl", "generate", "vllm")] == [False, True, False]
+    assert session.missing == {"trl": "not installed: pip install 'trl==1.16.*'"}  # vLLM was not asked for
 
 
 def test_shares_of_the_matrix_rate_follow_from_seconds():
@@ -171,9 +171,9 @@ def test_shares_of_the_matrix_rate_follow_from_seconds():
     rates = [{"median": 100.0, "min": 90.0, "max": 110.0}] + [{"median": 50.0, "min": 1.0, "max": 60.0}] * (
         len(sizes) - 1
     )
-    found = matmul.shares(shape, update_flops(shape) / 25e9, sizes, rates)
-    assert found["gflops"] == pytest.approx(25.0)
-    assert (found["share_of_square"], found["share_of_layers"]) == pytest.approx((0.25, 0.5))
+    shares = matmul.shares(shape, update_flops(shape) / 25e9, sizes, rates)
+    assert shares["gflops"] == pytest.approx(25.0)
+    assert (shares["share_of_square"], shares["share_of_layers"]) == pytest.approx((0.25, 0.5))
 
 
 def test_a_small_run_writes_what_it_found(tmp_path: Path):
@@ -187,11 +187,11 @@ def test_a_small_run_writes_what_it_found(tmp_path: Path):
     assert record["machine"]["cores"] >= 1 and record["machine"]["matmul_gflops"] > 0
     assert record["shapes"]["tiny"]["counted"] == record["shapes"]["tiny"]["parameters"]
     [step] = record["step"]
-    [own] = step["contenders"]
-    assert own["name"] == "rlhf_pg" and own["threads"] == 1 and len(own["rounds"]) == 1
-    assert own["tokens"]["median"] == 2 * 2 * 4  # no completion ends early
-    assert own["rounds"][0]["metrics"]["tokens/forwarded"] > 0
-    assert own["peak_mb"] >= own["loaded_mb"] >= own["imported_mb"] > 0
+    [entry] = step["contenders"]
+    assert entry["name"] == "rlhf_pg" and entry["threads"] == 1 and len(entry["rounds"]) == 1
+    assert entry["tokens"]["median"] == 2 * 2 * 4  # no completion ends early
+    assert entry["rounds"][0]["metrics"]["tokens/forwarded"] > 0
+    assert entry["peak_mb"] >= entry["loaded_mb"] >= entry["imported_mb"] > 0
     [overhead] = record["overhead"]
     parts = ("sampling_s", "reference_s", "forward_s", "backward_s", "optimizer_s")
     assert all(0 < overhead["seconds"][part]["median"] < overhead["seconds"]["seconds"]["median"] for part in parts)

@@ -15,7 +15,7 @@ from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.estimate.estimate import suitable_tokens
+from rlhf_pg.estimate.microbatch import suitable_positions
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
@@ -104,7 +104,7 @@ def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, 
     prepared, optimizer = backend.prepare(
         policy, adamw(list(model.parameters()), recipe.optimizer), recipe.optimizer.grad_clip
     )
-    update = Update(tokens_per_microbatch=suitable_tokens(model.config, recipe.model, shared=False))
+    update = Update(tokens_per_microbatch=suitable_positions(model.config, recipe.model, shared=False))
     imitation = Objective(_IMITATE.bind({}), KL(coefficient=0.0), max_length=1)
     made = (prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
     return Learner(*made), model

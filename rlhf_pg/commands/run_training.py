@@ -14,7 +14,7 @@ from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.errors import RunError
-from rlhf_pg.estimate.estimate import show
+from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
 from rlhf_pg.train import prefetch
 from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
@@ -49,7 +49,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
         backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
         if live != "off":
-            show(session.plan, Console())
+            show_run(session.plan, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, live))
         for note in session.notes:
             view.message(note)

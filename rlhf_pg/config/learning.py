@@ -82,7 +82,7 @@ class Update(Section):
 
     @property
     def positions(self) -> int:
-        """`tokens_per_microbatch`, once it is settled for model and device (`estimate/estimate.py`)."""
+        """`tokens_per_microbatch`, once it is settled for model and device (`estimate/microbatch.py`)."""
         if self.tokens_per_microbatch is None:
             raise ValueError("update.tokens_per_microbatch is not settled: a learner needs a number")
         return self.tokens_per_microbatch

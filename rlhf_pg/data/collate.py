@@ -11,41 +11,43 @@ from torch import Tensor
 from rlhf_pg.functional.shapes import lengths
 from rlhf_pg.types import Batch, Rollout
 
+NO_GRADIENT_FACTOR = 4  # micro-batches of passes without gradients are that much larger: no activations are kept
+
 
 def collate(rollouts: Sequence[Rollout]) -> Batch:
-    """Rows of the samples that have a reward, groups adjacent, right padded. Excluded samples are left out.
+    """Return the rows of the samples that have a reward, groups adjacent, right padded; excluded samples are left out.
 
     Raises ValueError when no sample has a reward.
     """
-    kept = [r for r in rollouts if r.score.reward is not None]
-    if not kept:
+    rows = [r for r in rollouts if r.score.reward is not None]
+    if not rows:
         raise ValueError("no sample of this step has a reward; see the outcomes in rollouts/")
-    order = {p: i for i, p in enumerate(dict.fromkeys(r.prompt.id for r in kept))}
-    kept.sort(key=lambda r: order[r.prompt.id])
-    prompts = {r.prompt.id: torch.tensor(r.prompt.tokens) for r in kept}
-    tokens, _ = _pad([r.completion.tokens for r in kept], 0)
-    logp, lengths = _pad([r.completion.logp for r in kept], 0.0)
+    order = {p: i for i, p in enumerate(dict.fromkeys(r.prompt.id for r in rows))}
+    rows.sort(key=lambda r: order[r.prompt.id])
+    prompts = {r.prompt.id: torch.tensor(r.prompt.tokens) for r in rows}
+    tokens, _ = _pad([r.completion.tokens for r in rows], 0)
+    logp, lengths = _pad([r.completion.logp for r in rows], 0.0)
     prompt_tokens, prompt_lengths = _pad(list(prompts.values()), 0)
     return Batch(
         prompt_tokens=prompt_tokens,
         prompt_lengths=prompt_lengths,
-        group=torch.tensor([order[r.prompt.id] for r in kept]),
+        group=torch.tensor([order[r.prompt.id] for r in rows]),
         tokens=tokens,
         mask=torch.arange(tokens.shape[1]) < lengths[:, None],
-        reward=torch.tensor([r.score.reward for r in kept], dtype=torch.float32),
+        reward=torch.tensor([r.score.reward for r in rows], dtype=torch.float32),
         logp_rollout=logp,
-        token_reward=_token_reward(kept),
+        token_reward=_token_reward(rows),
     )
 
 
 def to(batch: Batch, device: torch.device | str) -> Batch:
-    """The same batch on another device."""
+    """Return the batch on another device."""
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
     return replace(batch, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 def select(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows [M] as a batch of their own: only their prompts, columns trimmed to the longest among them."""
+    """Return some rows [M] as a batch of their own: only their prompts, columns trimmed to the longest among them."""
     prompts, group = torch.unique(batch.group[rows], return_inverse=True)
     width = max(1, int(lengths(batch.mask[rows]).max()))
     prompt_lengths = batch.prompt_lengths[prompts]
@@ -64,16 +66,16 @@ def select(batch: Batch, rows: Tensor) -> Batch:
 def micro_batches(batch: Batch, rows: Tensor, tokens: int, shared: bool = True) -> Iterator[list[Tensor]]:
     """Split rows [M] into micro-batches of at most `tokens` positions (one row at the least).
 
-    Each is a list of one tensor of rows; or, for a prompt with too many rows for one forward, of several that share
-    that prompt, which is forwarded before them. Positions: with prompts `shared`, packed ones
+    Yield lists of one tensor of rows; or, for a prompt with too many rows for one forward, of several that share that
+    prompt, which is forwarded before them. Positions: with prompts `shared`, those of the packed sequence
     (`models/packing.py`), else rows * (longest prompt + longest completion). Rows of a prompt stay together when they
     fit; similar lengths go together. How rows are split cannot change the gradient, only its cost.
     """
-    yield from _packed(batch, rows, tokens) if shared else _rectangles(batch, rows, tokens)
+    yield from _packed(batch, rows, tokens) if shared else _padded(batch, rows, tokens)
 
 
 def positions(batch: Batch, shared: bool) -> int:
-    """How many positions the forward of a micro-batch covers."""
+    """Return how many positions the forward of a micro-batch covers."""
     if not shared:
         return len(batch.group) * (batch.prompt_tokens.shape[1] + batch.tokens.shape[1])
     return int((lengths(batch.mask) - 1).clamp(min=0).sum()) + (0 if batch.prefix else int(batch.prompt_lengths.sum()))
@@ -104,7 +106,7 @@ def _packed(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
 
 
 def _portions(of_prompt: Sequence[int], row_length: Sequence[int], tokens: int) -> list[list[int]]:
-    """Rows of one prompt in parts of at most `tokens` positions, or of a single row."""
+    """Split rows of one prompt into parts of at most `tokens` positions, or of a single row."""
     parts: list[list[int]] = [[]]
     used = 0
     for i in of_prompt:
@@ -116,7 +118,7 @@ def _portions(of_prompt: Sequence[int], row_length: Sequence[int], tokens: int) 
     return parts
 
 
-def _rectangles(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
+def _padded(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor]]:
     row_length = lengths(batch.mask[rows]).tolist()
     prompt_length = batch.prompt_lengths[batch.group[rows]].tolist()
     current: list[int] = []
@@ -132,17 +134,15 @@ def _rectangles(batch: Batch, rows: Tensor, tokens: int) -> Iterator[list[Tensor
         yield [rows[torch.tensor(current, device=rows.device)]]
 
 
-def _token_reward(kept: Sequence[Rollout]) -> Tensor | None:
-    """What each row's single tokens were given [B, C], 0 in rows without; None when no row was given any."""
-    given = [r.score.token_rewards for r in kept]
-    if all(rewards is None for rewards in given):
+def _token_reward(rollouts: Sequence[Rollout]) -> Tensor | None:
+    """Return the rewards of single tokens [B, C], 0 in rows without any; None when no row has any."""
+    if all(r.score.token_rewards is None for r in rollouts):
         return None
-    filled = [[0.0] * len(r.completion.tokens) if g is None else g for r, g in zip(kept, given, strict=True)]
-    return _pad([torch.tensor(row, dtype=torch.float32) for row in filled], 0.0)[0]
+    rewards = (r.score.token_rewards or [0.0] * len(r.completion.tokens) for r in rollouts)
+    return _pad([torch.tensor(row, dtype=torch.float32) for row in rewards], 0.0)[0]
 
 
 def _pad(rows: Sequence[Tensor], fill: float) -> tuple[Tensor, Tensor]:
-    """Right padded [B, longest] and the lengths [B]."""
-    size = torch.tensor([len(row) for row in rows])
+    """Return rows right padded [B, longest], and their lengths [B]."""
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill)
-    return padded, size
+    return padded, torch.tensor([len(row) for row in rows])

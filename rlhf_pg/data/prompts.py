@@ -40,8 +40,8 @@ def to_prompts(
     max_new_tokens: int,
     task: str | Task | None = None,
 ) -> Prompts:
-    """Tokenized prompts, id "split_name/row index", whose columns are the row with `question`, `answer` (gold, a str)
-    and, where the task knows one, `solution`.
+    """Tokenize rows to prompts with id "split_name/row index", whose columns are the row with `question`, `answer`
+    (gold, a str) and, where the task knows one, `solution`.
 
     Prompts longer than `max_prompt_tokens`, or than the context leaves after `max_new_tokens`, are dropped and counted.
     Raises ValueError for a missing column, an empty or missing question or answer (with its line), an answer the task
@@ -51,8 +51,7 @@ def to_prompts(
     rows = rows if isinstance(rows, Rows) else Rows(list(rows), split_name)
     question_of, gold_of = _columns(rows, record, prompt_column, answer_column)
     record_template, instruction = (record.template, record.instruction) if record else ("auto", BOXED_INSTRUCTION)
-    wanted = record_template if template in (None, "auto") else template
-    chosen = choose(wanted, tokenizer, instruction)
+    chosen = choose(record_template if template in (None, "auto") else template, tokenizer, instruction)
     room = min(max_prompt_tokens, context_length - max_new_tokens)
     prompts, shortest = [], None
     for index, row in enumerate(rows):
@@ -76,7 +75,7 @@ def to_prompts(
 def _columns(
     rows: Rows, task: Task | None, prompt_column: str | None, answer_column: str | None
 ) -> tuple[Callable[[int], str], Callable[[int], str]]:
-    """(row index -> question, row index -> gold answer)."""
+    """Return two functions: row index -> question, row index -> gold answer."""
     if task is None and not (prompt_column and answer_column):
         raise ValueError(
             f"{rows.source}: without a task, name the prompt and answer columns; the columns are {_listed(rows[0])}"
@@ -92,23 +91,23 @@ def _columns(
         column, text = _cell(rows, index, answers, "answer")
         extract = task.answer.get(column, as_given) if task else as_given
         try:
-            found = extract(text)
+            answer = extract(text)
         except ValueError as error:
             raise ValueError(f"{rows.where(index)}: column {column!r}: {error}") from error
-        if not found:
+        if not answer:
             raise ValueError(f"{rows.where(index)}: column {column!r} has no gold answer in it: {text[-60:]!r}")
-        return found
+        return answer
 
     return question, gold
 
 
 def _cell(rows: Rows, index: int, candidates: Sequence[str], role: str) -> tuple[str, str]:
-    """Name and text of the first candidate column the row has."""
+    """Return name and text of the first candidate column the row has."""
     row = rows[index]
     column = next((c for c in candidates if c in row), None)
     if column is None:
-        wanted = " or ".join(map(repr, candidates))
-        raise ValueError(f"{rows.where(index)}: no {role} column {wanted}; the columns are {_listed(row)}")
+        names = " or ".join(map(repr, candidates))
+        raise ValueError(f"{rows.where(index)}: no {role} column {names}; the columns are {_listed(row)}")
     value = row[column]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{rows.where(index)}: {role} column {column!r} is {value!r}; text or a number is needed")
@@ -137,7 +136,7 @@ class PromptSampler:
         self._start_epoch(0, carried=[])
 
     def next(self) -> list[Prompt]:
-        """The prompts of the next step."""
+        """Return the prompts of the next step."""
         step = self._order[self._position : self._position + self._per_step]
         self._position += len(step)
         if len(step) < self._per_step:
@@ -147,7 +146,7 @@ class PromptSampler:
         return [self._prompts[i] for i in step]
 
     def state(self) -> dict[str, Any]:
-        """JSON. `load_state` on the same data, per_step and seed continues exactly."""
+        """Return the place as JSON. `load_state` on the same data, per_step and seed continues exactly."""
         return {
             "fingerprint": self._fingerprint,
             "per_step": self._per_step,
@@ -159,23 +158,22 @@ class PromptSampler:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken. Raises ValueError if the data, per_step or seed is another."""
-        mine = self.state()
+        current = self.state()
         for name, what in [("fingerprint", "the prompts"), ("per_step", "prompts per step"), ("seed", "the seed")]:
-            if state.get(name) != mine[name]:
+            if state.get(name) != current[name]:
                 raise ValueError(
-                    f"cannot resume: {what} changed ({state.get(name)!r} in the checkpoint, {mine[name]!r} now); "
+                    f"cannot resume: {what} changed ({state.get(name)!r} in the checkpoint, {current[name]!r} now); "
                     "restore the data, template and batch of that run, or start a new one"
                 )
         self._start_epoch(state["epoch"], state["carried"])
         self._position = state["position"]
 
     def _start_epoch(self, epoch: int, carried: list[int]) -> None:
-        """`carried`: the indices the step under way has from the epoch before."""
+        """Draw the order of an epoch; `carried` are the indices the step under way has from the epoch before."""
         order = list(permutation(len(self._prompts), f"{self._seed}/{epoch}"))
-        had = set(carried)
-        first = [i for i in order if i not in had][: self._per_step - len(carried)]
-        taken = set(first)
-        self._order = first + [i for i in order if i not in taken]
+        repeated = set(carried)
+        first = [i for i in order if i not in repeated][: self._per_step - len(carried)]
+        self._order = list(dict.fromkeys([*first, *order]))
         self._epoch, self._carried, self._position = epoch, carried, 0
 
 
@@ -187,15 +185,15 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> tuple[int, ...]:
-    """Ids that end a completion: the tokenizer's, then those of the model's config and generation config (int or list).
+    """Return the ids that end a completion: the tokenizer's, then those of the model's config and generation config.
 
     Raises ValueError when there is none: completions could then never stop.
     """
-    found: list[Any] = [tokenizer.eos_token_id]
+    candidates: list[Any] = [tokenizer.eos_token_id]
     for config in configs:
-        ids = getattr(config, "eos_token_id", None)
-        found.extend(ids if isinstance(ids, list | tuple) else [ids])
-    distinct = tuple(dict.fromkeys(i for i in found if i is not None))
+        ids = getattr(config, "eos_token_id", None)  # an int, a list, or None
+        candidates.extend(ids if isinstance(ids, list | tuple) else [ids])
+    distinct = tuple(dict.fromkeys(i for i in candidates if i is not None))
     if not distinct:
         raise ValueError(
             "no end-of-sequence token: set eos_token in the tokenizer, or eos_token_id in the model's config"
@@ -204,7 +202,7 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> tuple[int, ...
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills the columns behind a row's end: the pad token, else EOS. Masks decide what is read, never this id.
+    """Return the id that fills the columns behind a row's end: the pad token, else EOS. Masks decide what is read.
 
     Raises ValueError when the tokenizer has neither.
     """

@@ -1,4 +1,4 @@
-"""From a question to the tokens a model is given."""
+"""From a question to the tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ NAMES = ("auto", "chat", "r1", "plain")
 
 @dataclass(frozen=True)
 class Template:
-    """`render(question)` is the text; its tokens are the tokenizer's, after `prefix`."""
+    """How a question becomes text, `render(question)`, and tokens: the tokenizer's of that text, after `prefix`."""
 
     name: str  # of the one in use: never "auto"
     render: Callable[[str], str]
     prefix: tuple[int, ...]  # the BOS of tokenizers that add one by themselves; a chat template writes its own
 
     def encode(self, question: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, tuple[int, ...]]:
-        """Text and token ids. The text does not show the prefix."""
+        """Return text and token ids. The text does not show the prefix."""
         text = self.render(question)
         return text, (*self.prefix, *tokenizer.encode(text, add_special_tokens=False))
 
 
 def choose(template: str, tokenizer: PreTrainedTokenizerBase, instruction: str) -> Template:
-    """The template to use: "auto" is the chat template where the tokenizer has one, R1 otherwise.
+    """Return the template to use: "auto" is the chat template where the tokenizer has one, R1 otherwise.
 
     Anything that is not a name must be text holding {prompt}. `instruction` is the system prompt of a chat.
     Raises ValueError for an unknown name, text without {prompt}, or "chat" without a chat template.
@@ -51,11 +51,12 @@ def choose(template: str, tokenizer: PreTrainedTokenizerBase, instruction: str) 
         raise ValueError(f"template {template!r} is none of {', '.join(NAMES)} and has no {{prompt}} in it")
     text = {"r1": R1, "plain": "{prompt}"}.get(template, template)
     name = template if template in NAMES else "custom"
-    return Template(name, lambda question: text.replace("{prompt}", question), _own_bos(tokenizer))
+    return Template(name, lambda question: text.replace("{prompt}", question), _automatic_bos(tokenizer))
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, instruction: str) -> Template:
-    """Some chat templates (Gemma) refuse a system turn: the instruction then ends the user's turn."""
+    """Return the tokenizer's chat template. Where it refuses a system turn (Gemma's does), the instruction ends the
+    user's turn."""
 
     def with_system(question: str) -> str:
         turns = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
@@ -77,7 +78,8 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> s
     return text
 
 
-def _own_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the BOS that the tokenizer adds by itself, if it does."""
     bos: Any = tokenizer.bos_token_id
-    bare, dressed = (tokenizer.encode("1", add_special_tokens=special) for special in (False, True))
-    return (bos,) if bos is not None and dressed[:1] == [bos] and bare[:1] != [bos] else ()
+    plain, special = (tokenizer.encode("1", add_special_tokens=added) for added in (False, True))
+    return (bos,) if bos is not None and special[:1] == [bos] and plain[:1] != [bos] else ()

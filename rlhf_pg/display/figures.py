@@ -1,4 +1,4 @@
-"""A run's figures as numbers and as words: shared by the live view and the report. Never raises on odd values."""
+"""A run's figures as numbers and as text, shared by the live view and the report. Odd values never raise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: ev
 
 
 def eval_names(*figures: Iterable[str]) -> list[str]:
-    """Names of held-out figures among keys such as "pass@1", "pass@1_low", "greedy": pass@k by k, then greedy."""
+    """Return names of held-out figures among keys such as "pass@1", "pass@1_low", "greedy": by k, greedy last."""
     names = {k for keys in figures for k in keys if k == "greedy" or k.startswith("pass@")}
     return sorted((n for n in names if not n.endswith(BOUNDS)), key=lambda n: (n == "greedy", len(n), n))
 
 
 def eval_text(evals: dict[str, Any]) -> str:
-    """ "pass@1 0.61 [0.55, 0.66]  pass@8 0.90  greedy 0.80", from eval/* keys."""
+    """Return "pass@1 0.61 [0.55, 0.66]  pass@8 0.90  greedy 0.80", from eval/* keys."""
     names = eval_names(k.removeprefix("eval/") for k in evals if k.startswith("eval/"))
     parts = []
     for name in names:
@@ -30,7 +30,7 @@ def eval_text(evals: dict[str, Any]) -> str:
 
 
 def number(values: dict[str, Any], key: str) -> float | None:
-    """`values[key]` as a float, NaN included; None when it is missing or no number."""
+    """Return `values[key]` as a float, NaN included; None when it is missing or no number."""
     value = values.get(key)
     if value is None or isinstance(value, str):
         return None
@@ -46,16 +46,16 @@ def shown(values: dict[str, Any], key: str, spec: str = ".3f") -> str:
 
 
 def tokens_per_second(metrics: dict[str, Any]) -> float | None:
-    """Generated tokens over the seconds spent generating them."""
-    seconds = number(metrics, "time/generation_s") or number(
-        metrics, "time/rollout_s"
-    )  # overlapped: waiting is not all
+    """Return generated tokens over the seconds spent generating them; None when one is missing or not finite."""
+    # a rollout that overlaps training logs both: then time/rollout_s is only what was waited for
+    seconds = number(metrics, "time/generation_s") or number(metrics, "time/rollout_s")
     tokens = number(metrics, "tokens/generated")
-    return tokens / seconds if tokens is not None and seconds else None
+    rate = tokens / seconds if tokens is not None and seconds else math.nan
+    return rate if math.isfinite(rate) else None
 
 
 def compact(value: float | None) -> str:
-    """1234.5 -> "1.2k"; None -> "-"."""
+    """Return "1.2k" for 1234.5, "-" for None."""
     if value is None or not math.isfinite(value):
         return "-"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -65,12 +65,12 @@ def compact(value: float | None) -> str:
 
 
 def counted(amount: float, noun: str) -> str:
-    """(1, "step") -> "1 step", (12000, "step") -> "12,000 steps"."""
+    """Return "1 step" for (1, "step"), "12,000 steps" for (12000, "step")."""
     return f"{amount:,.0f} {noun}{'' if amount == 1 else 's'}"
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds as m:ss or h:mm:ss; None -> "-"."""
+    """Return seconds as m:ss or h:mm:ss, "-" for None."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -78,7 +78,17 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def duration(seconds: float | None) -> str:
+    """Return "5 min 1 s" for 301.4, "2 h 3 min" for 7384, "–" for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def cut(text: str, characters: int) -> str:
-    """At most `characters` of `text`, its middle replaced by an ellipsis; the answer is usually at the end."""
+    """Return at most `characters` of `text`, its middle replaced by an ellipsis; the answer is usually at the end."""
     half = characters // 2
     return text if len(text) <= characters else f"{text[:half]} … {text[-half:]}"

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one panel on a terminal, one plain line per step anywhere else.
+"""The live view of a run: one panel on a terminal, one plain line per step anywhere else.
 
 The loop only stores numbers here; the panel is drawn by rich's refresh thread twice a second.
 """
@@ -30,7 +30,7 @@ HEARTBEAT_S = 30.0  # plain mode: a sign of life inside a long phase
 
 
 class LiveView:
-    """Shows a run. `on` draws the panel, `off` is silent (other ranks), `auto` is the panel on a terminal, else lines.
+    """The view of one run: `on` draws the panel, `off` is silent (other ranks), `auto` draws it on a terminal only.
 
     Steps count from 1 to `total_steps`. Metrics are a line of metrics.jsonl; missing, None and NaN values are shown as
     such and never raise. Samples are rows of rollouts/*.jsonl; control characters in their text are made visible.
@@ -54,7 +54,7 @@ class LiveView:
         self._progress: tuple[int, int, int] = (0, 0, 0)  # rows done, rows, tokens
         self._began = time.monotonic()
         self._finished: deque[float] = deque(maxlen=50)  # times at which the last steps ended, for the ETA
-        self._pending = ""  # the last line the throttle kept back
+        self._pending = ""  # a step's line that was not printed yet, since LINE_EVERY_S had not passed
         self._last_line = -math.inf
         self._last_beat = self._began
 
@@ -84,7 +84,7 @@ class LiveView:
         self._progress = (0, 0, 0)
 
     def progress(self, done: int, total: int, tokens: int = 0) -> None:
-        """Rows `done` of `total` in the current phase, and the tokens it has produced since it began."""
+        """Store the rows `done` of `total` in the current phase, and the tokens it has produced since it began."""
         self._progress = (done, total, tokens)
         now = time.monotonic()
         if not self._panel and now - max(self._last_beat, self._last_line) >= HEARTBEAT_S and self._phase:
@@ -96,7 +96,7 @@ class LiveView:
     def finish_step(self, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         now = time.monotonic()
         evals = {k: v for k, v in metrics.items() if k.startswith("eval/")}
-        self.metrics, self.samples = dict(metrics), list(samples) or self.samples  # own copies: another thread reads
+        self.metrics, self.samples = dict(metrics), list(samples) or self.samples  # copies: another thread reads
         self.evals = {**self.evals, **evals}
         self.curve.add(number(metrics, "reward/mean"))
         self._finished.append(now)
@@ -111,11 +111,11 @@ class LiveView:
         self._print(line)
 
     def message(self, text: str) -> None:
-        """One line above the panel, or a plain line."""
+        """Print one line above the panel, or a plain line."""
         self._print(visible(text, keep="\n"))
 
     def eta_s(self) -> float | None:
-        """Seconds left at the pace of the last steps; None before the first has ended."""
+        """Return the seconds left at the pace of the last steps; None before the first has ended."""
         if len(self._finished) < 2:
             return None
         pace = (self._finished[-1] - self._finished[0]) / (len(self._finished) - 1)
@@ -159,7 +159,7 @@ class LiveView:
         return "  ".join(parts)
 
     def render(self) -> RenderableType:
-        """The panel as of now."""
+        """Return the panel as of now."""
         parts: list[RenderableType] = [self._progress_row(), self._phase_row(), Text()]
         if self.metrics:
             parts += metric_rows(self.metrics, self.evals, self.curve.sparkline())
@@ -195,7 +195,7 @@ class LiveView:
 
 
 class Curve:
-    """A series of any length kept as at most `size` means, for a sparkline: O(1) per value."""
+    """A series of any length as at most `size` means, for a sparkline: O(1) per value."""
 
     def __init__(self, size: int = 80):
         self.size, self.stride = size, 1
@@ -215,8 +215,8 @@ class Curve:
             self.stride *= 2
 
     def sparkline(self, width: int = 40) -> str:
-        """The last of `means` thinned to at most `width` block characters; "" when empty."""
-        last = list(self._open)
+        """Return the curve as at most `width` block characters; "" when empty."""
+        last = list(self._open)  # a copy: the loop's thread may add meanwhile
         values = [*self.means, *([sum(last) / len(last)] if last else [])]
         while len(values) > width:
             values = [sum(pair) / len(pair) for pair in (values[i : i + 2] for i in range(0, len(values), 2))]

@@ -17,7 +17,7 @@ EXPLAINED = "value/explained_variance"
 
 
 def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], sparkline: str) -> list[RenderableType]:
-    """The figures of one step, each row one subject."""
+    """Return the figures of one step, each row one subject."""
     m = metrics
     reward = Text.assemble(
         ("reward ", "dim"), (shown(m, "reward/mean"), "bold green"), f" ± {shown(m, 'reward/std', '.2f')}  "
@@ -48,15 +48,15 @@ def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], sparkline: str) 
 
 
 def distances(m: dict[str, Any]) -> list[tuple[str, str]]:
-    """KL to the reference, and KL(old || new) of the update: those that the step measured."""
-    out = [("kl", shown(m, "kl/ref", ".4f"))] if "kl/ref" in m else []
+    """Return KL to the reference and KL(old || new) of the update, those that the step measured, as (label, text)."""
+    texts = [("kl", shown(m, "kl/ref", ".4f"))] if "kl/ref" in m else []
     if "trust/kl" in m or (number(m, "update/steps") or 0) > 1:  # a single gradient step always logs 0
-        out.append(("kl/old", shown(m, "kl/old", ".2g")))
-    return out
+        texts.append(("kl/old", shown(m, "kl/old", ".2g")))
+    return texts
 
 
 def sample_rows(samples: list[dict[str, Any]], characters: int = 240) -> list[RenderableType]:
-    """Best and worst of the step's samples, text escaped, long text cut in the middle."""
+    """Return best and worst of the step's samples, text escaped, long text cut in the middle."""
     scored = sorted((s for s in samples if number(s, "reward") is not None), key=lambda s: _rank(s), reverse=True)
     chosen = [("best", scored[0])] if scored else [("excluded", s) for s in samples[:1]]
     if len(scored) > 1:
@@ -73,15 +73,15 @@ def sample_rows(samples: list[dict[str, Any]], characters: int = 240) -> list[Re
 
 
 def _special(m: dict[str, Any]) -> list[tuple[str, str]]:
-    """What only some algorithms have: how far the update went, whether it was taken, how good the critic is."""
-    out = [("KL of update", value) for label, value in distances(m) if label == "kl/old"]
+    """Return what only some algorithms have: how far the update went, whether it was taken, how good the critic is."""
+    texts = [("KL of update", value) for label, value in distances(m) if label == "kl/old"]
     if "trust/accepted" in m:
         accepted = number(m, "trust/accepted") == 1
         tried = f"in try {shown(m, 'trust/line_search_steps', '.0f')}"
-        out.append(("step", f"taken {tried}" if accepted else "refused"))
+        texts.append(("step", f"taken {tried}" if accepted else "refused"))
     if EXPLAINED in m:
-        out.append(("explained variance", shown(m, EXPLAINED, ".2f")))
-    return out
+        texts.append(("explained variance", shown(m, EXPLAINED, ".2f")))
+    return texts
 
 
 def _rank(sample: dict[str, Any]) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -14,27 +16,28 @@ from rlhf_pg.estimate.layout import GIB
 SQUARE = 2048  # of the matrix product measured
 ROWS = 32  # of the decode-like product
 WEIGHTS = 256 * 2**20  # bytes it reads at a time, more than caches hold
-AT_LEAST_S = 0.5
-OF_A_CARD, OF_MEASURED = 0.25, 0.7  # share of FLOP/s that training reaches: of a data sheet's, of a measured product's
+MEASURED_S = 0.5
+MFU_OF_A_CARD, MFU_OF_MEASURED = 0.25, 0.7  # share of FLOP/s that training reaches: of a data sheet's, of a product's
+LAUNCH = 5e-6  # seconds an operation costs a GPU, however small
 
 
 @dataclass(frozen=True)
 class Device:
-    """Rates of one process's device. None: not known, and nothing is said of time."""
+    """The memory and rates of one process's device. A rate of None is not known, and there is no time then."""
 
     name: str
     memory: int  # bytes
     flops: float | None = None  # a second, in the recipe's arithmetic
     bandwidth: float | None = None  # bytes a second, of its memory
     link: float = 32e9  # bytes a second to another device of the node
-    mfu: float = OF_MEASURED  # share of `flops` that training reaches
-    launch: float = 0.0  # seconds an operation costs, however small
+    mfu: float = MFU_OF_MEASURED  # share of `flops` that training reaches
+    launch: float = 0.0  # seconds an operation costs at the least
     is_gpu: bool = False
 
 
 @dataclass(frozen=True)
 class Card:
-    """A data sheet: dense rates, no sparsity."""
+    """A card's data sheet: dense rates, no sparsity."""
 
     memory: float  # GB
     bfloat16: float  # TFLOP/s
@@ -58,7 +61,7 @@ CARDS = {
 
 
 def named(name: str, dtype: str) -> Device:
-    """A card by name. Raises ValueError naming the nearest."""
+    """Return a card by name. Raises ValueError naming the nearest."""
     key = name.upper().replace(" ", "").replace("_", "-")
     if key not in CARDS:
         raise ValueError(
@@ -67,50 +70,53 @@ def named(name: str, dtype: str) -> Device:
         )
     card = CARDS[key]
     rate = card.bfloat16 if dtype == "bfloat16" else card.float32
-    given = (key, int(card.memory * 1e9), rate * 1e12, card.bandwidth * 1e9, card.link * 1e9)
-    return Device(*given, mfu=OF_A_CARD, launch=5e-6, is_gpu=True)
-
-
-def here() -> Device:
-    """The first GPU of this machine, or the CPU with the memory that the whole machine has."""
-    if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return Device(found.name, found.total_memory, launch=5e-6, is_gpu=True)
-    return Device(f"this CPU, {torch.get_num_threads()} threads", _machine_memory())
-
-
-def measured(device: Device, dtype: str) -> Device:
-    """The device of this machine with rates of a large product, and of one with few rows, which reads weights."""
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = getattr(torch, dtype)
-    square = torch.randn(SQUARE, SQUARE, device=place).to(kind)
-    few = torch.randn(ROWS, SQUARE, device=place).to(kind)
-    count = max(1, WEIGHTS // (SQUARE * SQUARE * square.element_size()))
-    many = torch.randn(count, SQUARE, SQUARE, device=place).to(kind)
-    flops = 2 * SQUARE**3 / _seconds(lambda: square @ square)
-    bandwidth = many.numel() * many.element_size() / _seconds(lambda: [few @ weight for weight in many])
-    return replace(device, flops=flops, bandwidth=bandwidth, mfu=OF_MEASURED)
+    return Device(
+        key,
+        memory=int(card.memory * 1e9),
+        flops=rate * 1e12,
+        bandwidth=card.bandwidth * 1e9,
+        link=card.link * 1e9,
+        mfu=MFU_OF_A_CARD,
+        launch=LAUNCH,
+        is_gpu=True,
+    )
 
 
 def of_memory(gib: float) -> Device:
-    """A GPU of which only the memory is known."""
-    return Device(f"a GPU with {gib:g} GiB", int(gib * GIB), launch=5e-6, is_gpu=True)
+    """Return a GPU of which only the memory is known."""
+    return Device(f"a GPU with {gib:g} GiB", int(gib * GIB), launch=LAUNCH, is_gpu=True)
+
+
+def this_machine() -> Device:
+    """Return the first GPU of this machine, or its CPU with all its memory; rates are not known."""
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        return Device(card.name, card.total_memory, launch=LAUNCH, is_gpu=True)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device(f"this CPU, {torch.get_num_threads()} threads", memory)
+
+
+def measured(device: Device, dtype: str) -> Device:
+    """Return this machine's `device` with measured rates: FLOP/s of a large product, bandwidth of one with few rows,
+    which is bound by reading weights."""
+    options: Any = dict(device="cuda" if torch.cuda.is_available() else "cpu", dtype=getattr(torch, dtype))
+    square = torch.randn(SQUARE, SQUARE, **options)
+    rows = torch.randn(ROWS, SQUARE, **options)
+    count = max(1, WEIGHTS // (SQUARE * SQUARE * square.element_size()))
+    weights = torch.randn(count, SQUARE, SQUARE, **options)
+    flops = 2 * SQUARE**3 / _seconds(lambda: square @ square)
+    bandwidth = weights.numel() * weights.element_size() / _seconds(lambda: [rows @ weight for weight in weights])
+    return replace(device, flops=flops, bandwidth=bandwidth, mfu=MFU_OF_MEASURED)
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Of one call, the fastest of those that fit into AT_LEAST_S."""
+    """Return the seconds of one call, the fastest of those that fit into MEASURED_S."""
     run()
     fastest, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < AT_LEAST_S:
+    while time.perf_counter() - started < MEASURED_S:
         begun = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - begun)
     return fastest
-
-
-def _machine_memory() -> int:
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -6,32 +6,33 @@ from dataclasses import dataclass
 
 GIB = 2**30
 BUCKET = 500_000_000  # numbers DeepSpeed reduces at once, its default
-CONTEXT, COMMUNICATION = GIB // 2, GIB // 2  # a CUDA process without tensors; NCCL's buffers
+CONTEXT, COMMUNICATION = GIB // 2, GIB // 2  # bytes: a CUDA process without tensors; NCCL's buffers
+GPU_COUNTS = (1, 8, 64)  # that are laid out where the command names none
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to run the same recipe. Sizes go in as of the whole model and come out as of one process."""
+    """One way to launch a recipe. Its methods take the size of the whole model and return that in one process."""
 
     name: str
     processes: int = 1
-    stage: int = 0  # ZeRO's: 1 shards the optimizer, 2 gradients too, 3 weights too
+    stage: int = 0  # of ZeRO: 1 shards the optimizer, 2 gradients too, 3 weights too
     offload: bool = False  # optimizer (stages 2 and 3) and weights (stage 3) wait in the host's memory
 
-    def of_weights(self, size: int) -> int:
-        return -(-size // self.processes) if self.stage == 3 else size
+    def weights(self, size: int) -> int:
+        return self._sharded(size, from_stage=3)
 
-    def of_reference(self, size: int) -> int:
-        return self.of_weights(size)
+    def gradients(self, size: int) -> int:
+        return self._sharded(size, from_stage=2)
 
-    def of_gradients(self, size: int) -> int:
-        return -(-size // self.processes) if self.stage >= 2 else size
+    def optimizer(self, size: int) -> int:
+        return self._sharded(size, from_stage=1)
 
-    def of_optimizer(self, size: int) -> int:
-        return -(-size // self.processes) if self.stage else size
+    def _sharded(self, size: int, from_stage: int) -> int:
+        return -(-size // self.processes) if self.stage >= from_stage else size
 
     def buckets(self, gradients: int) -> int:
-        """Two: one is filled while the other is sent."""
+        """Return the bytes of two gradient buckets: one is filled while the other is sent."""
         return 2 * min(4 * BUCKET, gradients) if self.processes > 1 else 0
 
     @property
@@ -39,21 +40,18 @@ class Layout:
         return self.offload and self.stage == 3
 
     @property
-    def gradients_on_host(self) -> bool:
-        return self.offload
-
-    @property
     def context(self) -> int:
+        """Bytes of a GPU that hold no tensors."""
         return CONTEXT + (COMMUNICATION if self.processes > 1 else 0)
 
 
-ONE = Layout("one process")
+ONE_PROCESS = Layout("one process")
 
 
 def layouts(processes: int) -> list[Layout]:
-    """Those that so many processes can have."""
+    """Return the layouts of a launch of `processes` processes."""
     if processes == 1:
-        return [ONE, Layout("ZeRO-2, offloaded", 1, 2, offload=True)]
+        return [ONE_PROCESS, Layout("ZeRO-2, offloaded", 1, 2, offload=True)]
     return [
         Layout("DDP", processes),
         *(Layout(f"ZeRO-{stage}", processes, stage) for stage in (1, 2, 3)),

@@ -1,8 +1,8 @@
 """What takes memory in a training process, and when: the peak is the largest phase, not the sum of all parts.
 
-    rollout          sampling, beside everything that is kept from step to step
+    rollout          sampling, beside everything that lives from step to step
     scoring          passes without gradient: reference, old log-probs, values
-    update           the last micro-batch, between its forward and its backward: all its activations are there
+    update           the last micro-batch, between its forward and its backward: all its activations are alive
     gradients        the end of that backward: all gradients, one layer's activations
     optimizer step   the optimizer's temporaries
     critic           the update of a critic of its own, which follows the policy's
@@ -20,25 +20,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlhf_pg.config import Model
-from rlhf_pg.estimate.layout import ONE, Layout
-from rlhf_pg.estimate.model_size import Size, cache_per_token
+from rlhf_pg.data.collate import NO_GRADIENT_FACTOR
+from rlhf_pg.estimate.layout import ONE_PROCESS, Layout
+from rlhf_pg.estimate.model_size import FLOAT32, ModelSize, arithmetic_bytes
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
+from rlhf_pg.functional.trust_region import PRODUCT_VECTORS, SEARCH_VECTORS
 from rlhf_pg.rollout.native import CHOOSE_ELEMENTS
-from rlhf_pg.train.gradient_step import NO_GRADIENT
+from rlhf_pg.rollout.sampling import BYTES_PER_LOGIT
 
 Phase = Literal["rollout", "scoring", "update", "gradients", "optimizer step", "critic"]
 PHASES: tuple[Phase, ...] = ("rollout", "scoring", "update", "gradients", "optimizer step", "critic")
 ALWAYS = frozenset(PHASES)
-FLOAT32 = 4  # bytes: weights, gradients and optimizer state are float32 whatever `model.dtype`
 QUANTIZED = {"4bit": 4.127 / 8, "8bit": 1.0}  # bytes a number: 4 bits and constants of its block, quantized themselves
-PRODUCT_VECTORS = 7  # flat, while a Fisher product is taken: gradient, x, r, p, two offsets, a one-sided gradient
-SEARCH_VECTORS = 5  # flat, in the line search: gradient, direction, its image, the whole step, the step tried
-SAMPLING = 20  # bytes a logit: log-prob and probability float32, then two int64 (rollout/sampling.py)
 
 
 @dataclass(frozen=True)
 class Part:
+    """Tensors that come and go together."""
+
     name: str
     size: int  # bytes
     alive: frozenset[Phase] = ALWAYS
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one process, in bytes."""
+    """The memory of one process, in bytes."""
 
     parts: tuple[Part, ...]
 
@@ -56,7 +56,7 @@ class Memory:
 
     @property
     def phase(self) -> Phase:
-        """The one that needs most."""
+        """The phase that needs most."""
         return max(PHASES, key=self.at)
 
     @property
@@ -68,204 +68,202 @@ class Memory:
         return sum(part.size for part in self.parts if part.host)
 
 
-def memory(share: Share, size: Size, critic: Size | None = None, layout: Layout = ONE) -> Memory:
-    """What one process of a layout holds; `size` and `critic` as `plan_size.sizes_of` has them."""
-    recipe = share.recipe
-    algorithm = recipe.algorithm
-    trust_region = algorithm.update == "trust_region"
-    found = [*_state("", size, share, layout, trust_region)]
-    if critic:
-        found += _state("critic: ", critic, share, layout)
-    if recipe.kl.coefficient > 0 and not recipe.model.lora:
-        found.append(Part("reference copy", layout.of_reference(size.parameters * FLOAT32)))
-    if recipe.model.dtype == "bfloat16":
-        found.append(_autocast(share, size, layout))
-    found += _rollout(share, size, layout)
-    found += _update(share, size)
-    if critic:
-        found.append(
-            Part("critic: activations", _activations(share, critic, *_critic_batch(share)), frozenset({"critic"}))
-        )
-    if trust_region:
-        found += _trust_region(share, size)
-    if share.device == "cuda":
-        found.append(Part("CUDA context", layout.context))
-    return Memory(tuple(part for part in found if part.size))
+def process_memory(
+    share: Share, size: ModelSize, critic: ModelSize | None = None, layout: Layout = ONE_PROCESS
+) -> Memory:
+    """Return what one process of a layout holds; `size` and `critic` as `model_size.sizes_of` returns them."""
+    parts = _parts(share, size, critic, layout)
+    return Memory(tuple(part for part in parts if part.size))
 
 
-def largest_tokens(share: Share, size: Size, critic: Size | None, room: float, layout: Layout = ONE) -> int:
-    """The most positions of a micro-batch with which the peak stays within `room` bytes; 0 if none does.
+def largest_budget(
+    share: Share, size: ModelSize, critic: ModelSize | None, room: float, layout: Layout = ONE_PROCESS
+) -> int:
+    """Return the most positions of a micro-batch with which the peak stays within `room` bytes; 0 if none does.
 
     No more than `share` has in one optimizer step.
     """
-    most = share.positions(share.per_update, share.per_update * share.samples)
-
-    def fits(tokens: int) -> bool:
-        return memory(replace(share, tokens=tokens), size, critic, layout).peak <= room
-
-    low, high = 0, most  # low fits
+    low, high = 0, share.minibatch_positions  # low fits
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        fits = process_memory(replace(share, budget=middle), size, critic, layout).peak <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
-def _state(of: str, size: Size, share: Share, layout: Layout, trust_region: bool = False) -> Iterator[Part]:
-    """What a trained model keeps from step to step."""
-    trained = size.trainable * FLOAT32
-    yield Part(f"{of}weights", layout.of_weights(_weights(share, size)), host=layout.weights_on_host)
-    if layout.stage == 3:
-        yield Part(f"{of}gathered layers", 2 * size.layer * FLOAT32, frozenset({"scoring", "update", "critic"}))
-    several = of or share.micro_batches > 1  # of one micro-batch they come while activations go
-    alive = ALWAYS if several else ALWAYS - {"update"}
-    yield Part(f"{of}gradients", layout.of_gradients(trained), frozenset(alive), host=layout.gradients_on_host)
-    if layout.stage:
-        yield Part(f"{of}gradient buckets", layout.buckets(trained), frozenset({"update", "gradients", "critic"}))
-        yield Part(f"{of}weights of the optimizer", layout.of_optimizer(trained), host=layout.offload)
+def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layout) -> Iterator[Part]:
+    recipe = share.recipe
+    trust_region = recipe.algorithm.update == "trust_region"
+    yield from _state("", size, share, layout)
     if not trust_region:
-        yield Part(f"{of}Adam state", layout.of_optimizer(2 * trained), host=layout.offload)
-        stepped = frozenset[Phase]({"critic"} if of else {"optimizer step"})
-        temporary = (
-            2 * size.largest if share.device == "cpu" else size.trainable
-        )  # one by one, or all at once (foreach)
-        if not layout.offload and not of:
-            yield Part("Adam's temporaries", layout.of_optimizer(temporary * FLOAT32), stepped)
+        yield from _optimizer("", size, layout)
+        if not layout.offload:  # one tensor after the other, or all at once (foreach)
+            temporary = 2 * size.largest_tensor if share.device == "cpu" else size.trainable
+            yield Part("Adam's temporaries", layout.optimizer(temporary * FLOAT32), frozenset({"optimizer step"}))
+    if critic:
+        yield from _state("critic: ", critic, share, layout)
+        yield from _optimizer("critic: ", critic, layout)
+    if recipe.passes.reference and not recipe.model.lora:
+        yield Part("reference copy", layout.weights(size.parameters * FLOAT32))
+    if recipe.model.dtype == "bfloat16":
+        yield _autocast(share, size, layout)
+    yield from _rollout(share, size, layout)
+    yield from _update(share, size)
+    yield from _scoring(share, size)
+    if critic:
+        batch = share.micro_batch(math.ceil(share.prompts / recipe.critic.minibatches))
+        yield Part("critic: activations", _activations(share, critic, *batch), frozenset({"critic"}))
+    if trust_region:
+        yield from _trust_region(share, size)
+    if share.device == "cuda":
+        yield Part("CUDA context", layout.context)
 
 
-def _autocast(share: Share, size: Size, layout: Layout) -> Part:
-    """The copies that autocast makes of weights: kept while it lasts where trained, else for the backward pass."""
-    alive: set[Phase] = {"update"}
-    if share.recipe.model.lora:
-        return Part("bfloat16 copies of weights", 2 * size.matrices, frozenset(alive))
-    alive |= {"scoring"} if layout.stage == 3 else {"scoring", "rollout"}
-    return Part("bfloat16 copies of weights", 2 * (size.matrices + size.head), frozenset(alive))
+def _state(owner: str, size: ModelSize, share: Share, layout: Layout) -> Iterator[Part]:
+    """Yield the weights and gradients of a trained model; `owner` begins the names of the critic's."""
+    yield Part(f"{owner}weights", layout.weights(_weights(share, size)), host=layout.weights_on_host)
+    if layout.stage == 3:
+        gathered = 2 * size.layer_parameters * FLOAT32
+        yield Part(f"{owner}gathered layers", gathered, frozenset({"scoring", "update", "critic"}))
+    several = owner or share.micro_batches > 1  # those of a single micro-batch come while its activations go
+    alive = ALWAYS if several else ALWAYS - {"update"}
+    trainable = size.trainable * FLOAT32
+    yield Part(f"{owner}gradients", layout.gradients(trainable), frozenset(alive), host=layout.offload)
+    if layout.stage:
+        during = frozenset[Phase]({"update", "gradients", "critic"})
+        yield Part(f"{owner}gradient buckets", layout.buckets(trainable), during)
+        yield Part(f"{owner}weights of the optimizer", layout.optimizer(trainable), host=layout.offload)
 
 
-def _weights(share: Share, size: Size) -> int:
+def _optimizer(owner: str, size: ModelSize, layout: Layout) -> Iterator[Part]:
+    yield Part(f"{owner}Adam state", layout.optimizer(2 * size.trainable * FLOAT32), host=layout.offload)
+
+
+def _weights(share: Share, size: ModelSize) -> int:
     bits = share.recipe.model.quantize
     if bits is None:
         return size.parameters * FLOAT32
-    return int(size.matrices * QUANTIZED[bits] + (size.parameters - size.matrices) * FLOAT32)
+    return int(size.linear * QUANTIZED[bits] + (size.parameters - size.linear) * FLOAT32)
 
 
-def _rollout(share: Share, size: Size, layout: Layout) -> Iterator[Part]:
-    recipe, during = share.recipe, frozenset[Phase]({"rollout"})
-    width = 2 if recipe.model.dtype == "bfloat16" else FLOAT32
-    if recipe.rollout.server is not None:
-        return  # all of it is the server's
-    if recipe.rollout.engine == "vllm" or layout.stage == 3:
-        copied = width if recipe.rollout.engine == "vllm" else FLOAT32
+def _autocast(share: Share, size: ModelSize, layout: Layout) -> Part:
+    """Return the copies that autocast makes: of trained weights while it lasts, of frozen ones for the backward."""
+    alive: set[Phase] = {"update"}
+    if share.recipe.model.lora:
+        return Part("bfloat16 copies of weights", 2 * size.linear, frozenset(alive))
+    alive |= {"scoring"} if layout.stage == 3 else {"scoring", "rollout"}
+    return Part("bfloat16 copies of weights", 2 * (size.linear + size.head), frozenset(alive))
+
+
+def _rollout(share: Share, size: ModelSize, layout: Layout) -> Iterator[Part]:
+    """Yield what the engine holds in this process: nothing where a server samples."""
+    rollout, during = share.recipe.rollout, frozenset[Phase]({"rollout"})
+    if rollout.server is not None:
+        return
+    width = arithmetic_bytes(share.recipe.model)
+    if rollout.engine == "vllm" or layout.stage == 3:
+        copied = width if rollout.engine == "vllm" else FLOAT32
         yield Part("engine's copy of the weights", size.parameters * copied)
-    if recipe.rollout.engine == "vllm" and not recipe.rollout.options.get("sleep"):
+    if rollout.engine == "vllm" and not rollout.options.get("sleep"):
         during = ALWAYS  # vLLM keeps its cache
-    wanted = share.rows if recipe.data.eval is None else recipe.rollout.slots  # evaluation may fill all of them
-    slots = min(recipe.rollout.slots, wanted)
-    yield Part("rollout: KV cache", slots * (share.prompt + share.completion) * cache_per_token(size) * width, during)
+    requests = share.rows if share.recipe.data.eval is None else rollout.slots  # evaluation may fill all slots
+    slots = min(rollout.slots, requests)
+    cached = slots * (share.prompt_length + share.completion_length)
+    yield Part("rollout: KV cache", cached * size.cache_per_token * width, during)
     logits = slots * size.vocabulary
-    yield Part("rollout: sampling", logits * FLOAT32 + min(logits, CHOOSE_ELEMENTS) * SAMPLING, during)
-    if recipe.rollout.overlap:
+    drawing = min(logits, CHOOSE_ELEMENTS) * BYTES_PER_LOGIT
+    yield Part("rollout: sampling", logits * FLOAT32 + drawing, during)
+    if rollout.overlap:
         yield Part("second process: weights", size.parameters * FLOAT32)
-    if recipe.rollout.engine == "native":
-        copied = size.cast * width if width == 2 else size.copied * FLOAT32 * (share.device == "cpu")
+    if rollout.engine == "native":
+        copied = size.decode_cast * width if width == 2 else size.decode_copy * FLOAT32 * (share.device == "cpu")
         yield Part("rollout: weights laid out for decoding", copied, during)
 
 
-def _update(share: Share, size: Size) -> Iterator[Part]:
-    """Activations and logits of the largest micro-batch, with gradients and, larger, without."""
-    groups, rows = share.micro_batch(share.per_update)
-    kept, scored = _activations(share, size, groups, rows), rows * share.completion
-    yield Part("update: activations", kept, frozenset({"update"}))
-    working = _backward(share, size, share.positions(groups, rows))
-    yield Part("update: logits", max(_logits(share, size, scored, gradient=True), working), frozenset({"update"}))
-    yield Part("update: one layer", kept // max(1, size.layers), frozenset({"gradients"}))
-    if _scores(share):
-        groups, rows = share.micro_batch(share.prompts, NO_GRADIENT)
-        positions, scored = share.positions(groups, rows), rows * share.completion
-        layer = positions * (2 * size.hidden + 3 * size.intermediate) * FLOAT32
-        states = (positions + scored) * size.hidden * FLOAT32 + _logits(share, size, scored, gradient=False)
-        yield Part("scoring: one layer, logits", max(layer, states), frozenset({"scoring"}))
+def _update(share: Share, size: ModelSize) -> Iterator[Part]:
+    """Yield activations and logits of the largest micro-batch."""
+    groups, rows = share.micro_batch(share.minibatch_prompts)
+    activations = _activations(share, size, groups, rows)
+    yield Part("update: activations", activations, frozenset({"update"}))
+    logits = _logits(share, size, rows * share.completion_length, gradient=True)
+    mlp = share.positions(groups, rows) * 3 * (size.intermediate + size.hidden) * FLOAT32  # its backward's gradients
+    yield Part("update: logits", max(logits, mlp), frozenset({"update"}))
+    yield Part("update: one layer", activations // max(1, size.layers), frozenset({"gradients"}))
 
 
-def _scores(share: Share) -> bool:
-    """Whether anything is computed without gradient before the update."""
-    algorithm = share.recipe.algorithm
-    return share.recipe.kl.coefficient > 0 or not share.recipe.update.on_policy or algorithm.needs_critic
+def _scoring(share: Share, size: ModelSize) -> Iterator[Part]:
+    """Yield one layer's states or the logits, whichever is larger, of a pass without gradient."""
+    passes = share.recipe.passes
+    if not passes.of_policy and passes.values != "critic":
+        return
+    groups, rows = share.micro_batch(share.prompts, NO_GRADIENT_FACTOR)
+    positions, scored = share.positions(groups, rows), rows * share.completion_length
+    layer = positions * (2 * size.hidden + 3 * size.intermediate) * FLOAT32
+    logits = (positions + scored) * size.hidden * FLOAT32 + _logits(share, size, scored, gradient=False)
+    yield Part("scoring: one layer, logits", max(layer, logits), frozenset({"scoring"}))
 
 
-def _critic_batch(share: Share) -> tuple[int, int]:
-    return share.micro_batch(math.ceil(share.prompts / share.recipe.critic.minibatches))
+def _activations(share: Share, size: ModelSize, groups: int, rows: int) -> int:
+    """Return the bytes kept for the backward pass of a micro-batch's decoder; attention scores are never stored."""
+    model, positions = share.recipe.model, share.positions(groups, rows)
+    decoder = positions * activations_per_position(size, model, share.recipe.update.share_prompts)
+    padded = (1 if model.gradient_checkpointing else size.layers) * _padded_attention(share, size, rows)
+    last_norm = positions * (1 if size.fused else 2) * size.hidden * FLOAT32
+    scored_states = rows * share.completion_length * size.hidden * FLOAT32
+    return decoder + padded + last_norm + scored_states
 
 
-def _activations(share: Share, size: Size, groups: int, rows: int) -> int:
-    """Bytes kept for the backward pass of a micro-batch's decoder; attention scores are never stored."""
-    model = share.recipe.model
-    positions, padded = share.positions(groups, rows), _padded_attention(share, size, rows)
-    layers = 1 if model.gradient_checkpointing else size.layers
-    last_norm = positions * (1 if size.light else 2) * size.hidden * FLOAT32
-    outside = last_norm + rows * share.completion * size.hidden * FLOAT32  # and the states that are scored
-    return positions * kept_per_position(size, model, share.recipe.update.share_prompts) + layers * padded + outside
-
-
-def kept_per_position(size: Size, model: Model, shared: bool = True) -> int:
-    """Bytes all layers keep per position: with checkpointing each layer's input, and one layer whole at a time.
+def activations_per_position(size: ModelSize, model: Model, shared: bool = True) -> int:
+    """Return the bytes that all layers keep per position: under checkpointing each layer's input, and one whole layer.
 
     A layer keeps in float32 its input and the residual between attention and MLP; in the arithmetic's width both normed
     inputs, queries, attention's output, keys and values, the MLP's gate, up and product, and the inner states of
     adapters. Outside the Llama family also what trained norms scale, and the MLP's activation (models/fused.py).
+    Without `shared` prompts, keys and values are repeated for each query head.
     """
-    width = 2 if model.dtype == "bfloat16" else FLOAT32
-    wide = (2 if model.lora or size.light else 4) * size.hidden
-    keys_values = size.keys_values if shared else 2 * size.queries  # whole rows: repeated for each query head
-    narrow = (
-        2 * size.hidden
-        + 2 * size.queries
-        + keys_values
-        + (3 if size.light else 4) * size.intermediate
-        + size.adapter_width
-    )
-    layer = wide * FLOAT32 + narrow * width
+    residual = (2 if model.lora or size.fused else 4) * size.hidden * FLOAT32
+    mlp = (3 if size.fused else 4) * size.intermediate
+    keys_values = size.key_value_width if shared else 2 * size.query_width
+    inner = 2 * size.hidden + 2 * size.query_width + keys_values + mlp + size.adapter_width
+    layer = residual + inner * arithmetic_bytes(model)
     return size.layers * size.hidden * FLOAT32 + layer if model.gradient_checkpointing else size.layers * layer
 
 
-def _padded_attention(share: Share, size: Size, rows: int) -> int:
-    """Bytes a layer keeps beside that where packed rows are padded for their attention, as they are off the CPU: each
-    row's keys and values beside a copy of its prompt's, queries and outputs."""
+def _padded_attention(share: Share, size: ModelSize, rows: int) -> int:
+    """Return the bytes a layer keeps on top where packed prompts go through the usual attention, which is off the CPU:
+    each row's keys and values beside a copy of its prompt's, padded queries and outputs."""
     if share.device == "cpu" or not share.recipe.update.share_prompts:
         return 0
-    width = 2 if share.recipe.model.dtype == "bfloat16" else FLOAT32
-    return rows * (2 * (share.prompt + share.completion) + 2 * share.completion) * size.queries * width
+    tokens = 2 * (share.prompt_length + share.completion_length) + 2 * share.completion_length
+    return rows * tokens * size.query_width * arithmetic_bytes(share.recipe.model)
 
 
-def _backward(share: Share, size: Size, positions: int) -> int:
-    """Bytes of one MLP's gradients on the way back: of gate, activation and up, and of three states."""
-    return positions * 3 * (size.intermediate + size.hidden) * FLOAT32
-
-
-def _logits(share: Share, size: Size, scored: int, gradient: bool) -> int:
-    """Bytes while log-probs of so many tokens are taken (functional/logprobs.py): one chunk of them at a time."""
-    rows = max(1, CHUNK_LOGITS // size.vocabulary)
-    warm = share.recipe.rollout.temperature != 1
-    if scored <= rows:  # exp(z - max z); in the backward its product with the gradient
+def _logits(share: Share, size: ModelSize, scored: int, gradient: bool) -> int:
+    """Return the bytes while log-probs of `scored` tokens are taken, one chunk at a time (functional/logprobs.py)."""
+    chunk = max(1, CHUNK_LOGITS // size.vocabulary)
+    if scored <= chunk:  # exp(z - max z); in the backward its product with the gradient
         return (2 if gradient else 1) * scored * size.vocabulary * FLOAT32
-    return (4 + warm) * rows * size.vocabulary * FLOAT32  # logits, log p, p and p log p
+    scaled = share.recipe.rollout.temperature != 1
+    return (4 + scaled) * chunk * size.vocabulary * FLOAT32  # logits, log p, p and p log p
 
 
-def _trust_region(share: Share, size: Size) -> Iterator[Part]:
-    """The gradient is taken first; then Fisher products of some of the rows; then the line search over all of them."""
-    trained, later = size.trainable * FLOAT32, frozenset[Phase]({"optimizer step"})
-    yield Part("trust region: weights before", trained, frozenset({"update", "gradients", "optimizer step"}))
-    yield Part("trust region: old states", share.rows * share.completion * size.hidden * FLOAT32, later)
+def _trust_region(share: Share, size: ModelSize) -> Iterator[Part]:
+    """Yield the parts of a natural gradient step: Fisher products of some rows, then the line search over all."""
+    trainable, during = size.trainable * FLOAT32, frozenset[Phase]({"optimizer step"})
+    yield Part("trust region: weights before", trainable, frozenset({"update", "gradients", "optimizer step"}))
+    states = share.rows * share.completion_length * size.hidden * FLOAT32
+    yield Part("trust region: old states", states, during)
     options: Any = share.recipe.algorithm.options
     rows = max(1, round(share.rows * options.fisher_fraction))
     rows = min(rows, share.micro_batch(share.prompts)[1])
-    kept = _activations(share, size, min(rows, share.prompts), rows)
-    product = PRODUCT_VECTORS * trained + kept + _distributions(size, rows * share.completion)
-    search = SEARCH_VECTORS * trained + _distributions(
-        size, share.micro_batch(share.prompts, NO_GRADIENT)[1] * share.completion
-    )
-    yield Part("trust region: vectors and passes", max(product, search), later)
+    activations = _activations(share, size, min(rows, share.prompts), rows)
+    product = PRODUCT_VECTORS * trainable + activations + _distributions(share, size, rows)
+    searched = share.micro_batch(share.prompts, NO_GRADIENT_FACTOR)[1]
+    search = SEARCH_VECTORS * trainable + _distributions(share, size, searched)
+    yield Part("trust region: vectors and passes", max(product, search), during)
 
 
-def _distributions(size: Size, scored: int) -> int:
-    """Bytes while the KL of whole distributions is taken: old and new log p and p, their differences and product."""
-    return 6 * min(max(CHUNK_LOGITS, size.vocabulary), scored * size.vocabulary) * FLOAT32
+def _distributions(share: Share, size: ModelSize, rows: int) -> int:
+    """Return the bytes while the KL of whole distributions is taken: old and new log p and p, differences, product."""
+    logits = rows * share.completion_length * size.vocabulary
+    return 6 * min(max(CHUNK_LOGITS, size.vocabulary), logits) * FLOAT32

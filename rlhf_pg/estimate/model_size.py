@@ -3,48 +3,82 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from rlhf_pg.config import Lora, ResolvedRecipe
+from rlhf_pg.config import Lora, Model, ResolvedRecipe
 from rlhf_pg.models import llama_family
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
 from rlhf_pg.rollout import llama_decode
 
+FLOAT32 = 4  # bytes: weights, gradients and optimizer state are float32 whatever `model.dtype`
+
 
 @dataclass(frozen=True)
-class Size:
-    """Numbers, not bytes, of one model. Tied parameters count once."""
+class ModelSize:
+    """Counts of numbers, not bytes, of one model. Tied parameters count once."""
 
     parameters: int
     trainable: int
-    largest: int  # of the largest trainable tensor
-    layer: int  # of one layer
-    matrices: int  # in the linear maps of all layers, adapters left out: what a token is multiplied by
-    adapters: int  # in low-rank matrices
+    largest_tensor: int  # of the trainable ones
+    layer_parameters: int  # of one layer
+    linear: int  # weights in the linear maps of all layers, adapters left out: what a token is multiplied by
+    adapters: int  # weights in low-rank matrices
     adapter_width: int  # outputs of all low-rank first matrices of one layer: kept per token
-    copied: int  # that the native engine lays out anew to decode, on a CPU in float32
-    cast: int  # the same under autocast, on any device
+    decode_copy: int  # weights that the native engine lays out anew to decode, on a CPU in float32
+    decode_cast: int  # the same under autocast, on any device
     hidden: int
     intermediate: int
     layers: int
-    queries: int  # heads x size, of one layer
-    keys_values: int  # the same of keys and values together
+    query_width: int  # heads x head size, of one layer
+    key_value_width: int  # the same of keys and values together
     vocabulary: int
-    light: bool = False  # whether norms and MLPs keep less than autograd would (models/fused.py)
+    fused: bool = False  # norms and MLPs keep less than autograd would (models/fused.py)
 
     @property
     def head(self) -> int:
-        """Numbers that a state is multiplied by to give logits."""
+        """Weights that a state is multiplied by to give logits."""
         return self.hidden * self.vocabulary
 
+    @property
+    def cache_per_token(self) -> int:
+        """Numbers the key/value cache holds per token: keys and values of every layer."""
+        return self.layers * self.key_value_width
 
-def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_code: bool = False) -> Size:
-    """The size of the causal language model of a configuration, with an adapter if the recipe has one.
+
+def arithmetic_bytes(model: Model) -> int:
+    """Return the bytes of a number in `model.dtype`."""
+    return 2 if model.dtype == "bfloat16" else FLOAT32
+
+
+def model_config(model: Model) -> PretrainedConfig:
+    """Return the configuration of `model.path`.
+
+    Raises ValueError if there is none, or if a layer does not attend to everything before it.
+    """
+    path = model.path
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"model.path: no config.json in {path}; the plan reads that file of a Hugging Face model folder"
+        )
+    config = load_config(path, trust_remote_code=model.trust_remote_code)
+    text: Any = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(text, "sliding_window", None):
+        raise ValueError(
+            f"model.path: {path} has layers that do not attend to everything before them (sliding windows, or "
+            f"{', '.join(sorted(kinds))}): the plan does not know their memory; use a model with full attention"
+        )
+    return config
+
+
+def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_code: bool = False) -> ModelSize:
+    """Count the causal language model of a configuration, with an adapter if the recipe has one.
 
     Raises ValueError for a configuration that is no decoder with gated MLPs of one width.
     """
@@ -58,56 +92,46 @@ def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         if lora:
             model = add_adapter(model, lora)
-    copied, cast = llama_decode.copied(model) if llama_decode.can_decode(model) else (0, 0)
-    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    decode_copy, decode_cast = llama_decode.copied(model) if llama_decode.can_decode(model) else (0, 0)
+    trainable = [p.numel() for p in model.parameters() if p.requires_grad]
     layers = _layers(model.get_decoder())
-    low_rank = [p.numel() for n, p in model.named_parameters() if "lora_" in n]
-    return Size(
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelSize(
         parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(trained),
-        largest=max(trained, default=0),
-        layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
-        matrices=sum(_matrices(layer) for layer in layers),
-        adapters=sum(low_rank),
-        adapter_width=sum(p.shape[0] for n, p in layers[0].named_parameters() if "lora_A" in n),
-        copied=copied,
-        cast=cast,
+        trainable=sum(trainable),
+        largest_tensor=max(trainable, default=0),
+        layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
+        linear=sum(_linear(layer) for layer in layers),
+        adapters=sum(p.numel() for name, p in model.named_parameters() if "lora_" in name),
+        adapter_width=sum(p.shape[0] for name, p in layers[0].named_parameters() if "lora_A" in name),
+        decode_copy=decode_copy,
+        decode_cast=decode_cast,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         layers=text.num_hidden_layers,
-        queries=text.num_attention_heads * head_size(text),
-        keys_values=2 * text.num_key_value_heads * head_size(text),
+        query_width=text.num_attention_heads * head_size,
+        key_value_width=2 * text.num_key_value_heads * head_size,
         vocabulary=text.vocab_size,
-        light=text.model_type in llama_family.MODEL_TYPES,
+        fused=text.model_type in llama_family.MODEL_TYPES,
     )
 
 
-def sizes_of(recipe: ResolvedRecipe, config: PretrainedConfig) -> tuple[Size, Size | None]:
-    """The policy's, and a critic's if it has a model of its own (which has no use for a head)."""
+def sizes_of(recipe: ResolvedRecipe, config: PretrainedConfig) -> tuple[ModelSize, ModelSize | None]:
+    """Return the sizes of the policy, and of the critic if it has a model of its own (which has no use for a head)."""
     trust = recipe.model.trust_remote_code
     policy = size_of(config, recipe.model.lora, trust_remote_code=trust)
-    algorithm = recipe.algorithm
-    if not algorithm or not algorithm.needs_critic or recipe.critic.backbone == "policy":
+    if recipe.passes.values != "critic":
         return policy, None
-    other = config
+    backbone = config
     if recipe.critic.backbone != "copy":
-        other = load_config(recipe.critic.backbone, trust_remote_code=trust)
-    return policy, _without_head(size_of(other, recipe.model.lora, trust_remote_code=trust), other)
+        backbone = load_config(recipe.critic.backbone, trust_remote_code=trust)
+    return policy, _without_head(size_of(backbone, recipe.model.lora, trust_remote_code=trust), backbone)
 
 
-def head_size(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
-def cache_per_token(size: Size) -> int:
-    """Numbers the key/value cache holds per token: keys and values of every layer."""
-    return size.layers * size.keys_values
-
-
-def _without_head(size: Size, config: PretrainedConfig) -> Size:
+def _without_head(size: ModelSize, config: PretrainedConfig) -> ModelSize:
     unused = 0 if config.get_text_config().tie_word_embeddings else size.head
-    trained = unused if size.trainable == size.parameters else 0
-    return replace(size, parameters=size.parameters - unused, trainable=size.trainable - trained)
+    unused_trainable = unused if size.trainable == size.parameters else 0
+    return replace(size, parameters=size.parameters - unused, trainable=size.trainable - unused_trainable)
 
 
 def _layers(decoder: Any) -> list[nn.Module]:
@@ -117,5 +141,5 @@ def _layers(decoder: Any) -> list[nn.Module]:
     return list(layers)
 
 
-def _matrices(layer: nn.Module) -> int:
-    return sum(p.numel() for n, p in layer.named_parameters() if p.dim() == 2 and "lora_" not in n)
+def _linear(layer: nn.Module) -> int:
+    return sum(p.numel() for name, p in layer.named_parameters() if p.dim() == 2 and "lora_" not in name)

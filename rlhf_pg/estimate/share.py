@@ -11,20 +11,22 @@ from rlhf_pg.config import ResolvedRecipe
 
 @dataclass(frozen=True)
 class Share:
-    """Of `prompts` of the recipe's prompts, P = `prompt` tokens each."""
+    """`prompts` of a rollout step's prompts with all their samples: what one process has."""
 
     recipe: ResolvedRecipe
-    prompt: int  # tokens, P
-    prompts: int  # of this process
-    tokens: int  # positions forwarded at once
+    prompt_length: int  # tokens, P
+    prompts: int
+    budget: int  # positions forwarded at once, at most: `update.tokens_per_microbatch`
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
-    def completion(self) -> int:
+    def completion_length(self) -> int:
+        """C, in tokens."""
         return self.recipe.rollout.max_new_tokens
 
     @property
     def samples(self) -> int:
+        """G, per prompt."""
         return self.recipe.rollout.samples_per_prompt
 
     @property
@@ -32,32 +34,39 @@ class Share:
         return self.prompts * self.samples
 
     @property
-    def per_update(self) -> int:
-        """Prompts per optimizer step."""
+    def minibatch_prompts(self) -> int:
+        """Prompts of one optimizer step."""
         return math.ceil(self.prompts / self.recipe.update.minibatches)
 
-    def micro_batch(self, prompts: int, times: int = 1) -> tuple[int, int]:
-        """(prompts, rows) of a full micro-batch of so many prompts, of `times` the usual size."""
-        tokens = times * self.tokens
+    @property
+    def minibatch_positions(self) -> int:
+        """Positions of one optimizer step."""
+        return self.positions(self.minibatch_prompts, self.minibatch_prompts * self.samples)
+
+    def micro_batch(self, prompts: int, factor: int = 1) -> tuple[int, int]:
+        """Return (prompts, rows) of the largest micro-batch of `prompts` prompts within `factor` times the budget."""
+        budget = factor * self.budget
         if not self.recipe.update.share_prompts:
-            rows = min(prompts * self.samples, max(1, tokens // (self.prompt + self.completion)))
+            rows = min(prompts * self.samples, max(1, budget // (self.prompt_length + self.completion_length)))
             return math.ceil(rows / self.samples), rows
-        groups = min(prompts, tokens // (self.prompt + self.samples * (self.completion - 1)))
+        groups = min(prompts, budget // (self.prompt_length + self.samples * (self.completion_length - 1)))
         if groups:
             return groups, groups * self.samples
-        return 1, min(self.samples, max(1, (tokens - self.prompt) // max(1, self.completion - 1)))
+        rows = (budget - self.prompt_length) // max(1, self.completion_length - 1)
+        return 1, min(self.samples, max(1, rows))
 
     def positions(self, groups: int, rows: int) -> int:
-        """T of a micro-batch."""
+        """Return how many positions the forward of `rows` rows of `groups` prompts covers, T."""
         if not self.recipe.update.share_prompts:
-            return rows * (self.prompt + self.completion)
-        return groups * self.prompt + rows * (self.completion - 1)
+            return rows * (self.prompt_length + self.completion_length)
+        return groups * self.prompt_length + rows * (self.completion_length - 1)
 
     @property
     def micro_batches(self) -> int:
-        """Per optimizer step, at most."""
-        groups, rows = self.micro_batch(self.per_update)
+        """Micro-batches of one optimizer step, at most."""
+        groups, rows = self.micro_batch(self.minibatch_prompts)
         if not self.recipe.update.share_prompts:
-            return math.ceil(self.per_update * self.samples / rows)
-        whole = rows >= self.samples
-        return math.ceil(self.per_update / groups) if whole else self.per_update * math.ceil(self.samples / rows)
+            return math.ceil(self.minibatch_prompts * self.samples / rows)
+        if rows < self.samples:
+            return self.minibatch_prompts * math.ceil(self.samples / rows)
+        return math.ceil(self.minibatch_prompts / groups)

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from rlhf_pg.functional import shapes
 
+# Vectors [n] alive beside the weights, at most: an estimate of memory counts them
+PRODUCT_VECTORS = 9  # in a product: b, the step to come; x, residual, direction, last image; two offsets, a gradient
+SEARCH_VECTORS = 5  # in line_search: b, x, its image, the step, the share of it that is measured
+
 
 class NegativeCurvature(ValueError):
     """The Fisher-vector product was not positive definite along some direction."""

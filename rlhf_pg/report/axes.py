@@ -8,20 +8,24 @@ from dataclasses import dataclass
 
 from rlhf_pg.display.figures import compact
 
-BOX = 1000
+BOX = 1000  # width and height in which paths are drawn
+Point = tuple[float, float | None]  # x, y; None is a gap
 
 
 @dataclass(frozen=True)
 class Scale:
+    """An axis from `low` to `high`."""
+
     low: float
     high: float
 
     def at(self, value: float) -> float:
+        """Return the place in the box; values beyond an end lie just outside of it."""
         share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
         return min(max(share, -0.05), 1.05) * BOX
 
     def ticks(self, about: int = 5) -> list[tuple[float, str]]:
-        """(percent of the axis, label) of round numbers; the one value of an axis without length in its middle."""
+        """Return (percent of the axis, label) of round numbers; of an axis without length its one value, centred."""
         if self.low == self.high:
             return [(50.0, number_text(self.low, 1))]
         places, step = ticks(self.low, self.high, about)
@@ -31,9 +35,9 @@ class Scale:
 def fitted(
     values: Sequence[float], also: Sequence[float], floor: float | None, ceiling: float | None
 ) -> tuple[Scale, float | None]:
-    """An axis for ascending `values`, `also` (ends of intervals, limits), `floor` and `ceiling`, with a margin.
+    """Return an axis for ascending `values`, `also` (ends of intervals, limits), `floor` and `ceiling`, with a margin.
 
-    A few extreme values do not stretch it: then the second is the highest value, which lies beyond its end.
+    A few extreme values do not stretch it: then the highest value, which lies beyond its end, is returned as well.
     """
     low, high, beyond = min(values[0], *also, values[0]), max(values[-1], *also, values[-1]), None
     if usual_top(values) < high:
@@ -49,7 +53,7 @@ def fitted(
 
 
 def usual_top(values: Sequence[float]) -> float:
-    """Where the axis of these ascending values must end because the top 2 % are far off; infinity when they are not."""
+    """Return where the axis of ascending values must end because the top 2 % are far off, infinity if they are not."""
     if len(values) < 20:
         return math.inf
     usual, low = values[math.ceil(len(values) * 0.98) - 1] - values[0], values[0]
@@ -57,7 +61,7 @@ def usual_top(values: Sequence[float]) -> float:
 
 
 def ticks(low: float, high: float, about: int) -> tuple[list[float], float]:
-    """Round numbers inside [low, high], and their spacing: 1, 2 or 5 times a power of ten."""
+    """Return round numbers inside [low, high], and their spacing: 1, 2 or 5 times a power of ten."""
     span = (high - low) / about if high > low else abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span))
     step = next((m * power for m in (1, 2, 5, 10) if m * power >= span * 0.999), 10 * power)
@@ -66,7 +70,7 @@ def ticks(low: float, high: float, about: int) -> tuple[list[float], float]:
 
 
 def number_text(value: float, step: float, unit: str = "") -> str:
-    """`value` with the digits that tell values `step` apart; `step` 0 = three significant digits."""
+    """Return `value` with the digits that tell values `step` apart; `step` 0: three significant digits."""
     if abs(value) >= 10_000 and not unit:
         return compact(value).replace(".0", "")
     digits = (
@@ -78,19 +82,22 @@ def number_text(value: float, step: float, unit: str = "") -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places in [0, 100] moved as little as needed to lie `gap` apart, in the same order; evenly if they cannot."""
+    """Return places in [0, 100] moved as little as needed to lie `gap` apart, in the same order; evenly if they cannot.
+
+    Places that would overlap are joined to blocks, each centred on its members (pool adjacent violators).
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, 100 / max(len(places) - 1, 1))
-    blocks: list[tuple[float, list[int]]] = []  # (middle of the first place, members)
+    blocks: list[tuple[float, list[int]]] = []  # (where the first member stands, members)
     for i in order:
         start, members = min(max(places[i], 0.0), 100.0), [i]
         while blocks and start < blocks[-1][0] + gap * len(blocks[-1][1]):
             members = blocks.pop()[1] + members
-            wanted = sum(places[m] - gap * n for n, m in enumerate(members)) / len(members)
-            start = min(max(wanted, 0.0), 100.0 - gap * (len(members) - 1))
+            centred = sum(places[m] - gap * n for n, m in enumerate(members)) / len(members)
+            start = min(max(centred, 0.0), 100.0 - gap * (len(members) - 1))
         blocks.append((start, members))
-    out = [0.0] * len(places)
+    moved = [0.0] * len(places)
     for start, members in blocks:
         for n, m in enumerate(members):
-            out[m] = start + gap * n
-    return out
+            moved[m] = start + gap * n
+    return moved

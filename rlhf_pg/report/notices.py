@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf_pg.display.figures import counted, number
 from rlhf_pg.display.text import visible
-from rlhf_pg.report.run_data import EXPECTED, Run, section, series
+from rlhf_pg.report.measures import late
+from rlhf_pg.report.run_record import EXPECTED, RunRecord
 
 CHECKED = (
     "non-finite metrics, excluded samples, reward errors and timeouts, truncation, KL spikes, engine mismatch, "
@@ -19,6 +20,11 @@ CHECKED = (
 
 Level = Literal["problem", "warning", "note"]
 LEVELS = ("problem", "warning", "note")
+LEFT_OUT: dict[str, tuple[Level, str]] = {  # outcome -> why a sample has no reward
+    "error": ("problem", "the reward function failed; they were left out of training"),
+    "timeout": ("warning", "the reward took too long; they were left out of training"),
+    "excluded": ("warning", "the reward function asked to leave them out of training"),
+}
 NUMBER = re.compile(r"(?<![\w/@.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?!\w)")  # not those inside names
 
 
@@ -28,184 +34,104 @@ class Notice:
     text: str
 
 
-def notices(run: Run) -> list[Notice]:
-    """Everything noteworthy about a run, problems first."""
-    found = [
-        *_files(run),
-        *_not_finite(run),
-        *_outcomes(run),
-        *_training(run),
-        *_critic(run),
-        *_trust_region(run),
-        *_gain(run),
-    ]
-    return sorted(found, key=lambda n: LEVELS.index(n.level))
+def notices(run: RunRecord) -> list[Notice]:
+    """Return everything noteworthy about a run, problems first."""
+    parts = (_files, _not_finite, _outcomes, _training, _engine, _critic, _trust_region, _gain)
+    return sorted((notice for part in parts for notice in part(run)), key=lambda notice: LEVELS.index(notice.level))
 
 
-def merged(told: dict[str, list[Notice]]) -> list[tuple[list[str], list[Notice]]]:
-    """[(names of runs, their notices)], the worst first, from the notices of each run.
+def merged(notices_of_runs: dict[str, list[Notice]]) -> list[tuple[list[str], list[Notice]]]:
+    """Return [(names of runs, their notices)], the worst first, from the notices of each run.
 
     Notices that differ only in their numbers become one, which tells the lowest and highest of each number.
     """
-    kinds: dict[tuple[Level, str], dict[str, list[str]]] = {}
-    for run, found in told.items():
-        for notice in found:
+    kinds: dict[tuple[Level, str], dict[str, list[str]]] = {}  # (level, text without numbers) -> run -> texts
+    for run, notices in notices_of_runs.items():
+        for notice in notices:
             texts = kinds.setdefault((notice.level, NUMBER.sub("#", notice.text)), {})
             texts.setdefault(run, []).append(notice.text)
-    under: dict[tuple[str, ...], list[Notice]] = {}
+    by_runs: dict[tuple[str, ...], list[Notice]] = {}
     for (level, _), texts in sorted(kinds.items(), key=lambda item: (LEVELS.index(item[0][0]), -len(item[1]))):
-        ranges = _ranges([text for each in texts.values() for text in each])
-        under.setdefault(tuple(texts), []).append(Notice(level, ranges))
-    return [(list(who), found) for who, found in under.items()]
+        text = _with_ranges([text for each in texts.values() for text in each])
+        by_runs.setdefault(tuple(texts), []).append(Notice(level, text))
+    return [(list(runs), notices) for runs, notices in by_runs.items()]
 
 
-def _ranges(texts: list[str]) -> str:
-    """Texts that are equal but for their numbers as one."""
+def outcome_totals(run: RunRecord) -> dict[str, float]:
+    """Return outcome -> samples of the whole run, largest first."""
+    keys = {key for row in run.steps for key in row if key.startswith("outcome/")}
+    totals = {key.removeprefix("outcome/"): sum(run.values(key)) for key in keys}
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _with_ranges(texts: list[str]) -> str:
+    """Return texts that are equal but for their numbers as one."""
     columns = zip(*(NUMBER.findall(text) for text in texts), strict=True)
     ends = [sorted(column, key=lambda n: float(n.replace(",", "").rstrip("%"))) for column in columns]
-    told = iter(c[0] if c[0] == c[-1] else f"{c[0]} to {c[-1]}" for c in ends)
-    return NUMBER.sub(lambda _: next(told), texts[0])
+    ranges = iter(c[0] if c[0] == c[-1] else f"{c[0]} to {c[-1]}" for c in ends)
+    return NUMBER.sub(lambda _: next(ranges), texts[0])
 
 
-def late(values: list[float]) -> float | None:
-    """Mean of the last tenth (at least one value); None when empty."""
-    return statistics.fmean(values[-max(1, len(values) // 10) :]) if values else None
-
-
-def values(run: Run, key: str) -> list[float]:
-    return [y for _, y in series(run, key) if y is not None]
-
-
-def _files(run: Run) -> list[Notice]:
-    found = [Notice("note", f"{file} is missing: {EXPECTED[file]}.") for file in run.missing]
+def _files(run: RunRecord) -> Iterator[Notice]:
+    for file in run.missing:
+        yield Notice("note", f"{file} is missing: {EXPECTED[file]}.")
     if run.torn:
-        found.append(
-            Notice("note", "The last line of metrics.jsonl is incomplete (a run still going, or killed); skipped.")
-        )
+        text = "The last line of metrics.jsonl is incomplete (a run still going, or killed); skipped."
+        yield Notice("note", text)
     for file, count in run.unreadable.items():
         lines = count - (file == "metrics.jsonl" and run.torn)
         if lines > 0:
             what = f": {counted(lines, 'line')}" if file.endswith(".jsonl") else ""
-            found.append(Notice("warning", f"{file}{what} could not be read; skipped."))
+            yield Notice("warning", f"{file}{what} could not be read; skipped.")
     if "metrics.jsonl" not in run.missing and not run.steps:
-        found.append(Notice("note", "metrics.jsonl has no step yet."))
-    if run.steps and not section(run, "after") and not any(k.startswith("eval/") for r in run.steps for k in r):
-        found.append(Notice("note", "Nothing was evaluated on held-out problems: only training reward is known."))
-    return found
+        yield Notice("note", "metrics.jsonl has no step yet.")
+    if run.steps and not run.evaluation("after") and not run.has_metric("eval/"):
+        yield Notice("note", "Nothing was evaluated on held-out problems: only training reward is known.")
 
 
-def _not_finite(run: Run) -> list[Notice]:
-    bad: dict[str, list[int]] = {}
+def _not_finite(run: RunRecord) -> Iterator[Notice]:
+    steps_of: dict[str, list[int]] = {}
     for row in run.steps:
         for key in row:
             value = number(row, key)
             if row[key] is None or (value is not None and not math.isfinite(value)):
-                bad.setdefault(key, []).append(row["step"])
-    return [
-        Notice(
-            "problem",
-            f"{visible(key)} was not a finite number in {counted(len(steps), 'step')}, first in step {steps[0]}.",
-        )
-        for key, steps in bad.items()
-    ]
+                steps_of.setdefault(key, []).append(row["step"])
+    for key, steps in steps_of.items():
+        where = f"{counted(len(steps), 'step')}, first in step {steps[0]}"
+        yield Notice("problem", f"{visible(key)} was not a finite number in {where}.")
 
 
-def _outcomes(run: Run) -> list[Notice]:
+def _outcomes(run: RunRecord) -> Iterator[Notice]:
     totals = outcome_totals(run)
-    everything = sum(totals.values())
-    texts: dict[str, tuple[Literal["problem", "warning"], str]] = {
-        "error": ("problem", "the reward function failed; they were left out of training"),
-        "timeout": ("warning", "the reward took too long; they were left out of training"),
-        "excluded": ("warning", "the reward function asked to leave them out of training"),
-    }
-    found = [
-        Notice(
-            texts[name][0], f"{counted(totals[name], 'sample')} ({totals[name] / everything:.1%}): {texts[name][1]}."
-        )
-        for name in texts
-        if totals.get(name)
-    ]
-    excluded = sum(values(run, "samples/excluded"))
-    known = sum(totals.get(name, 0) for name in texts)
-    if excluded > known:
-        found.append(
-            Notice(
-                "warning", f"{counted(excluded - known, 'more sample')} had no reward and were left out of training."
-            )
-        )
-    return found
+    samples = sum(totals.values())
+    for name, (level, why) in LEFT_OUT.items():
+        if count := totals.get(name):
+            yield Notice(level, f"{counted(count, 'sample')} ({count / samples:.1%}): {why}.")
+    more = sum(run.values("samples/excluded")) - sum(totals.get(name, 0) for name in LEFT_OUT)
+    if more > 0:
+        yield Notice("warning", f"{counted(more, 'more sample')} had no reward and were left out of training.")
 
 
-def outcome_totals(run: Run) -> dict[str, float]:
-    """outcome -> samples of the whole run, largest first."""
-    names = {k for row in run.steps for k in row if k.startswith("outcome/")}
-    totals = {name.removeprefix("outcome/"): sum(values(run, name)) for name in names}
-    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _training(run: Run) -> list[Notice]:
-    found = []
-    truncated = late(values(run, "completion/truncated"))
+def _training(run: RunRecord) -> Iterator[Notice]:
+    truncated, flat = late(run.values("completion/truncated")), late(run.values("reward/zero_std_groups"))
     if truncated is not None and truncated > 0.2:
-        found.append(
-            Notice("warning", f"{truncated:.0%} of late completions were cut off: raise rollout.max_new_tokens.")
-        )
-    spike = _spike(run)
-    if spike:
-        found.append(Notice("warning", spike))
-    mismatch, share = late(values(run, "mismatch/kl")), late(values(run, "mismatch/ess"))
-    weighed = late(values(run, "mismatch/capped")) is not None
-    if weighed and share is not None and share < 0.5:
-        text = (
-            f"Importance weights leave {share:.0%} of the tokens, effectively: rollouts are of too different a policy."
-        )
-        found.append(Notice("warning", text))
-    if mismatch is not None and mismatch > 0.01 and not weighed:
-        found.append(
-            Notice(
-                "warning", f"The rollout engine and the trainer disagree on log-probs (KL {mismatch:.3g} per token)."
-            )
-        )
-    flat = late(values(run, "reward/zero_std_groups"))
+        text = f"{truncated:.0%} of late completions were cut off: raise rollout.max_new_tokens."
+        yield Notice("warning", text)
+    if spike := _spike(run):
+        yield Notice("warning", spike)
     if flat is not None and 0.8 < flat <= 1:
-        found.append(
-            Notice(
-                "note",
-                f"{flat:.0%} of late groups had equal rewards and gave no gradient: the problems are too easy or hard.",
-            )
-        )
-    entropy, reward = values(run, "entropy"), values(run, "reward/mean")
+        text = f"{flat:.0%} of late groups had equal rewards and gave no gradient: the problems are too easy or hard."
+        yield Notice("note", text)
+    entropy, reward = run.values("entropy"), run.values("reward/mean")
     if len(entropy) >= 10 and (late(entropy) or 0) < 0.05 * (late(entropy[::-1]) or 0):
-        found.append(Notice("note", f"Entropy fell to {late(entropy):.3g}: there is little left to explore."))
+        yield Notice("note", f"Entropy fell to {late(entropy):.3g}: there is little left to explore.")
     if len(reward) >= 20 and (late(reward) or 0) < (late(reward[::-1]) or 0) - 0.02:
-        found.append(Notice("problem", f"The reward fell, from {late(reward[::-1]):.3f} to {late(reward):.3f}."))
-    return found
+        yield Notice("problem", f"The reward fell, from {late(reward[::-1]):.3f} to {late(reward):.3f}.")
 
 
-def _critic(run: Run) -> list[Notice]:
-    explained = values(run, "value/explained_variance")
-    found = late(explained)
-    if found is None or len(explained) < 20 or found >= 0:
-        return []
-    text = f"The critic still predicts returns worse than their mean would (explained variance {found:.2f})."
-    return [Notice("warning", text)]
-
-
-def _trust_region(run: Run) -> list[Notice]:
-    found = []
-    accepted, failed = late(values(run, "trust/accepted")), sum(values(run, "trust/curvature_failed"))
-    if failed:
-        text = f"In {counted(failed, 'step')} the curvature was not positive and none was taken: raise its damping."
-        found.append(Notice("warning", text))
-    if accepted is not None and accepted < 0.8:
-        text = f"{1 - accepted:.0%} of late steps were refused: within the limit none improved the surrogate."
-        found.append(Notice("note", text))
-    return found
-
-
-def _spike(run: Run) -> str:
-    """KL that leaps to more than ten times the highest of the 5 steps before it (and above 0.05)."""
-    points = [(x, y) for x, y in series(run, "kl/ref") if y is not None]
+def _spike(run: RunRecord) -> str:
+    """Describe KL that leaps to more than ten times the highest of the 5 steps before it (and above 0.05)."""
+    points = [(x, y) for x, y in run.series("kl/ref") if y is not None]
     kl = [y for _, y in points]
     spikes = [i for i in range(5, len(kl)) if kl[i] > max(10 * max(kl[i - 5 : i]), 0.05)]
     if not spikes:
@@ -215,23 +141,50 @@ def _spike(run: Run) -> str:
     return f"KL to the reference leapt in {steps}, highest {kl[worst]:.3g} in step {points[worst][0]:.0f}."
 
 
-def _gain(run: Run) -> list[Notice]:
-    before, after = section(run, "before"), section(run, "after")
-    found = []
-    failed = max((number(part, "failed") or 0 for part in (before, after)), default=0)
+def _engine(run: RunRecord) -> Iterator[Notice]:
+    mismatch, share = late(run.values("mismatch/kl")), late(run.values("mismatch/ess"))
+    weighted = bool(run.values("mismatch/capped"))
+    if weighted and share is not None and share < 0.5:
+        left = f"{share:.0%} of the tokens, effectively"
+        yield Notice("warning", f"Importance weights leave {left}: rollouts are of too different a policy.")
+    if mismatch is not None and mismatch > 0.01 and not weighted:
+        text = f"The rollout engine and the trainer disagree on log-probs (KL {mismatch:.3g} per token)."
+        yield Notice("warning", text)
+
+
+def _critic(run: RunRecord) -> Iterator[Notice]:
+    explained = run.values("value/explained_variance")
+    last = late(explained)
+    if last is not None and len(explained) >= 20 and last < 0:
+        text = f"The critic still predicts returns worse than their mean would (explained variance {last:.2f})."
+        yield Notice("warning", text)
+
+
+def _trust_region(run: RunRecord) -> Iterator[Notice]:
+    accepted, failed = late(run.values("trust/accepted")), sum(run.values("trust/curvature_failed"))
+    if failed:
+        text = f"In {counted(failed, 'step')} the curvature was not positive and none was taken: raise its damping."
+        yield Notice("warning", text)
+    if accepted is not None and accepted < 0.8:
+        text = f"{1 - accepted:.0%} of late steps were refused: within the limit none improved the surrogate."
+        yield Notice("note", text)
+
+
+def _gain(run: RunRecord) -> Iterator[Notice]:
+    before, after = run.evaluation("before"), run.evaluation("after")
+    failed = max((number(figures, "failed") or 0 for figures in (before, after)), default=0)
     if failed > 0:
-        found.append(Notice("problem", f"{counted(failed, 'held-out sample')} could not be graded."))
-    first, last = _figure(before), _figure(after)
+        yield Notice("problem", f"{counted(failed, 'held-out sample')} could not be graded.")
+    first, last = _pass_at_1(before), _pass_at_1(after)
     if first is None or last is None:
-        return found
+        return
     if last[2] < first[1]:
-        found.append(Notice("problem", f"Held-out pass@1 fell by {(first[0] - last[0]) * 100:.1f} points."))
+        yield Notice("problem", f"Held-out pass@1 fell by {(first[0] - last[0]) * 100:.1f} points.")
     elif last[1] <= first[2]:
-        found.append(Notice("note", "The intervals of pass@1 before and after overlap: the difference may be chance."))
-    return found
+        yield Notice("note", "The intervals of pass@1 before and after overlap: the difference may be chance.")
 
 
-def _figure(part: dict[str, Any]) -> tuple[float, float, float] | None:
-    """pass@1 with the ends of its interval, if all three are there."""
-    value, low, high = number(part, "pass@1"), number(part, "pass@1_low"), number(part, "pass@1_high")
+def _pass_at_1(figures: dict[str, Any]) -> tuple[float, float, float] | None:
+    """Return pass@1 with the ends of its interval, if all three are there."""
+    value, low, high = (number(figures, name) for name in ("pass@1", "pass@1_low", "pass@1_high"))
     return (value, low, high) if value is not None and low is not None and high is not None else None

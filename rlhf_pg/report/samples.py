@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_pg.display.figures import cut, number, shown
 from rlhf_pg.display.text import visible
-from rlhf_pg.report.run_data import Run, rows
+from rlhf_pg.report.run_record import RunRecord
 
 LATE_FILES, EARLY_FILES = 5, 2
 PER_GROUP = 3
@@ -19,13 +19,15 @@ TOKENS = 1000
 
 @dataclass(frozen=True)
 class Token:
+    """One token, shaded by its surprise."""
+
     text: str
     surprise: float  # 1 - probability, in [0, 1]; 0 when unknown
     title: str
 
 
 @dataclass(frozen=True)
-class Shown:
+class Sample:
     """One sample on the page. Without a tokenizer `tokens` is empty, and `strip` shows how likely each token was."""
 
     step: str
@@ -39,12 +41,12 @@ class Shown:
     strip: list[Token]
 
 
-def choose(run: Run) -> list[tuple[str, list[Shown]]]:
-    """[(heading, samples)]: best and worst of the last steps, those left out of training, some of the first steps."""
-    late = [row for path in run.rollouts[: -LATE_FILES - 1 : -1] for row in rows(path, run)]
-    early = [row for path in run.rollouts[:-LATE_FILES][:EARLY_FILES] for row in rows(path, run)]
-    scored = [row for row in late if _finite(row) is not None]
-    excluded = [row for row in late if _finite(row) is None]
+def choose(run: RunRecord) -> list[tuple[str, list[Sample]]]:
+    """Return [(heading, samples)]: best and worst of the last steps, those left out of training, some of the first."""
+    late = [row for path in run.rollouts[: -LATE_FILES - 1 : -1] for row in run.rollout_rows(path)]
+    early = [row for path in run.rollouts[:-LATE_FILES][:EARLY_FILES] for row in run.rollout_rows(path)]
+    scored = [row for row in late if _reward(row) is not None]
+    excluded = [row for row in late if _reward(row) is None]
     best = _ranked(scored, -1.0)[: min(PER_GROUP, math.ceil(len(scored) / 2))]
     worst = _ranked([row for row in scored if not any(row is b for b in best)], 1.0)[:PER_GROUP]
     tokenizer = _tokenizer(run)
@@ -52,34 +54,29 @@ def choose(run: Run) -> list[tuple[str, list[Shown]]]:
         ("Best of the last steps", best),
         ("Worst of the last steps", worst),
         ("Left out of training", excluded[:PER_GROUP]),
-        ("From the first steps", _spread(early)),
+        ("From the first steps", early[:: max(1, len(early) // PER_GROUP)][:PER_GROUP]),
     ]
-    return [(title, [_shown(row, tokenizer) for row in group]) for title, group in groups if group]
+    return [(title, [_sample(row, tokenizer) for row in group]) for title, group in groups if group]
 
 
-def _finite(row: dict[str, Any]) -> float | None:
+def _reward(row: dict[str, Any]) -> float | None:
     reward = number(row, "reward")
     return reward if reward is not None and math.isfinite(reward) else None
 
 
 def _ranked(scored: list[dict[str, Any]], sign: float) -> list[dict[str, Any]]:
-    """By reward, ascending for `sign` 1; equals as given, but one sample of each prompt before the second of any."""
+    """Sort by reward, ascending for `sign` 1; of equal rewards, one sample of each prompt before the second of any."""
     seen: Counter[tuple[float, str]] = Counter()
     keys = []
     for row in scored:
-        reward, prompt = _finite(row) or 0.0, str(row.get("prompt_id", row.get("prompt")))
+        reward, prompt = _reward(row) or 0.0, str(row.get("prompt_id", row.get("prompt")))
         keys.append((sign * reward, seen[reward, prompt]))
         seen[reward, prompt] += 1
-    return [scored[i] for i in sorted(range(len(scored)), key=lambda i: keys[i])]
+    return [row for _, row in sorted(zip(keys, scored, strict=True), key=lambda pair: pair[0])]
 
 
-def _spread(early: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    stride = max(1, len(early) // PER_GROUP)
-    return early[::stride][:PER_GROUP]
-
-
-def _shown(row: dict[str, Any], tokenizer: Any) -> Shown:
-    reward = _finite(row)
+def _sample(row: dict[str, Any], tokenizer: Any) -> Sample:
+    reward = _reward(row)
     notes = [visible(str(row[k])) for k in ("outcome", "finish", "detail") if row.get(k)]
     parts = row.get("parts")
     if isinstance(parts, dict) and len(parts) > 1:
@@ -87,7 +84,7 @@ def _shown(row: dict[str, Any], tokenizer: Any) -> Shown:
     completion = str(row.get("completion", ""))
     tokens = _tokens(row, tokenizer)
     matches = _letters("".join(t.text for t in tokens)).startswith(_letters(visible(completion[:200]))[:100])
-    return Shown(
+    return Sample(
         step=visible(cut(str(row.get("step", "?")), 40)),
         reward="excluded" if reward is None else f"{reward:.3g}",
         good=reward is not None and reward > 0,
@@ -109,7 +106,7 @@ def _letters(text: str) -> str:
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any) -> list[Token]:
-    """The row's tokens; [] when ids and log-probs do not fit together. Their texts are empty without a tokenizer."""
+    """Return the row's tokens, [] when ids and log-probs do not match. Their texts are empty without a tokenizer."""
     ids, logps = row.get("tokens"), row.get("logp")
     if not isinstance(ids, list) or not isinstance(logps, list) or len(ids) != len(logps):
         return []
@@ -123,23 +120,15 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> list[Token]:
 
 
 def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text each token adds; tokens that are only part of a character add nothing until the last of it."""
-    texts: list[str] = []
-    before: list[int] = []
-    part: list[int] = []
-    for token in ids:
-        part.append(token)
-        text = tokenizer.decode(before + part, skip_special_tokens=False)
-        if text.endswith("\ufffd") and len(part) < 6:
-            texts.append("")
-            continue
-        texts.append(text.removeprefix(tokenizer.decode(before, skip_special_tokens=False)))
-        before, part = part, []
-    return texts
+    """Return the text each token adds; tokens that are only part of a character add nothing until the last of it."""
+    from tokenizers.decoders import DecodeStream  # as below
+
+    stream = DecodeStream(skip_special_tokens=False)
+    return [stream.step(tokenizer, token) or "" for token in ids]
 
 
-def _tokenizer(run: Run) -> Any:
-    """The run's own tokenizer from `model/tokenizer.json` (data, no code); None, counted as unreadable if damaged."""
+def _tokenizer(run: RunRecord) -> Any:
+    """Load the run's `model/tokenizer.json` (data, no code); return None, and count it as unreadable, if damaged."""
     path = run.path / "model" / "tokenizer.json"
     if not path.is_file():
         return None

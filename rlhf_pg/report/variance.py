@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_pg.display.pictures import BLUE, ORANGE, panels, png
 from rlhf_pg.storage.atomic_io import write_atomic
 
-BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": "dimgray"}
-BLUE, ORANGE = "#2a6fbb", "#d9822b"
+BESIDE: dict[str, Any] = {  # a number on white, so that no line crosses it
+    "textcoords": "offset points",
+    "va": "center",
+    "fontsize": 9,
+    "color": "dimgray",
+    "bbox": {"facecolor": "white", "linewidth": 0, "pad": 1},
+}
 
 
 def write(result: dict[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -26,14 +31,14 @@ def write(result: dict[str, Any], folder: Path, console: Console | None = None) 
     biased = [f"* {row['name']} is biased: {bias_text(row)}" for row in result["estimators"] if row["bias"]]
     for line in [*biased, *map(step_line, result["rungs"]), *result["notes"]]:
         console.print(Text(line))
-    written = {"variance.json": (json.dumps(result, indent=2) + "\n").encode(), "variance.png": picture(result)}
-    for name, data in written.items():
+    files = {"variance.json": (json.dumps(result, indent=2) + "\n").encode(), "variance.png": picture(result)}
+    for name, data in files.items():
         write_atomic(folder / name, data)
         console.print(Text(str(folder / name)), soft_wrap=True)
 
 
 def heading(result: dict[str, Any]) -> str:
-    """What was measured, and on what."""
+    """Return what was measured, and on what."""
     explained = result["value/explained_variance"]
     critic = "" if explained is None else f"; the critic explains {explained:.0%} of the returns' variance"
     return (
@@ -45,11 +50,11 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """One row per estimator, within 80 columns."""
-    made = Table(box=box.SIMPLE, pad_edge=False)
-    made.add_column("estimator", no_wrap=True)
+    """Return one row per estimator, within 80 columns."""
+    rows = Table(box=box.SIMPLE, pad_edge=False)
+    rows.add_column("estimator", no_wrap=True)
     for name in ("variance", "/ reward-to-go", "SNR", "cosine"):
-        made.add_column(name, justify="right", no_wrap=True)
+        rows.add_column(name, justify="right", no_wrap=True)
     for row in result["estimators"]:
         ratio = row["to_reward_to_go"]
         low, high = row["variance_interval"]
@@ -58,14 +63,14 @@ def table(result: dict[str, Any]) -> Table:
             relative = "-" if row["same_scale"] else "another scale"
         else:
             relative = "1" if row["name"] == "reward-to-go" else between(ratio[0], ratio[1])
-        made.add_row(
+        rows.add_row(
             row["name"] + ("*" if row["bias"] else ""),
             f"{row['variance']:.2e} ±{spread:.0%}",
             relative,
             "-" if row["snr"] is None else between(row["snr"], row["snr_interval"]),
             f"{sum(row['cosines']) / len(row['cosines']):.3f}" if row["cosines"] else "-",
         )
-    return made
+    return rows
 
 
 def bias_text(row: dict[str, Any]) -> str:
@@ -73,26 +78,21 @@ def bias_text(row: dict[str, Any]) -> str:
 
 
 def between(value: float, interval: tuple[float, float]) -> str:
-    """A number and its interval, to three digits."""
+    """Return a number and its interval, to three digits."""
     return f"{value:#.3g} [{interval[0]:#.3g}, {interval[1]:#.3g}]"
 
 
 def step_line(step: dict[str, Any]) -> str:
-    """One rung of the ladder in a sentence."""
+    """Return one rung of the ladder in a sentence."""
     low, high = step["interval"]
     verdict = "less" if high < 1 else "more" if low > 1 else "not distinguishable from 1"
     return f"{step['to']} / {step['from']}: {between(step['ratio'], step['interval'])} of the variance, {verdict}"
 
 
 def picture(result: dict[str, Any]) -> bytes:
-    """PNG: variance relative to reward-to-go, SNR, and the cosines of single steps, an estimator a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Return a PNG: variance relative to reward-to-go, SNR, and the cosines of single steps, an estimator a line."""
     rows = result["estimators"]
-    figure = Figure(figsize=(11, 1.6 + 0.38 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3, sharey=True)
+    figure, ((left, middle, right),) = panels(1, 3, 11, 1.6 + 0.38 * len(rows), grid="x", sharey=True)
     for place, row in enumerate(rows):
         color = ORANGE if row["bias"] else BLUE
         if ratio := row["to_reward_to_go"]:
@@ -113,18 +113,12 @@ def picture(result: dict[str, Any]) -> bytes:
         axes.margins(x=0.2)  # room for the numbers
         axes.set_xlim(left=min(0, axes.dataLim.x0))
     right.locator_params(axis="x", nbins=5)
-    for axes in (left, middle, right):
-        axes.grid(axis="x", alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(_caption(result), fontsize=9, color="gray")
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    return data.getvalue()
+    return png(figure)
 
 
 def _bar(axes: Any, place: int, value: float, interval: tuple[float, float], color: str) -> None:
-    """A bar with its interval, and its number beside."""
+    """Draw a bar with its interval, and its number beside."""
     axes.barh(place, value, height=0.6, color=color, alpha=0.75)
     axes.plot(interval, [place, place], color="black", linewidth=1.2)
     axes.annotate(f"{value:#.2g}".rstrip("."), (max(value, *interval), place), (4, 0), **BESIDE)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rlhf_pg.display.figures import compact, counted, eval_names, number
+from rlhf_pg.display.figures import compact, counted, duration, eval_names, number
 from rlhf_pg.display.text import visible
-from rlhf_pg.report import compare, cost, curves, held_out, overlays
-from rlhf_pg.report import samples as report_samples
+from rlhf_pg.report.bars import Bars, cost_compared, held_out, held_out_compared
 from rlhf_pg.report.charts import Chart
-from rlhf_pg.report.groups import Group, groups, names
-from rlhf_pg.report.held_out import Bars, evals, interval, percent
-from rlhf_pg.report.notices import CHECKED, Notice, late, merged, notices, outcome_totals, values
-from rlhf_pg.report.run_data import Run, dig, read, samples_seen, seconds_spent
+from rlhf_pg.report.curves import curves, overlays
+from rlhf_pg.report.measures import (
+    evaluations,
+    interval_text,
+    late,
+    percent_text,
+    samples_seen,
+    seconds_spent,
+)
+from rlhf_pg.report.notices import CHECKED, Notice, merged, notices, outcome_totals
+from rlhf_pg.report.run_record import RunRecord, read
+from rlhf_pg.report.samples import Sample, choose
+from rlhf_pg.report.seed_groups import SeedGroup, names, seed_groups
+from rlhf_pg.report.tables import Table, tables
+from rlhf_pg.storage.atomic_io import write_atomic
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
+    """What the template draws."""
+
     title: str
     subtitle: list[str]
     notices: list[tuple[str, list[Notice]]]  # per run; the name is "" for a single run
@@ -42,9 +52,9 @@ class Page:
     charts: list[Chart] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)  # titles of charts without data
     outcomes: list[tuple[str, str, str]] = field(default_factory=list)  # name, count, share
-    samples: list[tuple[str, list[report_samples.Shown]]] = field(default_factory=list)
-    tables: list[compare.Table] = field(default_factory=list)
-    later: list[compare.Table] = field(default_factory=list)
+    samples: list[tuple[str, list[Sample]]] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)  # to be read first
+    later: list[Table] = field(default_factory=list)  # to look things up in
     quiet: str = ""  # runs of a comparison that have no notice
     configs: list[tuple[str, str]] = field(default_factory=list)  # run name, text of config.yaml
     checked: str = CHECKED
@@ -68,119 +78,105 @@ def write(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     html = environment.get_template("page.html").render(page=page)
     target = Path(out) if out is not None else paths[0] / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(html, encoding="utf-8", errors="backslashreplace")
-    partial.replace(target)
+    write_atomic(target, html.encode("utf-8", "backslashreplace"))
     return target
 
 
-def single(run: Run) -> Page:
-    """The page of one run."""
-    samples = report_samples.choose(run)  # before the notices: unreadable rows are found here
-    charts, absent = curves.curves(run)
+def single(run: RunRecord) -> Page:
+    """Return the page of one run."""
+    samples = choose(run)  # before the notices: unreadable rows are counted here
+    charts, absent = curves(run)
     totals = outcome_totals(run)
-    everything = sum(totals.values())
+    count = sum(totals.values())
     return Page(
         title=visible(run.name),
         subtitle=_subtitle(run),
         notices=[("", notices(run))],
         cards=cards(run),
-        bars=held_out.bars(run),
+        bars=[box for box in [held_out(run)] if box],
         charts=charts,
         absent=absent,
-        outcomes=[(visible(name), f"{n:,.0f}", f"{n / everything:.1%}") for name, n in totals.items() if n],
+        outcomes=[(visible(name), f"{n:,.0f}", f"{n / count:.1%}") for name, n in totals.items() if n],
         samples=samples,
         configs=[("", visible(run.config_text, keep="\n"))] if run.config_text else [],
     )
 
 
-def comparison(runs: list[Run]) -> Page:
-    """The page of several runs."""
-    together = groups(runs)
-    charts, absent = overlays.overlays(together)
-    first, later = compare.tables(together)
-    told = {run.name: notices(run) for run in runs}
-    means = "Bold: mean of the seeds, as far as all of them went; thin: each seed." if len(together) < len(runs) else ""
-    recipes = f" of {counted(len(together), 'recipe')}" if len(together) < len(runs) else ""
+def comparison(runs: list[RunRecord]) -> Page:
+    """Return the page of several runs."""
+    groups = seed_groups(runs)
+    charts, absent = overlays(groups)
+    first, later = tables(groups)
+    notices_of_runs = {run.name: notices(run) for run in runs}
+    seeded = len(groups) < len(runs)
+    means = "Bold: mean of the seeds, as far as all of them went; thin: each seed. " if seeded else ""
+    recipes = f" of {counted(len(groups), 'recipe')}" if seeded else ""
     return Page(
         title=f"{len(runs)} runs{recipes} compared",
-        subtitle=[_seeds(group) for group in together],
-        notices=_shared(together, told),
-        quiet=names(together, [run for run in runs if not told[run.name]]),
-        bars=[box for box in (held_out.compared(together), cost.compared(together)) if box],
+        subtitle=[f"{g.label} ({len(g.runs)} seeds)" if len(g.runs) > 1 else g.label for g in groups],
+        notices=_shared(groups, notices_of_runs),
+        quiet=names(groups, [run for run in runs if not notices_of_runs[run.name]]),
+        bars=[box for box in (held_out_compared(groups), cost_compared(groups)) if box],
         charts=charts,
         absent=absent,
         tables=first,
         later=later,
-        curves_note=f"Smoothed. {means} Point at a curve for its values.",
+        curves_note=f"Smoothed. {means}Point at a curve for its values.",
         configs=[(visible(run.name), visible(run.config_text, keep="\n")) for run in runs if run.config_text],
     )
 
 
-def cards(run: Run) -> list[Card]:
-    """Held-out figures before and after, then reward, time and samples."""
-    (was, before), (_, after) = evals(run)
-    out = []
+def cards(run: RunRecord) -> list[Card]:
+    """Return held-out figures before and after, then reward, time and samples."""
+    (was, before), (_, after) = evaluations(run)
+    headline = []
     for name in eval_names(before, after):
         label = f"held-out {visible(name)}"
         if name in after:
-            past = f"{percent(before, name)} ({was})" if name in before else ""
-            out.append(Card(label, percent(after, name), interval(after, name), past, interval(before, name)))
+            past = f"{percent_text(before, name)} ({was})" if name in before else ""
+            values = percent_text(after, name), interval_text(after, name), past, interval_text(before, name)
+            headline.append(Card(label, *values))
         else:
-            out.append(Card(f"{label} {was}", percent(before, name), interval(before, name)))
-    reward = values(run, "reward/mean")
+            headline.append(Card(f"{label} {was}", percent_text(before, name), interval_text(before, name)))
+    reward = run.values("reward/mean")
     if reward:
         first = f"{late(reward[::-1]):.3f} in the first" if len(reward) > 1 else ""
-        out.append(Card("training reward", f"{late(reward):.3f}", "last tenth of steps" if first else "", first))
+        headline.append(Card("training reward", f"{late(reward):.3f}", "last tenth of steps" if first else "", first))
     wall, samples = number(run.summary, "wall_s"), number(run.summary, "samples")
     seconds = wall if wall is not None else max(seconds_spent(run).values(), default=None)
-    out.append(Card("wall time" if wall is not None else "time in steps", words(seconds)))
+    headline.append(Card("wall time" if wall is not None else "time in steps", duration(seconds)))
     seen = samples if samples is not None else max(samples_seen(run).values(), default=None)
-    out.append(Card("samples", compact(seen), f"in {counted(len(run.steps), 'step')}"))
-    return out
+    headline.append(Card("samples", compact(seen), f"in {counted(len(run.steps), 'step')}"))
+    return headline
 
 
-def words(seconds: float | None) -> str:
-    """301.4 -> "5 min 1 s", 7384 -> "2 h 3 min"."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _shared(together: list[Group], told: dict[str, list[Notice]]) -> list[tuple[str, list[Notice]]]:
-    """[(names of runs, their notices)]: what several runs have is said once, under all their names."""
-    runs = [run for group in together for run in group.runs]
+def _shared(groups: list[SeedGroup], notices_of_runs: dict[str, list[Notice]]) -> list[tuple[str, list[Notice]]]:
+    """Return [(names of runs, their notices)]: what several runs have is said once, under all their names."""
+    runs = [run for group in groups for run in group.runs]
     return [
-        ("every run" if len(who) == len(runs) else names(together, [r for r in runs if r.name in who]), found)
-        for who, found in merged(told)
+        ("every run" if len(who) == len(runs) else names(groups, [run for run in runs if run.name in who]), shared)
+        for who, shared in merged(notices_of_runs)
     ]
 
 
-def _seeds(group: Group) -> str:
-    return f"{group.label} ({len(group.runs)} seeds)" if len(group.runs) > 1 else group.label
-
-
-def _subtitle(run: Run) -> list[str]:
-    algorithm = run.summary.get("algorithm") or dig(run.config, "algorithm.name")
-    data = dig(run.config, "data.train", {})
-    source = (
-        next((data[k] for k in ("task", "dataset", "path") if data.get(k)), None) if isinstance(data, dict) else None
-    )
-    planned = dig(run.config, "run.steps")
-    done = run.steps[-1]["step"] if run.steps else 0
-    steps = f"{done:,} of {counted(planned, 'step')}" if isinstance(planned, int) else counted(done, "step")
-    parts = [algorithm, dig(run.config, "model.path"), source, steps, "" if run.summary else "unfinished"]
+def _subtitle(run: RunRecord) -> list[str]:
+    data = run.setting("data.train", {})
+    data = data if isinstance(data, dict) else {}
+    source = next((data[key] for key in ("task", "dataset", "path") if data.get(key)), None)
+    planned = run.setting("run.steps")
+    steps = counted(run.last_step, "step")
+    if isinstance(planned, int):
+        steps = f"{run.last_step:,} of {counted(planned, 'step')}"
+    name = run.summary.get("algorithm") or run.setting("algorithm.name")
+    parts = [name, run.setting("model.path"), source, steps, "" if run.summary else "unfinished"]
     return [visible(str(part)) for part in parts if part]
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Folder names, with as much of the path in front as tells them apart."""
+    """Return folder names, with as much of the path in front as tells them apart."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
+        tails = ["/".join(p[-depth:]) for p in parts]
+        if len(set(tails)) == len(tails):
+            return tails
     return [f"{'/'.join(p[-1:])} ({i + 1})" for i, p in enumerate(parts)]

@@ -26,6 +26,7 @@ from rlhf_pg.models.llama_family import in_llama_family
 from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.rollout.cache import SlotCache
 
+LAYER_OPERATIONS = 20  # of a decode step, about: what an estimate of its time counts
 LARGE = 200_000  # numbers in a weight, from which on its layout matters more than a call's overhead
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_pg.types import Sampling
 
+BYTES_PER_LOGIT = 20  # that `choose` needs beside the logits: log-prob float32, then two int64 (`_invert`)
 FIXED_POINT = 2.0**60  # a float32 probability times this is exact, and a vocabulary of them sums to less than 2**63
 
 

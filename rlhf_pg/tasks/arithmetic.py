@@ -50,22 +50,22 @@ class ArithmeticOptions(Options):
         return self
 
     def bounds(self) -> tuple[int, int]:
-        """Smallest and largest operand."""
+        """Return the smallest and the largest operand."""
         if self.low is not None and self.high is not None:
             return self.low, self.high
         return 0, 10 ** (self.digits or 2) - 1
 
 
-def problems(seed: int, options: ArithmeticOptions, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """Every problem of the space once. For the split 12+34 and 34+12 are one problem: neither leaks the other."""
+def problems(seed: int, options: ArithmeticOptions, in_split: Callable[[str], bool]) -> Iterator[Row]:
+    """Yield every problem of the space once. For the split 12+34 and 34+12 are one problem: neither leaks the other."""
     low, high = options.bounds()
     width = high - low + 1
     for index in permutation(len(options.operations) * width * width, f"arithmetic/{seed}"):
-        rest, b = divmod(index, width)
-        which, a = divmod(rest, width)
-        operation, a, b = options.operations[which], a + low, b + low
+        pair, b = divmod(index, width)
+        number, a = divmod(pair, width)
+        operation, a, b = options.operations[number], a + low, b + low
         key = f"{a}-{b}" if operation == "-" else f"{min(a, b)}{operation}{max(a, b)}"
-        if wanted(key):
+        if in_split(key):
             yield _row(a, operation, b, options)
 
 
@@ -79,6 +79,7 @@ def _row(a: int, operation: str, b: int, options: ArithmeticOptions) -> Row:
 
 
 def _steps(a: int, operation: str, b: int) -> str:
+    """Return the steps of the solution, as the text at the top of this file shows them."""
     if operation == "*":
         digits = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b)))]
         return " ".join(f"{a}*{part}={a * part}" for part in digits)

@@ -26,7 +26,7 @@ DEFAULT_COUNT = {"train": 4096, "heldout": 256}
 
 
 class Options(BaseModel):
-    """Options of every generated task; a task file subclasses it to add its own."""
+    """The options of every generated task; a task file subclasses it to add its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     count: int | None = Field(None, ge=1)  # rows; None: as many as there are, at most DEFAULT_COUNT
@@ -44,8 +44,8 @@ def given_solution(row: Row) -> str | None:
 class Task:
     """Where problems come from and how a data row becomes question, answer and worked solution.
 
-    A generated task has `problems(seed, options, wanted)`, which yields rows in an order drawn from `seed`, and only
-    rows whose canonical key is `wanted`: membership of a split depends on the key alone, never on the seed.
+    A generated task has `problems(seed, options, in_split)`, which yields rows in an order drawn from `seed`, and only
+    those with `in_split(key)` of their canonical key: membership of a split depends on the key, never on the seed.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Task:
     instruction: str = BOXED_INSTRUCTION  # system prompt of a chat template
 
     def rows(self, split: str = "train", seed: int = 0, options: Mapping[str, Any] | None = None) -> list[Row]:
-        """Generated rows of "train" or "heldout": distinct problems, the two splits disjoint whatever the seeds.
+        """Generate the rows of "train" or "heldout": distinct problems, the two splits disjoint whatever the seeds.
 
         Raises ValueError for an unknown split or option, and for a `count` above the number of problems there are.
         """
@@ -70,8 +70,8 @@ class Task:
         if split not in DEFAULT_COUNT:
             raise ValueError(f"task {self.name!r} has no split {split!r}: generated tasks have 'train' and 'heldout'")
         parsed = self.parse(options or {})
-        found = self.problems(seed, parsed, lambda key: _is_heldout(self.name, key) == (split == "heldout"))
-        rows = list(itertools.islice(found, parsed.count or DEFAULT_COUNT[split]))
+        problems = self.problems(seed, parsed, lambda key: _is_heldout(self.name, key) == (split == "heldout"))
+        rows = list(itertools.islice(problems, parsed.count or DEFAULT_COUNT[split]))
         if len(rows) < (parsed.count or 1):
             raise ValueError(
                 f"task {self.name!r}: {parsed.count or 'no'} {split} problems wanted, these options allow {len(rows)}; "
@@ -80,7 +80,7 @@ class Task:
         return rows
 
     def parse(self, options: Mapping[str, Any]) -> Options:
-        """Checked options. Raises ValueError naming the wrong option and the nearest right one."""
+        """Return checked options. Raises ValueError naming the wrong option and the nearest right one."""
         for name in options.keys() - self.options.model_fields.keys():
             known = list(self.options.model_fields)
             hint = nearest(name, known)
@@ -94,7 +94,7 @@ class Task:
 
 
 def names() -> list[str]:
-    """Names of the shipped tasks: the files beside this one."""
+    """Return the names of the shipped tasks: the files beside this one."""
     package = importlib.import_module("rlhf_pg.tasks")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
 
@@ -113,7 +113,7 @@ def resolve(name: str) -> Task:
 
 
 def permutation(size: int, key: str) -> Iterator[int]:
-    """0 .. size-1 in an order drawn from `key`. Lazy Fisher-Yates: costs what is taken, not `size`."""
+    """Yield 0 .. size-1 in an order drawn from `key`: lazy Fisher-Yates, which costs what is read of it."""
     draw, moved = random.Random(key).random, {}
     for i in range(size):
         j = i + int(draw() * (size - i))
@@ -122,7 +122,7 @@ def permutation(size: int, key: str) -> Iterator[int]:
 
 
 def uniform(text: str) -> float:
-    """A number in [0, 1) that is the same for the same text everywhere."""
+    """Return a number in [0, 1) that is the same for the same text everywhere."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

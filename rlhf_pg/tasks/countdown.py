@@ -45,26 +45,26 @@ class CountdownOptions(Options):
         return self
 
 
-def problems(seed: int, options: CountdownOptions, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """Distinct questions until no new one turns up. The split does not see the order of the numbers."""
+def problems(seed: int, options: CountdownOptions, in_split: Callable[[str], bool]) -> Iterator[Row]:
+    """Yield distinct questions until no new one turns up. The split does not see the order of the numbers."""
     draw, seen, fruitless = random.Random(f"countdown/{seed}").random, set(), 0
     while fruitless < PATIENCE:
         fruitless += 1
         numbers = [options.low + _below(options.high - options.low + 1, draw) for _ in range(options.numbers)]
-        made = expression(numbers, options.operations, draw)
-        if made is None or made[0] > options.max_target:
+        solution = expression(numbers, options.operations, draw)
+        if solution is None or solution[0] > options.max_target:
             continue
-        target, text = made
+        target, text = solution
         key = f"{' '.join(map(str, sorted(numbers)))} -> {target}"
         question = f"{' '.join(map(str, numbers))} -> {target}:"
-        if question not in seen and wanted(key):
+        if question not in seen and in_split(key):
             seen.add(question)
             fruitless = 0
             yield {"question": question, "answer": text, "solution": text, "numbers": numbers, "target": target}
 
 
 def expression(numbers: list[int], operations: str, draw: Callable[[], float]) -> tuple[int, str] | None:
-    """(value, text) of a random expression over all `numbers`; None when a step is no positive whole number."""
+    """Return (value, text) of a random expression over all `numbers`; None when a step is no positive whole number."""
     terms: list[Term] = [(number, str(number), ATOM) for number in numbers]
     while len(terms) > 1:
         left, right = terms.pop(_below(len(terms), draw)), terms.pop(_below(len(terms), draw))
@@ -80,12 +80,12 @@ def _join(left: Term, operation: str, right: Term) -> Term | None:
     if (operation == "-" and x <= y) or (operation == "/" and x % y):
         return None
     value = {"+": x + y, "-": x - y, "*": x * y, "/": x // y}[operation]
-    mine = PRECEDENCE[operation]
-    if left_precedence < mine:
+    precedence = PRECEDENCE[operation]
+    if left_precedence < precedence:
         left_text = f"({left_text})"
-    if right_precedence < mine or (right_precedence == mine and operation in "-/"):
+    if right_precedence < precedence or (right_precedence == precedence and operation in "-/"):
         right_text = f"({right_text})"
-    return value, f"{left_text}{operation}{right_text}", mine
+    return value, f"{left_text}{operation}{right_text}", precedence
 
 
 def _below(size: int, draw: Callable[[], float]) -> int:

@@ -24,13 +24,13 @@ class GeneralPointsOptions(Options):
     faces: Literal["11-13", "10"] = "11-13"  # what J, Q, K count
 
 
-def problems(seed: int, options: GeneralPointsOptions, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """Every solvable hand once. The split goes by the cards: hands held out are so for both values of `faces`."""
+def problems(seed: int, options: GeneralPointsOptions, in_split: Callable[[str], bool]) -> Iterator[Row]:
+    """Yield every solvable hand once. The split goes by the cards: a hand is held out for both values of `faces`."""
     hands = list(itertools.combinations_with_replacement(range(13), 4))
     for index in permutation(len(hands), f"general_points/{seed}"):
         order = permutation(4, f"general_points/{seed}/{index}")
         hand = [hands[index][i] for i in order]
-        if not wanted(" ".join(CARDS[card] for card in sorted(hand))):
+        if not in_split(" ".join(CARDS[card] for card in sorted(hand))):
             continue
         numbers = [card + 1 if options.faces == "11-13" else min(card + 1, 10) for card in hand]
         answer = solve(numbers)
@@ -48,9 +48,9 @@ def problems(seed: int, options: GeneralPointsOptions, wanted: Callable[[str], b
 
 
 def solve(numbers: list[int], target: int = TARGET) -> str | None:
-    """An expression over all `numbers` that equals `target` exactly, or None when there is none."""
-    found = _search([(number, 1, number) for number in numbers], target)
-    return None if found is None else _text(found).removeprefix("(").removesuffix(")")
+    """Return an expression over all `numbers` that equals `target` exactly, or None when there is none."""
+    tree = _search([(number, 1, number) for number in numbers], target)
+    return None if tree is None else _text(tree).removeprefix("(").removesuffix(")")
 
 
 def _search(terms: list[Term], target: int) -> Tree | None:
@@ -61,13 +61,14 @@ def _search(terms: list[Term], target: int) -> Tree | None:
     for i, j in itertools.combinations(range(len(terms)), 2):
         rest = [term for k, term in enumerate(terms) if k not in (i, j)]
         for joined in _joins(terms[i], terms[j]):
-            found = _search([*rest, joined], target)
-            if found is not None:
-                return found
+            tree = _search([*rest, joined], target)
+            if tree is not None:
+                return tree
     return None
 
 
 def _joins(left: Term, right: Term) -> Iterator[Term]:
+    """Yield what every operation makes of two terms, in both orders where the order matters."""
     (a, b, x), (c, d, y) = left, right
     yield a * d + c * b, b * d, (x, "+", y)
     yield a * c, b * d, (x, "*", y)

@@ -10,19 +10,20 @@ CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations such as <<48/2=24>>, which
 
 
 def gold(answer: str) -> str:
-    """The number after the last "####", or the text itself where there is none, without thousands separators.
+    """Return the number after the last "####", or the text itself where there is none, without thousands separators.
 
     Raises ValueError when that is not a number.
     """
-    found = answer.rsplit("####", 1)[-1].strip().replace(",", "")
-    if not re.fullmatch(r"-?\d+(\.\d+)?", found):
+    number = answer.rsplit("####", 1)[-1].strip().replace(",", "")
+    if not re.fullmatch(r"-?\d+(\.\d+)?", number):
         raise ValueError(f"no number after '####' in {answer[-60:]!r}")
-    return found
+    return number
 
 
 def solution(row: Row) -> str | None:
-    worked = row.get("answer")
-    return CALCULATOR.sub("", worked) if isinstance(worked, str) else None
+    """Return the worked solution without its annotations."""
+    text = row.get("answer")
+    return CALCULATOR.sub("", text) if isinstance(text, str) else None
 
 
 task = Task(

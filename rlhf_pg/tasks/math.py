@@ -10,14 +10,14 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 
 
 def last_boxed(text: str) -> str:
-    r"""What stands in the last \boxed{...} or \fbox{...} whose braces balance, or after the last "\boxed 3".
+    r"""Return what stands in the last \boxed{...} or \fbox{...} whose braces balance, or after the last "\boxed 3".
 
     Escaped braces do not count. Raises ValueError when there is no such box.
     """
     for box in reversed(list(BOX.finditer(text))):
-        found = _braced(text, box.end()) if text[box.end() :].startswith("{") else _bare(text, box.end())
-        if found:
-            return found
+        content = _braced(text, box.end()) if text[box.end() :].startswith("{") else _bare(text, box.end())
+        if content:
+            return content
     raise ValueError(f"no \\boxed{{...}} with balanced braces in {text[-60:]!r}")
 
 
@@ -31,7 +31,7 @@ def _braced(text: str, start: int) -> str:
 
 
 def _bare(text: str, start: int) -> str:
-    """LaTeX boxes one token here; the data means the number or word up to the end of the formula."""
+    """Return the number or word up to the end of the formula: LaTeX would box one token, the data means all of it."""
     return re.split(r"[$\s]", text[start:], maxsplit=1)[0].rstrip(".,")
 
 

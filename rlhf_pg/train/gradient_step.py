@@ -24,8 +24,6 @@ from rlhf_pg.train import mismatch
 from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Prefix, Signals
 
-NO_GRADIENT = 4  # micro-batches of passes without gradients are that much larger
-
 
 def update(
     learner: Learner,
@@ -195,14 +193,14 @@ def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor
 def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
     """The micro-batches of some rows: their row numbers [m], and the batch they make.
 
-    Without gradients, no activations are kept and they are NO_GRADIENT times as large. A prompt whose rows do not fit
-    into one is forwarded by `module` first, once, and gets its gradient when its last row's has been taken: so take
-    each part's gradient, if any, before the next part.
+    Without gradients, no activations are kept and they are NO_GRADIENT_FACTOR times as large. A prompt whose rows do
+    not fit into one is forwarded by `module` first, once, and gets its gradient when its last row's has been taken: so
+    take each part's gradient, if any, before the next part.
 
     Where passes of `module` are collectives, all ranks make the same number of them, and a prompt whose rows do not fit
     is forwarded with each part.
     """
-    tokens = update.positions * (1 if torch.is_grad_enabled() else NO_GRADIENT)
+    tokens = update.positions * (1 if torch.is_grad_enabled() else collate.NO_GRADIENT_FACTOR)
     split = collate.micro_batches(batch, rows, tokens, shares_prompts(module))
     if isinstance(backend := getattr(module, "collective_backend", None), Backend):
         with backend.ranks.waiting("forwards and backwards"):

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.estimate.estimate import Plan, settled
-from rlhf_pg.estimate.estimate import plan as make_plan
+from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
+from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
@@ -50,7 +50,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
-    plan: Plan
+    plan: RunEstimate
     reference_digest: str | None = None  # of its weights, computed once
 
     def sampling(self, step: int) -> Sampling:
@@ -92,7 +92,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     longest_prompt = max(len(prompt.tokens) for prompt in train)
-    recipe = settled(recipe, model_config, longest_prompt)
+    recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
     backend = backend or join(recipe, trackers=learn)
     model = policy_model(recipe, recipe.model.path, backend)
@@ -125,7 +125,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
         sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
         notes=[note(name, source) for name, source in prompts.items()],
-        plan=make_plan(recipe, model_config, longest_prompt=longest_prompt),
+        plan=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
     )
 

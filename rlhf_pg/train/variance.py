@@ -30,22 +30,22 @@ from rlhf_pg.train.gradient_step import pick, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import Session, build, join
-from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, same, summaries
+from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, coinciding, summaries
 from rlhf_pg.types import Batch, Credit, Signals
 
-MEMORY = 2**30  # bytes that the kept gradients may take; larger ones are sketched
+MEMORY = 2**30  # bytes that all gradients may take; larger ones are sketched
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """An algorithm record with options, and what is known of it beforehand."""
+    """An algorithm record with options, and what the theory says of it."""
 
     name: str
     algorithm: str
     options: dict[str, Any]
     rung_above: str | None = None  # the estimator it is meant to improve on
     bias: str = ""  # "" = unbiased
-    same_scale: bool = True  # False: its variance says nothing beside the others'
+    same_scale: bool = True  # False: its variance cannot be compared with the others'
 
 
 LADDER = (
@@ -64,7 +64,7 @@ LADDER = (
 
 @dataclass(frozen=True)
 class Rung:
-    """An estimator that this run can have, with its record."""
+    """An estimator that this run can have, its options bound."""
 
     estimator: Estimator
     record: BoundAlgorithm
@@ -88,34 +88,33 @@ def run(recipe: ResolvedRecipe, after: int, groups: int, out: Path) -> int:
 
 
 def measure(session: Session, after: int, groups: int) -> dict[str, Any]:
-    """Train `after` steps, then measure at those weights: what variance.json holds."""
+    """Train `after` steps, then measure at those weights. Return what variance.json holds."""
     recipe = session.recipe
     rungs, notes = ladder(session.learner, recipe.rollout.samples_per_prompt)
-    made = loop.TrainingRun(session, _Nowhere(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    run = loop.TrainingRun(session, _NoRunDir(), LiveView(after, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     with Bar() as bar:
         steps = bar.add_task(f"training {after} steps", total=after)
         for _ in range(after):
-            loop.train_step(made)
+            loop.train_step(run)
             bar.advance(steps)
         task = bar.add_task(f"gradients of {groups} groups", total=groups)
-        kept, facts = gradients(made, rungs, groups, lambda: bar.advance(task))
-    if recipe.kl.coefficient > 0 and recipe.kl.placement == "loss":
+        sketches, facts = gradients(run, rungs, groups, lambda: bar.advance(task))
+    if recipe.kl.in_loss:
         notes.append("kl.placement=loss: that term is the same for every estimator and is left out")
-    return _result(recipe, after, rungs, kept, facts, notes)
+    return _result(recipe, after, rungs, sketches, facts, notes)
 
 
 def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
-    """The estimators that this learner has what it takes for, and why others are left out."""
+    """Return the estimators that this learner can compute, and a note on each other one."""
     rungs, notes = [], []
     for estimator in LADDER:
-        record = resolve(estimator.algorithm)
-        bound = record.bind({**estimator.options, "denominator": "constant"})
-        if bound.needs_critic and learner.critic is None:
+        record = resolve(estimator.algorithm).bind({**estimator.options, "denominator": "constant"})
+        if record.needs_critic and learner.critic is None:
             notes.append(f"{estimator.name} is left out: the recipe's algorithm has no critic")
-        elif bound.min_group > samples:
+        elif record.min_group > samples:
             notes.append(f"{estimator.name} is left out: rollout.samples_per_prompt is {samples}")
         else:
-            rungs.append(Rung(estimator, bound))
+            rungs.append(Rung(estimator, record))
     return rungs, notes
 
 
@@ -125,49 +124,49 @@ def ladder(learner: Learner, samples: int) -> tuple[list[Rung], list[str]]:
 def gradients(
     run: loop.TrainingRun, rungs: Sequence[Rung], groups: int, advance: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The gradients of fresh groups at the present weights [E, groups, d], and their rollouts' figures.
+    """Return the gradients of fresh groups at the present weights [E, groups, d], and their rollouts' figures.
 
-    The data cursor goes back to where it was.
+    Gradients of more than MEMORY bytes are sketched. The data cursor goes back to where it was. `advance` is called
+    after every group.
     """
     session, learner = run.session, run.session.learner
-    per_step, samples = run.recipe.rollout.prompts_per_step, run.recipe.rollout.samples_per_prompt
-    cursor, step = session.sampler.state(), run.progress.step
-    sketch = Sketch(
-        sum(p.numel() for p in learner.parameters), _room(len(rungs), groups), device=learner.backend.device
+    cursor, samples = session.sampler.state(), run.recipe.rollout.samples_per_prompt
+    device, width = learner.backend.device, max(1, MEMORY // (4 * len(rungs) * groups))
+    sketch = Sketch(sum(p.numel() for p in learner.parameters), width, device=device)
+    sketches = torch.zeros(len(rungs), groups, sketch.width, device=device)
+    measuring = replace(
+        run, session=replace(session, learner=_with_values(learner)), progress=Progress(step=run.progress.step)
     )
-    kept = torch.zeros(len(rungs), groups, sketch.kept, device=learner.backend.device)
-    looking = replace(run, session=replace(session, learner=_all_signals(learner)), progress=Progress(step=step))
     moments, done, rows, reward, paid = [], 0, 0, 0.0, 0.0
     try:
         while done < groups:
-            pending = loop.roll_out(looking)
-            looking.progress.step += 1
+            pending = loop.roll_out(measuring)
+            measuring.progress.step += 1
             batch, signals = pending.batch, pending.signals
-            given = [rung.record.credit(batch, signals) for rung in rungs]
+            rung_credits = [rung.record.credit(batch, signals) for rung in rungs]
             used = batch.group < groups - done  # [B]
             scored = batch.mask & used[:, None]  # [B, C]
-            moments += [credits.moments(c, signals, scored) for c in given if c.returns is not None][:1]
+            moments += [credits.moments(c, signals, scored) for c in rung_credits if c.returns is not None][:1]
             rows, reward = rows + int(used.sum()), reward + float(batch.reward[used].sum())
             paid += float(signals.token_reward[scored].sum())
             for group in range(min(len(batch.prompt_lengths), groups - done)):
-                found = group_gradients(learner, batch, signals, rungs, given, group, samples)
-                for number, gradient in enumerate(found):
-                    kept[number, done] = sketch(gradient)
+                estimates = group_gradients(learner, batch, signals, rungs, rung_credits, group, samples)
+                for number, gradient in enumerate(estimates):
+                    sketches[number, done] = sketch(gradient)
                 done += 1
                 advance()
     finally:
         session.sampler.load_state(cursor)
     critic = credits.metrics(credits.together(moments)) if moments else {}
-    facts = {
+    return sketches, {
         "rollouts": rows,
         "reward/mean": reward / rows,
         "reward/kl_penalty": (reward - paid) / rows,
         "value/explained_variance": critic.get("value/explained_variance"),
-        "prompts_per_step": per_step,
+        "prompts_per_step": run.recipe.rollout.prompts_per_step,
         "parameters": sketch.length,
-        "kept": sketch.kept,
+        "kept": sketch.width,
     }
-    return kept, facts
 
 
 def group_gradients(
@@ -175,75 +174,80 @@ def group_gradients(
     batch: Batch,
     signals: Signals,
     rungs: Sequence[Rung],
-    given: Sequence[Credit],
+    rung_credits: Sequence[Credit],
     group: int,
     samples: int,
 ) -> Iterator[Tensor]:
-    """The gradient of one group by each estimator, flat [n]; the mean over groups is a step's gradient.
+    """Yield the gradient of one group by each estimator, flat [n]; the mean over groups is a step's gradient.
 
-    The denominator is that of a whole group, `samples` * max_new_tokens, also where samples are excluded. The ratio to
-    the policy that sampled is 1. One forward serves all estimators, unless the group is more than a micro-batch.
+    The denominator is that of `samples` samples * max_new_tokens, also where some are excluded. The ratio to the policy
+    that sampled is 1. One forward serves all estimators, unless the group is more than a micro-batch.
     """
-    longest, parameters = learner.objective.max_length, learner.parameters
+    max_length, parameters = learner.objective.max_length, learner.parameters
     rows = (batch.group == group).nonzero().squeeze(1)
-    count = torch.tensor(samples * longest)
+    count = torch.tensor(samples * max_length)
     pieces = collate.micro_batches(batch, rows, learner.update.positions, shares_prompts(learner.policy))
     micros = [(piece, collate.select(batch, piece)) for piece in chain.from_iterable(pieces)]
-    shared = learner.policy(micros[0][1]) if len(micros) == 1 else None
-    for rung, credit in zip(rungs, given, strict=True):
-        flat = torch.zeros(sum(p.numel() for p in parameters), device=batch.tokens.device)
+    only_forward = learner.policy(micros[0][1]) if len(micros) == 1 else None
+    sizes = [p.numel() for p in parameters]
+    for rung, credit in zip(rungs, rung_credits, strict=True):
+        flat = torch.zeros(sum(sizes), device=batch.tokens.device)
         for micro, part in micros:
-            logp, entropy = shared or learner.policy(part)
-            known = replace(pick(signals, micro, part), logp_old=logp.detach())
-            loss = rung.record.objective(logp, entropy, part, known, pick(credit, micro, part)).loss
-            total = F.normalize.total(loss, part.mask, "constant", count, longest)
-            found = torch.autograd.grad(total, parameters, retain_graph=shared is not None, allow_unused=True)
-            for place, gradient in zip(flat.split([p.numel() for p in parameters]), found, strict=True):
+            logp, entropy = only_forward or learner.policy(part)
+            on_policy = replace(pick(signals, micro, part), logp_old=logp.detach())
+            loss = rung.record.objective(logp, entropy, part, on_policy, pick(credit, micro, part)).loss
+            total = F.normalize.total(loss, part.mask, "constant", count, max_length)
+            of_parameters = torch.autograd.grad(total, parameters, retain_graph=bool(only_forward), allow_unused=True)
+            for place, gradient in zip(flat.split(sizes), of_parameters, strict=True):
                 if gradient is not None:
                     place += gradient.reshape(-1)
         yield flat
 
 
-def _all_signals(learner: Learner) -> Learner:
-    """Return the same learner, but for a shared critic's values: they are among the signals, by a pass of their own."""
+def _with_values(learner: Learner) -> Learner:
+    """Return the learner with a shared critic's values among the signals, by a pass of their own."""
     values = "policy" if learner.passes.values == "update" else learner.passes.values
-    made = replace(learner, passes=replace(learner.passes, values=values))
-    made.kl_coefficient = learner.kl_coefficient
-    return made
+    copied = replace(learner, passes=replace(learner.passes, values=values))
+    copied.kl_coefficient = learner.kl_coefficient  # as it has adapted: `replace` starts it again
+    return copied
 
 
-def _room(estimators: int, groups: int) -> int:
-    return max(1, MEMORY // (4 * estimators * groups))
-
-
-class _Nowhere:
-    """Takes the place of the run's folder: samples are not written."""
+class _NoRunDir:
+    """Stands in for the run's folder: samples are not written."""
 
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> None: ...
 
 
-# ---- what is said of them
+# ---- their statistics
 
 
 def _result(
-    recipe: ResolvedRecipe, after: int, rungs: Sequence[Rung], kept: Tensor, facts: dict[str, Any], notes: list[str]
+    recipe: ResolvedRecipe, after: int, rungs: Sequence[Rung], sketches: Tensor, facts: dict[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     names = [rung.estimator.name for rung in rungs]
-    bootstrap = Bootstrap(kept)
-    sound = [i for i, rung in enumerate(rungs) if not rung.estimator.bias]
-    reference = min(sound, key=lambda i: bootstrap.point[i][0])
-    made = summaries(kept, facts["prompts_per_step"], reference, bootstrap)
-    to_go = names.index("reward-to-go")
+    bootstrap = Bootstrap(sketches)
+    unbiased = [i for i, rung in enumerate(rungs) if not rung.estimator.bias]
+    reference = min(unbiased, key=lambda i: bootstrap.point[i][0])
+    by_rung = zip(rungs, summaries(sketches, facts["prompts_per_step"], reference, bootstrap), strict=True)
     table, steps = [], []
-    for number, (rung, summary) in enumerate(zip(rungs, made, strict=True)):
+    for number, (rung, summary) in enumerate(by_rung):
         estimator = rung.estimator
-        ratio = bootstrap.ratio(number, to_go) if estimator.same_scale else None
-        options = rung.record.options.model_dump(mode="json")
-        about = {"name": estimator.name, "algorithm": estimator.algorithm, "options": options, "bias": estimator.bias}
-        table.append(about | {"same_scale": estimator.same_scale} | vars(summary) | {"to_reward_to_go": ratio})
+        table.append(
+            {
+                "name": estimator.name,
+                "algorithm": estimator.algorithm,
+                "options": rung.record.options.model_dump(mode="json"),
+                "bias": estimator.bias,
+                "same_scale": estimator.same_scale,
+                **vars(summary),
+                "to_reward_to_go": bootstrap.ratio(number, names.index("reward-to-go"))
+                if estimator.same_scale
+                else None,
+            }
+        )
         if estimator.rung_above and (ratio := bootstrap.ratio(number, names.index(estimator.rung_above))):
             steps.append({"from": estimator.rung_above, "to": estimator.name, "ratio": ratio[0], "interval": ratio[1]})
-    for a, b, difference in same(kept):
+    for a, b, difference in coinciding(sketches):
         notes.append(
             f"{names[a]} and {names[b]} coincide here: their gradients differ by {difference:.1e} of their size"
         )
@@ -256,7 +260,7 @@ def _result(
     return {
         "run": str(recipe.run.dir),
         "after": after,
-        "groups": kept.shape[1],
+        "groups": sketches.shape[1],
         **facts,
         "large_sample_gradient": names[reference],
         "estimators": table,

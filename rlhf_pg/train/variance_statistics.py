@@ -12,8 +12,8 @@ every estimator, so that ratios of two estimators on the same rollouts are paire
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -32,24 +32,24 @@ class Sketch:
     that of sketched deviations from the mean: unbiased, its standard error sqrt(2 / d) of itself at the most.
     """
 
-    def __init__(self, length: int, kept: int, seed: int = 0, device: torch.device | str = "cpu"):
-        self.length, self.kept = length, min(length, kept)
-        self.exact = self.kept == length
+    def __init__(self, length: int, width: int, seed: int = 0, device: torch.device | str = "cpu"):
+        self.length, self.width = length, min(length, width)
+        self.exact = self.width == length
         if not self.exact:
             random = torch.Generator().manual_seed(seed)
             self._signs = torch.randint(2, (length,), generator=random, dtype=torch.int8).mul_(2).sub_(1).to(device)
-            blocks = -(-length // self.kept)
-            self._turns = torch.randint(self.kept, (blocks,), generator=random).tolist()
+            blocks = -(-length // self.width)
+            self._turns = torch.randint(self.width, (blocks,), generator=random).tolist()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n] -> [d], in x's dtype."""
+        """Return the sketch [d] of x [n], in x's dtype."""
         if self.exact:
             return x
-        out = x.new_zeros(self.kept)
+        out = x.new_zeros(self.width)
         for block, turn in enumerate(self._turns):
-            part = slice(block * self.kept, (block + 1) * self.kept)
+            part = slice(block * self.width, (block + 1) * self.width)
             signed = x[part] * self._signs[part]
-            first = min(len(signed), self.kept - turn)  # those that are not turned over the end
+            first = min(len(signed), self.width - turn)  # so many stay before the end; the rest begin anew
             out[turn : turn + first] += signed[:first]
             out[: len(signed) - first] += signed[first:]
         return out
@@ -57,7 +57,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of one estimator."""
+    """The statistics of one estimator."""
 
     trace: float  # of the covariance of one group's gradient
     variance: float  # of a step's gradient: trace / groups per step
@@ -71,60 +71,62 @@ class Summary:
 class Bootstrap:
     """Trace and signal of each estimator under the same resamples of the groups."""
 
-    def __init__(self, kept: Tensor, resamples: int = RESAMPLES, seed: int = 0):
-        """`kept` [E, n, d]: the gradients, or sketches, of the same n groups by each estimator."""
-        count = kept.shape[1]
+    def __init__(self, gradients: Tensor, resamples: int = RESAMPLES, seed: int = 0):
+        """`gradients` [E, n, d]: of the same n groups by each estimator, or their sketches."""
+        count = gradients.shape[1]
         random = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(count, (resamples, count), generator=random)
+        groups = torch.randint(count, (resamples, count), generator=random)
         weights = torch.zeros(resamples, count, dtype=torch.float64)
-        weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-        grams = [gram(of_one) for of_one in kept]
+        weights.scatter_add_(1, groups, torch.ones_like(groups, dtype=torch.float64))
+        grams = [gram(of_estimator) for of_estimator in gradients]
         once = torch.ones(1, count, dtype=torch.float64)
         self.point = [tuple(float(x) for x in trace_and_signal(g, once)) for g in grams]
         grow = count / (count - 1)  # a resample holds fewer distinct groups: both are too small by this factor
         self.resampled = [tuple(grow * x for x in trace_and_signal(g, weights)) for g in grams]
 
     def ratio(self, estimator: int, other: int) -> tuple[float, Interval] | None:
-        """Trace of one over that of another, paired; None where the other's is 0."""
-        below = self.point[other][0]
-        if below <= 0:
+        """Return the trace of one over that of another, paired; None where the other's is 0."""
+        if self.point[other][0] <= 0:
             return None
-        return self.point[estimator][0] / below, interval(self.resampled[estimator][0] / self.resampled[other][0])
+        return self.point[estimator][0] / self.point[other][0], interval(
+            self.resampled[estimator][0] / self.resampled[other][0]
+        )
 
 
-def gram(kept: Tensor) -> Tensor:
-    """Inner products [n, n] float64 on the CPU, from [n, d]."""
-    count = len(kept)
-    products = torch.zeros(count, count, dtype=torch.float64, device=kept.device)
-    for piece in kept.split(CHUNK, dim=1):
+def gram(gradients: Tensor) -> Tensor:
+    """Return the inner products [n, n] of gradients [n, d], float64 on the CPU."""
+    count = len(gradients)
+    products = torch.zeros(count, count, dtype=torch.float64, device=gradients.device)
+    for piece in gradients.split(CHUNK, dim=1):
         wide = piece.double()
         products.addmm_(wide, wide.T)
     return products.cpu()
 
 
 def trace_and_signal(products: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Trace and signal [R] of inner products [n, n], group i counted weights[r, i] times in resample r.
+    """Return trace and signal [R] of inner products [n, n], group i counted weights[r, i] times in resample r.
 
     Pairs are those of different groups, also when a resample holds a group twice.
     """
     count = weights.shape[1]
-    own = products.diagonal()  # [n]
-    whole = ((weights @ products) * weights).sum(dim=1)  # [R]: |sum_i w_i g_i|^2
-    pairs = whole - weights.square() @ own
-    return (weights @ own - whole / count) / (count - 1), pairs / (count * (count - 1))
+    squares = products.diagonal()  # [n]: |g_i|^2
+    square_of_sum = ((weights @ products) * weights).sum(dim=1)  # [R]: |sum_i w_i g_i|^2
+    pairs = square_of_sum - weights.square() @ squares
+    return (weights @ squares - square_of_sum / count) / (count - 1), pairs / (count * (count - 1))
 
 
-def summaries(kept: Tensor, per_step: int, reference: int, bootstrap: Bootstrap) -> list[Summary]:
-    """One for each estimator of `kept` [E, n, d]; cosines are with the large-sample gradient of number `reference`."""
-    target = step_sums(kept[reference], per_step)
-    rest = kept[reference].sum(dim=0, dtype=torch.float64) - target  # [S, d]: all groups of other steps
-    enough = kept.shape[1] > per_step
-    made = []
+def summaries(gradients: Tensor, per_step: int, reference: int, bootstrap: Bootstrap) -> list[Summary]:
+    """Summarise each estimator of `gradients` [E, n, d]; cosines are with the large-sample gradient of number
+    `reference`."""
+    target = step_sums(gradients[reference], per_step)
+    rest = gradients[reference].sum(dim=0, dtype=torch.float64) - target  # [S, d]: all groups of other steps
+    enough = gradients.shape[1] > per_step
+    by_estimator = []
     for estimator, (trace, signal) in enumerate(bootstrap.point):
         traces, signals = bootstrap.resampled[estimator]
-        cosines = cosine(step_sums(kept[estimator], per_step), rest) if enough else []
+        cosines = cosine(step_sums(gradients[estimator], per_step), rest) if enough else []
         low, high = interval(traces)
-        made.append(
+        by_estimator.append(
             Summary(
                 trace=trace,
                 variance=trace / per_step,
@@ -135,37 +137,33 @@ def summaries(kept: Tensor, per_step: int, reference: int, bootstrap: Bootstrap)
                 cosines=cosines,
             )
         )
-    return made
+    return by_estimator
 
 
-def step_sums(kept: Tensor, per_step: int) -> Tensor:
-    """The sums of every `per_step` neighbouring gradients [S, d] float64, from [n, d]; an unfinished step is left."""
-    steps = len(kept) // per_step
-    return kept[: steps * per_step].view(steps, per_step, kept.shape[1]).sum(dim=1, dtype=torch.float64)
+def step_sums(gradients: Tensor, per_step: int) -> Tensor:
+    """Sum every `per_step` neighbouring gradients, [n, d] -> [S, d] float64; an unfinished step is left out."""
+    steps = len(gradients) // per_step
+    return gradients[: steps * per_step].view(steps, per_step, gradients.shape[1]).sum(dim=1, dtype=torch.float64)
 
 
 def cosine(a: Tensor, b: Tensor) -> list[float]:
-    """Of each row [S, d] with its partner; rows without a direction are left out."""
+    """Return the cosine of each row of a [S, d] with that of b; rows of length 0 are left out."""
     lengths = a.norm(dim=1) * b.norm(dim=1)
     return ((a * b).sum(dim=1) / lengths)[lengths > 0].tolist()
 
 
 def interval(values: Tensor) -> Interval:
-    """The middle 95 % of resampled values [R]."""
+    """Return the middle 95 % of resampled values [R]."""
     low, high = torch.quantile(values[values.isfinite()], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 
 
-def same(kept: Tensor, tolerance: float = 1e-6) -> list[tuple[int, int, float]]:
-    """Pairs of estimators whose gradients agree in every group, of [E, n, d]: (first, second, |difference| / |g|)."""
-    size = [float(x.norm()) for x in kept]
-    found = []
-    for a, b in _pairs(range(len(kept))):
-        if max(size[a], size[b]) > 0:
-            difference = float((kept[a] - kept[b]).norm()) / max(size[a], size[b])
-            found += [(a, b, difference)] if difference <= tolerance else []
-    return found
-
-
-def _pairs(items: Sequence[int]) -> list[tuple[int, int]]:
-    return [(a, b) for i, a in enumerate(items) for b in items[i + 1 :]]
+def coinciding(gradients: Tensor, tolerance: float = 1e-6) -> list[tuple[int, int, float]]:
+    """Return the pairs of estimators, of [E, n, d], that agree in every group: (first, second, |difference| / |g|)."""
+    lengths = [float(x.norm()) for x in gradients]
+    pairs = []
+    for a, b in combinations(range(len(gradients)), 2):
+        longest = max(lengths[a], lengths[b])
+        if longest > 0 and (difference := float((gradients[a] - gradients[b]).norm()) / longest) <= tolerance:
+            pairs.append((a, b, difference))
+    return pairs

@@ -14,14 +14,14 @@ from benchmarks.shapes import Shape, shape_of
 
 
 def prompt_tokens(shape: Shape, folder: Path) -> list[list[int]]:
-    """The tokens of the first N prompts."""
+    """Return the tokens of the first N prompts."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     return [tokenizer.encode(row["prompt"]) for row in rows[: shape.prompts]]
 
 
 def rollout(specification: dict[str, Any], port: Port) -> None:
-    """Samples at temperature 1 from the whole distribution, as a rollout does."""
+    """Serve samples at temperature 1 from the whole distribution, as a rollout does."""
     shape, folder = shape_of(specification["shape"]), Path(specification["folder"])
     model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     tokens = torch.tensor(prompt_tokens(shape, folder)).repeat_interleave(shape.samples, dim=0)  # [B, P]
@@ -31,8 +31,8 @@ def rollout(specification: dict[str, Any], port: Port) -> None:
     def take(command: Answer) -> Answer:
         torch.manual_seed(command["round"])
         settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=shape.completion)
-        made = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
-        written = made[:, shape.prompt :]
+        sequences = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
+        written = sequences[:, shape.prompt :]
         ended_before = (written == eos).cumsum(dim=1) - (written == eos).int()
         return {"tokens": int((ended_before == 0).sum())}
 

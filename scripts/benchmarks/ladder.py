@@ -33,7 +33,7 @@ RATIOS = [
 
 
 def updates(specification: dict[str, Any], port: Any) -> None:
-    """The contender: a command names its `case`, a variant."""
+    """Serve as a contender: a command names its `case`, a variant."""
     from benchmarks import ours  # here: the command reads the tables above and must not import torch
     from benchmarks.shapes import shape_of
 

@@ -1,4 +1,4 @@
-"""What the figures were taken on. Imports no torch."""
+"""The machine and the versions that figures were taken on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, system, Python."""
+    """Return processor, cores this process may use, memory, system, Python."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor(),
@@ -27,14 +27,14 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of every package that takes part, and the commit that is measured."""
-    found = {}
+    """Return the version of every package that takes part, and the commit that is measured."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | {"commit": _commit()}
+    return installed | {"commit": _commit()}
 
 
 def _commit() -> str:
@@ -46,7 +46,7 @@ def _commit() -> str:
 
 
 def _first(file: str, key: str) -> str:
-    """The value on the first line of a /proc file that has this key, "" where there is none."""
+    """Return the value on the first line of a /proc file that has this key, "" where there is none."""
     path = Path(file)
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -15,14 +15,14 @@ Size = tuple[int, int, int]  # [m, k] times [k, n]
 
 
 def sizes_of(shape: Shape) -> list[Size]:
-    """A large square, then the products of one layer and of the head as an update's forward has them."""
+    """Return a large square, then the products of one layer and of the head as an update's forward has them."""
     positions = min(AT_ONCE, shape.rows * max(1, shape.completion - 1))
     linears = [(positions, i, o) for i, o in shape.model.linears]
     return [(SQUARE, SQUARE, SQUARE), *linears, (positions, shape.model.hidden, shape.model.vocabulary)]
 
 
 def rates(specification: dict[str, Any], port: Any) -> None:
-    """The contender: `gflops` of torch.mm at each of the specification's `sizes`."""
+    """Serve as a contender: `gflops` of torch.mm at each of the specification's `sizes`."""
     import torch  # here: the command reads the rest of this file
 
     pairs = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in specification["sizes"]]
@@ -38,7 +38,7 @@ def rates(specification: dict[str, Any], port: Any) -> None:
 
 
 def shares(shape: Shape, seconds: float, sizes: list[Size], rates: list[dict[str, float]]) -> dict[str, Any]:
-    """What an update of so many seconds does per second, and its share of the square's and the own layers' rate.
+    """Return the rate of an update that takes so many seconds, and its share of the square's and the own layers' rate.
 
     `rates`: of each size. The layers' rate is that of doing all products of a forward pass one after the other.
     """
@@ -47,13 +47,13 @@ def shares(shape: Shape, seconds: float, sizes: list[Size], rates: list[dict[str
     medians = [rate["median"] for rate in rates]
     layers = len(shape.model.linears) * [shape.model.layers] + [1]
     amounts = [count * m * k * n for count, (m, k, n) in zip(layers, sizes[1:], strict=True)]
-    own = summary.harmonic_rate(amounts, medians[1:])
+    layers_rate = summary.harmonic_rate(amounts, medians[1:])
     return {
         "flops": flops,
         "gflops": reached,
         "matmul": [{"size": size, "gflops": rate} for size, rate in zip(sizes, rates, strict=True)],
         "square_gflops": medians[0],
-        "layers_gflops": own,
+        "layers_gflops": layers_rate,
         "share_of_square": reached / medians[0],
-        "share_of_layers": reached / own,
+        "share_of_layers": reached / layers_rate,
     }

@@ -1,4 +1,4 @@
-"""Builds the models, tokenizers and prompts of the benchmark: random weights from a seed, nothing to download.
+"""Build the models, tokenizers and prompts of the benchmark: random weights from a seed, nothing to download.
 
 Where a completion ends is built into the weights, so that every contender samples the same lengths without an option
 of its own. Coordinate 0 of the hidden state is made constant: every embedding has the same number there, and no layer
@@ -31,7 +31,7 @@ PROMPTS = 64
 
 
 def build(specification: dict[str, Any], port: Port) -> None:
-    """A contender that makes folders: each command has a shape and a folder for it; the answer counts parameters."""
+    """Serve as a contender that writes a folder for the shape of each command; the answer counts parameters."""
 
     def take(command: dict[str, Any]) -> dict[str, Any]:
         shape, folder = shape_of(command["shape"]), Path(command["folder"])
@@ -44,7 +44,7 @@ def build(specification: dict[str, Any], port: Port) -> None:
 
 
 def random_model(model: Model, seed: int = 0) -> Qwen2ForCausalLM:
-    """The architecture with random weights; <pad> is token 0, <eos> token 1."""
+    """Return the architecture with random weights; <pad> is token 0, <eos> token 1."""
     config = Qwen2Config(
         vocab_size=model.vocabulary,
         hidden_size=model.hidden,
@@ -60,14 +60,14 @@ def random_model(model: Model, seed: int = 0) -> Qwen2ForCausalLM:
         pad_token_id=0,
     )
     torch.manual_seed(seed)
-    made = Qwen2ForCausalLM(config).float().eval()
-    made.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
-    return made
+    built = Qwen2ForCausalLM(config).float().eval()
+    built.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
+    return built
 
 
 @torch.no_grad()
 def make(shape: Shape) -> Qwen2ForCausalLM:
-    """The model of a shape, with the lengths of the shape built in."""
+    """Return the model of a shape, which writes completions of its lengths."""
     model = random_model(shape.model)
     embedding: Any = model.get_input_embeddings().weight
     head = model.lm_head.weight
@@ -84,7 +84,7 @@ def make(shape: Shape) -> Qwen2ForCausalLM:
 
 @torch.no_grad()
 def _bias(model: Qwen2ForCausalLM, shape: Shape, rows: int = 16) -> float:
-    """The bias at which completions of random tokens have the mean length asked for, by bisection."""
+    """Return the bias at which completions of random tokens have the mean length of the shape, by bisection."""
     size = (rows, shape.prompt + shape.completion)
     tokens = torch.randint(2, shape.model.vocabulary, size, generator=torch.Generator().manual_seed(0))
     hidden = model.model(tokens).last_hidden_state[:, shape.prompt - 1 : -1]  # [rows, C, H]
@@ -98,14 +98,14 @@ def _bias(model: Qwen2ForCausalLM, shape: Shape, rows: int = 16) -> float:
 
 
 def mean_length(stop: Tensor) -> float:
-    """Mean tokens of completions that end at token t, of those that got so far, with chance stop[row, t]."""
+    """Return the mean tokens of completions that end at token t, of those that got so far, with chance stop[row, t]."""
     got_there = (1 - stop).cumprod(dim=1).roll(1, dims=1)
     got_there[:, 0] = 1
     return float(got_there.sum(dim=1).mean())
 
 
 def tokenizer(vocabulary: int) -> Qwen2Tokenizer:
-    """One character, one token; the rest of the vocabulary are words that only a model writes."""
+    """Return a tokenizer with a token per character; the rest of the vocabulary are words that only a model writes."""
     characters = "\n" + "".join(map(chr, range(32, 127)))
     spelled = [ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(c)[0][0] for c in characters]
     names = [PAD, EOS, UNKNOWN, *spelled]
@@ -121,7 +121,7 @@ def tokenizer(vocabulary: int) -> Qwen2Tokenizer:
 
 
 def prompts(length: int) -> list[str]:
-    """Random letters and digits, the same for the same length."""
+    """Return random letters and digits, the same for the same length."""
     draw = random.Random(length)
     return ["".join(draw.choices(string.ascii_letters + string.digits, k=length)) for _ in range(PROMPTS)]
 
@@ -130,10 +130,10 @@ def save(model: Qwen2ForCausalLM, shape: Shape, folder: Path) -> None:
     """Write folder/model and folder/prompts.jsonl. Raises ValueError if a prompt has not P tokens."""
     if folder.exists():
         shutil.rmtree(folder)
-    made, texts = tokenizer(shape.model.vocabulary), prompts(shape.prompt)
-    if {len(made.encode(text)) for text in texts} != {shape.prompt}:
-        raise ValueError(f"the prompts made for {folder} have not {shape.prompt} tokens each")
+    characters, texts = tokenizer(shape.model.vocabulary), prompts(shape.prompt)
+    if {len(characters.encode(text)) for text in texts} != {shape.prompt}:
+        raise ValueError(f"the prompts for {folder} have not {shape.prompt} tokens each")
     model.save_pretrained(folder / "model")
-    made.save_pretrained(folder / "model")
+    characters.save_pretrained(folder / "model")
     rows = [json.dumps({"prompt": text, "answer": "none"}) for text in texts]
     (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")

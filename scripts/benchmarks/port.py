@@ -19,7 +19,7 @@ Answer = dict[str, Any]
 
 
 class Timer:
-    """Seconds since it was made, and how many cores were busy for this process in them (waiting in a loop counts)."""
+    """Seconds since its construction, and the cores this process kept busy meanwhile (waiting in a loop counts)."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
@@ -30,7 +30,7 @@ class Timer:
 
 
 class Port:
-    """Taken before anything else is imported, given to the contender."""
+    """A contender's end of the connection, opened before anything else is imported."""
 
     def __init__(self) -> None:
         self._out: IO[str] = os.fdopen(os.dup(1), "w")
@@ -38,21 +38,21 @@ class Port:
         self.imported_mb = 0.0  # resident memory after the imports
 
     def imports_done(self) -> None:
-        """Called by the contender when its libraries are imported and nothing is loaded yet."""
+        """Note the memory after the imports: called when nothing is loaded yet."""
         self.imported_mb = resident_mb()
 
     def ready(self, **facts: Any) -> None:
-        """Everything is loaded; the first command may come."""
+        """Say that everything is loaded and the first command may come."""
         threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 0
         self._send({"imported_mb": self.imported_mb, "loaded_mb": peak_mb(), "threads": threads, **facts})
 
     def command(self) -> Answer | None:
-        """The next command, None when there will be none."""
+        """Return the next command, None when there will be none."""
         line = sys.stdin.readline()
         return json.loads(line) if line.strip() else None
 
     def answer(self, answer: Answer) -> None:
-        """What one round found, with the most memory the process has held so far."""
+        """Send what one round measured, with the most memory the process has held so far."""
         self._send({**answer, "peak_mb": peak_mb()})
 
     def serve(self, take: Callable[[Answer], Answer], **facts: Any) -> None:
@@ -60,8 +60,8 @@ class Port:
         self.ready(**facts)
         while (command := self.command()) is not None:
             timer = Timer()
-            found = take(command)
-            self.answer(timer.stop() | found)
+            answer = take(command)
+            self.answer(timer.stop() | answer)
 
     def _send(self, message: Answer) -> None:
         self._out.write(json.dumps(message) + "\n")
@@ -69,7 +69,7 @@ class Port:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, in MiB.
+    """Return the most memory this process has held, in MiB.
 
     /proc's high-water mark where there is one: ru_maxrss also remembers the process this one was forked from.
     """
@@ -77,7 +77,7 @@ def peak_mb() -> float:
 
 
 def resident_mb() -> float:
-    """What it holds now (its peak where the system does not say), in MiB."""
+    """Return the memory this process holds now (its peak where the system does not say), in MiB."""
     return _status("VmRSS") or peak_mb()
 
 
@@ -85,8 +85,8 @@ def _status(key: str) -> float | None:
     path = Path("/proc/self/status")
     if not path.exists():
         return None
-    found = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(f"{key}:")]
-    return int(found[0]) / 2**10 if found else None
+    values = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(f"{key}:")]
+    return int(values[0]) / 2**10 if values else None
 
 
 def _mac() -> bool:

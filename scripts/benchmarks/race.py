@@ -20,7 +20,7 @@ LOG_LINES = 15  # of a contender that failed, to show
 
 @dataclass(frozen=True)
 class Contender:
-    """One process: what it runs (`benchmarks.file:function`), and what that function is told."""
+    """One process: what it runs (`benchmarks.file:function`), and its specification."""
 
     name: str
     runs: str
@@ -40,7 +40,7 @@ class Measured:
 
 @dataclass
 class Places:
-    """Where the processes run and what they may use."""
+    """Where the processes of contenders run, and what they may use."""
 
     out: Path
     threads: int
@@ -48,15 +48,15 @@ class Places:
     failed: dict[str, str] = field(default_factory=dict)  # what ran, and the contender: the end of its log
 
     def start(self, stack: ExitStack, title: str, contenders: Sequence[Contender]) -> dict[str, Process]:
-        """Start contenders, all at once; those that are ready, by name. One that fails is noted and left out."""
-        begun = {c.name: stack.enter_context(started(c, self.threads, self._log(title, c))) for c in contenders}
-        for name, process in list(begun.items()):
+        """Start all contenders; return those that are ready, by name. One that fails is noted and left out."""
+        processes = {c.name: stack.enter_context(started(c, self.threads, self._log(title, c))) for c in contenders}
+        for name, process in list(processes.items()):
             try:
                 process.ready = process.read()
             except ContenderFailed as error:
                 self.failed[f"{title}, {name}"] = str(error)
-                del begun[name]
-        return begun
+                del processes[name]
+        return processes
 
     def _log(self, title: str, contender: Contender) -> Path:
         log = self.out / "logs" / (re.sub(r"[^\w.]+", "_", f"{title} {contender.name}") + ".log")
@@ -64,19 +64,19 @@ class Places:
         return log
 
     def race(self, title: str, contenders: Sequence[Contender], rounds: int | None = None) -> dict[str, Measured]:
-        """Every contender's answers, by its name. A contender that fails on the way is noted and left out whole."""
+        """Return every contender's answers, by its name. One that fails in any round is noted and left out."""
         with ExitStack() as stack:
             alive = self.start(stack, title, contenders)
             cases = {c.name: c.cases for c in contenders}
-            found = {name: Measured(p.ready, {case: [] for case in cases[name]}) for name, p in alive.items()}
+            measured = {name: Measured(p.ready, {case: [] for case in cases[name]}) for name, p in alive.items()}
             for number in range(1 + (rounds or self.rounds)):
                 for name, process in list(alive.items()):
                     try:
-                        _round(process, number, found[name])
+                        _round(process, number, measured[name])
                     except ContenderFailed as error:
                         self.failed[f"{title}, {name}"] = str(error)
-                        del alive[name], found[name]
-        return found
+                        del alive[name], measured[name]
+        return measured
 
 
 def _round(process: Process, number: int, measured: Measured) -> None:
@@ -88,7 +88,7 @@ def _round(process: Process, number: int, measured: Measured) -> None:
 
 
 class ContenderFailed(Exception):
-    """A contender's process ended or said something else than an answer; the message is the end of its log."""
+    """A contender's process ended without an answer; the message is the end of its log."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Process:
 
 @contextmanager
 def started(contender: Contender, threads: int, log: Path) -> Iterator[Process]:
-    """The process of a contender, ended with the block."""
+    """Start the process of a contender and end it with the block."""
     specification = contender.specification | {"contender": contender.runs}
     paths = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths} | contender.environment
@@ -154,5 +154,5 @@ def started(contender: Contender, threads: int, log: Path) -> Iterator[Process]:
 
 
 def installed(module: str) -> bool:
-    """Whether a package is there, without importing it."""
+    """Return whether a package is installed, without importing it."""
     return importlib.util.find_spec(module) is not None

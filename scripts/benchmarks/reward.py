@@ -1,4 +1,4 @@
-"""The reward of every contender, as trivial as a reward can be: the share of distinct characters in a completion."""
+"""The reward of every contender, the share of distinct characters in a completion."""
 
 from __future__ import annotations
 

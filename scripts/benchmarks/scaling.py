@@ -11,7 +11,7 @@ KEYS = ("seconds", "rollout_s", "update_s")
 
 
 def series(small: bool = False) -> dict[str, dict[int, Shape]]:
-    """By what grows (G, P, C, parameters): its value at each point, and the shape. `small`: to try the command."""
+    """Return what grows (G, P, C, parameters) -> its value at each point -> shape. `small`: to try the command."""
     if small:
         base = SHAPES["tiny"]
         return {"G": {g: replace(base, samples=g) for g in (2, 4)}}
@@ -24,5 +24,5 @@ def series(small: bool = False) -> dict[str, dict[int, Shape]]:
 
 
 def name(shape: Shape) -> str:
-    """Short and unique among the points."""
+    """Return a name that is short and unique among the points."""
     return f"{shape.model.parameters / 1e6:.0f}M G{shape.samples} P{shape.prompt} C{shape.completion}"

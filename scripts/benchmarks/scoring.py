@@ -44,9 +44,9 @@ def lean(specification: dict[str, Any], port: Port) -> None:
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:
-    """[B, C, V]: of completion positions only, all rows forwarded whole."""
-    whole = torch.cat([batch.prompt_tokens[batch.group], batch.tokens], dim=1)  # [B, P + C]
-    return model(input_ids=whole, use_cache=False, logits_to_keep=batch.tokens.shape[1] + 1).logits[:, :-1]
+    """Return logits [B, C, V] of completion positions; every row is forwarded with its prompt."""
+    sequences = torch.cat([batch.prompt_tokens[batch.group], batch.tokens], dim=1)  # [B, P + C]
+    return model(input_ids=sequences, use_cache=False, logits_to_keep=batch.tokens.shape[1] + 1).logits[:, :-1]
 
 
 def _serve(specification: dict[str, Any], port: Port, score: Score) -> None:

@@ -23,14 +23,14 @@ class Model:
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of every linear map of one layer."""
+        """Return (inputs, outputs) of every linear map of one layer."""
         narrow = self.hidden * self.kv_heads // self.heads
         wide = [(self.hidden, self.hidden), (self.hidden, narrow), (self.hidden, narrow), (self.hidden, self.hidden)]
         return [*wide, *[(self.hidden, self.intermediate)] * 2, (self.intermediate, self.hidden)]
 
     @property
     def parameters(self) -> int:
-        """All of them: matrices, the biases of queries, keys and values, norms, embedding and head."""
+        """Count all of them: matrices, the biases of queries, keys and values, norms, embedding and head."""
         matrices = sum(i * o for i, o in self.linears)
         biases = self.hidden + 2 * (self.hidden * self.kv_heads // self.heads)
         layer = matrices + biases + 2 * self.hidden
@@ -38,7 +38,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Of its folder: all that makes it."""
+        """Return the name of its folder: all its numbers."""
         return "-".join(str(value) for value in asdict(self).values())
 
 
@@ -61,7 +61,7 @@ class Shape:
         return self.prompts * self.samples
 
     def record(self) -> dict[str, Any]:
-        """As the record of a benchmark and the processes under it carry it."""
+        """Return it as JSON has it, for bench.json and the processes of contenders."""
         return asdict(self) | {"parameters": self.model.parameters}
 
 
@@ -84,13 +84,13 @@ SCORING_TINY = Shape(SMALL, prompts=2, samples=2, prompt=4, completion=4)
 
 
 def shape_of(record: dict[str, Any]) -> Shape:
-    """The shape that `Shape.record` wrote."""
+    """Return the shape that `Shape.record` wrote."""
     fields = {name: value for name, value in record.items() if name not in ("model", "parameters")}
     return Shape(Model(**record["model"]), **fields)
 
 
 def update_flops(shape: Shape) -> int:
-    """Multiplications and additions an update cannot do without, all completions C long.
+    """Count the multiplications and additions that an update needs, all completions C long.
 
     Each prompt is forwarded once per group and the last token of a completion not at all; the head sees scored
     positions only; attention is causal. A forward pass counts 1, its backward 2, the reference's forward 1.

@@ -1,4 +1,4 @@
-"""From the answers of contenders to medians and ratios. Plain arithmetic on plain numbers."""
+"""Medians and ratios of the answers of contenders: arithmetic on Python numbers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Entry = dict[str, Any]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
+    """Return median, lowest and highest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def entry(name: str, measured: Measured, case: str = "") -> Entry:
-    """One contender's figures; `rounds` keeps every answer as it came."""
+    """Return one contender's figures; `rounds` has every answer unchanged."""
     rounds = measured.rounds[case]
-    found: Entry = {
+    figures: Entry = {
         "name": name,
         "seconds": spread([r["seconds"] for r in rounds]),
         "threads": measured.ready["threads"],
@@ -38,17 +38,17 @@ def entry(name: str, measured: Measured, case: str = "") -> Entry:
         "rounds": rounds,
     }
     if all("tokens" in r for r in rounds):
-        found["tokens"] = spread([r["tokens"] for r in rounds])
-        found["ms_per_token"] = spread([1000 * r["seconds"] / r["tokens"] for r in rounds])
-        found["tokens_per_s"] = spread([r["tokens"] / r["seconds"] for r in rounds])
+        figures["tokens"] = spread([r["tokens"] for r in rounds])
+        figures["ms_per_token"] = spread([1000 * r["seconds"] / r["tokens"] for r in rounds])
+        figures["tokens_per_s"] = spread([r["tokens"] / r["seconds"] for r in rounds])
     for part in (*PARTS, "cores"):
         if all(part in r for r in rounds):
-            found[part] = spread([r[part] for r in rounds])
-    return found
+            figures[part] = spread([r[part] for r in rounds])
+    return figures
 
 
 def compare(entries: Sequence[Entry], ours: str = OURS) -> dict[str, Any]:
-    """How many times the time and memory of `ours` each other contender takes, and the best of them does.
+    """Return how many times the time and memory of `ours` each other contender takes, and the best of them.
 
     Time is per token where tokens were counted, so that contenders that drew longer completions are not the slower
     for it. `best` has the lowest ratio of each column, which may be different contenders'.
@@ -56,36 +56,36 @@ def compare(entries: Sequence[Entry], ours: str = OURS) -> dict[str, Any]:
     by_name = {e["name"]: e for e in entries}
     if ours not in by_name:
         return {"to": ours, "others": {}, "best": {}}
-    own = by_name.pop(ours)
-    others = {name: ratios(other, own) for name, other in by_name.items()}
+    base = by_name.pop(ours)
+    others = {name: ratios(other, base) for name, other in by_name.items()}
     columns = {column for r in others.values() for column in r}
     best = {column: min(r[column] for r in others.values() if column in r) for column in sorted(columns)}
     return {"to": ours, "others": others, "best": best}
 
 
-def ratios(other: Entry, own: Entry) -> dict[str, float]:
-    """Time, memory, and the parts of a step where both have them; no ratio to a memory that is nothing."""
-    found = {"time": time_of(other) / time_of(own)}
+def ratios(other: Entry, base: Entry) -> dict[str, float]:
+    """Return time, memory, and the parts of a step where both have them; no ratio to a memory of 0."""
+    values = {"time": time_of(other) / time_of(base)}
     for name, key in MEMORIES.items():
-        if own[key] > 0:
-            found[name] = other[key] / own[key]
-    tokens = [e["tokens"]["median"] if "tokens" in e else 1 for e in (other, own)]
+        if base[key] > 0:
+            values[name] = other[key] / base[key]
+    tokens = [e["tokens"]["median"] if "tokens" in e else 1 for e in (other, base)]
     for part in PARTS:
-        if part in other and part in own:
-            found[part] = other[part]["median"] / tokens[0] / (own[part]["median"] / tokens[1])
-    return found
+        if part in other and part in base:
+            values[part] = other[part]["median"] / tokens[0] / (base[part]["median"] / tokens[1])
+    return values
 
 
 def time_of(entry: Entry) -> float:
-    """The figure that time ratios are made of."""
+    """Return the figure of which time ratios are taken."""
     return entry["ms_per_token" if "ms_per_token" in entry else "seconds"]["median"]
 
 
 def share_outside(rounds: Sequence[dict[str, Any]], parts: Sequence[str]) -> dict[str, float]:
-    """The share of each round's seconds that is in none of its `parts`: median, lowest, highest."""
+    """Return the share of each round's seconds that is in none of its `parts`: median, lowest, highest."""
     return spread([1 - sum(r[part] for part in parts) / r["seconds"] for r in rounds])
 
 
 def harmonic_rate(amounts: Sequence[float], rates: Sequence[float]) -> float:
-    """The rate at which all amounts are done, each at its own rate, one after the other."""
+    """Return the rate of doing all amounts one after the other, each at its rate."""
     return sum(amounts) / sum(a / r for a, r in zip(amounts, rates, strict=True))

@@ -18,7 +18,7 @@ from benchmarks.shapes import Shape, shape_of
 
 
 def step(specification: dict[str, Any], port: Port) -> None:
-    """Whole training steps. `options` of the specification are GRPOConfig's, beyond what the comparison fixes."""
+    """Serve whole training steps. `options` of the specification are GRPOConfig's, beyond what the comparison fixes."""
     shape, folder = shape_of(specification["shape"]), Path(specification["folder"])
     clock = Clock(port)
     with tempfile.TemporaryDirectory() as out:
@@ -35,7 +35,7 @@ def step(specification: dict[str, Any], port: Port) -> None:
 
 
 def _settings(shape: Shape, out: str, options: dict[str, Any]) -> GRPOConfig:
-    """The same rows, optimizer and KL in one optimizer step; everything else as TRL has it."""
+    """Return the same rows, optimizer and KL in one optimizer step; everything else as TRL has it."""
     return GRPOConfig(
         output_dir=out,
         use_cpu=True,
@@ -78,10 +78,10 @@ class Clock(TrainerCallback):
         """Time the trainer's own generation."""
         inner = trainer._generate_single_turn
 
-        def timed(*given: Any, **named: Any) -> Any:
+        def timed(*args: Any, **named: Any) -> Any:
             started = time.perf_counter()
             try:
-                return inner(*given, **named)
+                return inner(*args, **named)
             finally:
                 self.rollout_s += time.perf_counter() - started
 
@@ -92,9 +92,14 @@ class Clock(TrainerCallback):
         self._wait(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        found = self.timer.stop()
+        timing = self.timer.stop()
         self.port.answer(
-            {**found, "tokens": self.tokens, "rollout_s": self.rollout_s, "update_s": found["seconds"] - self.rollout_s}
+            {
+                **timing,
+                "tokens": self.tokens,
+                "rollout_s": self.rollout_s,
+                "update_s": timing["seconds"] - self.rollout_s,
+            }
         )
         self._wait(control)
 

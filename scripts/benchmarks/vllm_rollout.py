@@ -13,7 +13,7 @@ from benchmarks.shapes import shape_of
 
 
 def rollout(specification: dict[str, Any], port: Port) -> None:
-    """Samples at temperature 1 from the whole distribution, n = G of each prompt."""
+    """Serve samples at temperature 1 from the whole distribution, n = G of each prompt."""
     shape, folder = shape_of(specification["shape"]), Path(specification["folder"])
     engine = LLM(
         str(folder / "model"),
@@ -28,7 +28,7 @@ def rollout(specification: dict[str, Any], port: Port) -> None:
     def take(_: Answer) -> Answer:
         # A seed would give every request a generator of its own, several times slower; text is not asked for.
         sampling = SamplingParams(n=shape.samples, temperature=1.0, max_tokens=shape.completion, detokenize=False)
-        made = engine.generate(prompts, sampling, use_tqdm=False)
-        return {"tokens": sum(len(out.token_ids) for one in made for out in one.outputs)}
+        requests = engine.generate(prompts, sampling, use_tqdm=False)
+        return {"tokens": sum(len(out.token_ids) for request in requests for out in request.outputs)}
 
     port.serve(take)

@@ -8,12 +8,12 @@ from transformers import Qwen2Config
 from benchmarks import shapes
 from rlhf_pg import cli
 from rlhf_pg.estimate.hardware import Device
-from rlhf_pg.estimate.layout import ONE, Layout
+from rlhf_pg.estimate.layout import ONE_PROCESS, Layout
 from rlhf_pg.estimate.model_size import sizes_of
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.estimate.step_time import step_time
-from rlhf_pg.estimate.work import work
-from tests.estimate.test_plan import TINY, recipe
+from rlhf_pg.estimate.work import step_work
+from tests.estimate.test_run_estimate import TINY, recipe
 
 SEVEN_B = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
 SEVEN_B |= dict(num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False)
@@ -155,13 +155,13 @@ def test_operations_of_an_update_are_those_the_benchmarks_count(name):
         tie_word_embeddings=m.tied,
     )
     given = recipe(rollout=dict(prompts_per_step=shape.prompts, samples_per_prompt=8, max_new_tokens=shape.completion))
-    made = work(Share(given, shape.prompt, shape.prompts, 4096), *sizes_of(given, model))
+    made = step_work(Share(given, shape.prompt, shape.prompts, 4096), *sizes_of(given, model))
     assert made.update_flops == pytest.approx(shapes.update_flops(shape), rel=1e-12)
 
 
 def works(**changes):
     given = recipe(**changes)
-    return work(Share(given, 20, 6, 10_000), *sizes_of(given, Qwen2Config(**TINY)))
+    return step_work(Share(given, 20, 6, 10_000), *sizes_of(given, Qwen2Config(**TINY)))
 
 
 def test_decoding_reads_all_weights_a_step_and_each_rows_cache():
@@ -195,13 +195,13 @@ def test_passes_without_gradient_are_those_that_signals_makes():
 def test_time_is_the_slower_of_reading_and_computing_and_what_is_sent():
     given = recipe(kl={"coefficient": 0})
     share, (size, _) = Share(given, 20, 6, 10_000), sizes_of(given, Qwen2Config(**TINY))
-    made = work(share, size)
+    made = step_work(share, size)
     device = Device("d", 1, flops=1e12, bandwidth=1e6, link=1e3, mfu=0.5)
-    alone, eight = (step_time(share, size, made, layout, device) for layout in (ONE, Layout("DDP", 8)))
+    alone, eight = (step_time(share, size, made, layout, device) for layout in (ONE_PROCESS, Layout("DDP", 8)))
     assert alone and eight
     assert alone.rollout == pytest.approx(made.rollout_bytes / 1e6)
     assert alone.update == pytest.approx(made.update_flops / 0.5e12)
     assert (alone.communication, eight.communication) == (0, pytest.approx(2 * 7 / 8 * 4 * size.trainable / 1e3))
-    computed = step_time(share, size, made, ONE, Device("d", 1, flops=1e6, bandwidth=1e30, mfu=0.5))
+    computed = step_time(share, size, made, ONE_PROCESS, Device("d", 1, flops=1e6, bandwidth=1e30, mfu=0.5))
     assert computed and computed.rollout == pytest.approx(made.rollout_flops / 0.5e6)
-    assert step_time(share, size, made, ONE, Device("d", 1)) is None
+    assert step_time(share, size, made, ONE_PROCESS, Device("d", 1)) is None

@@ -9,8 +9,8 @@ from rlhf_pg.functional import importance, normalize
 
 
 def test_the_weight_is_trainer_over_engine_probability_and_never_above_the_cap():
-    logp = torch.tensor([[0.5, 0.2, 0.3]]).log()
-    rollout = torch.tensor([[0.25, 0.4, 0.1]]).log()
+    logp = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.float64).log()
+    rollout = torch.tensor([[0.25, 0.4, 0.1]], dtype=torch.float64).log()
     assert importance.truncated(logp, rollout, 2.5)[0].tolist() == pytest.approx([2.0, 0.5, 2.5])
     assert importance.truncated(logp, rollout, math.inf)[0].tolist() == pytest.approx([2.0, 0.5, 3.0])
     assert importance.is_capped(logp, rollout, 2.5).tolist() == [[0, 0, 1]]
@@ -23,8 +23,8 @@ def test_a_ratio_too_large_for_a_float_is_the_cap():
 
 
 def test_a_masked_weight_is_the_ratio_within_the_bounds_and_nothing_outside_them_on_either_side():
-    logp = torch.tensor([[0.5, 0.2, 0.3, 0.1, 0.4]]).log()
-    rollout = torch.tensor([[0.3, 0.45, 0.1, 0.3, 0.4]]).log()  # ratios 5/3, 4/9, 3, 1/3, 1
+    logp = torch.tensor([[0.5, 0.2, 0.3, 0.1, 0.4]], dtype=torch.float64).log()
+    rollout = torch.tensor([[0.3, 0.45, 0.1, 0.3, 0.4]], dtype=torch.float64).log()  # ratios 5/3, 4/9, 3, 1/3, 1
     assert importance.masked(logp, rollout, 2.5)[0].tolist() == pytest.approx([5 / 3, 4 / 9, 0, 0, 1])
     assert importance.is_masked(logp, rollout, 2.5).tolist() == [[0, 0, 1, 1, 0]]
     assert importance.masked(torch.tensor([[math.nan]]), rollout[:, :1], 2.5).item() == 0.0

@@ -5,12 +5,13 @@ import torch
 
 from rlhf_pg.models.policy import Policy
 from tests.random_models import random_batch, random_model
+from tests.tolerance import allowance, in_float64
 
 
 def slow_log_probs(model, batch, temperature):
-    """One row and one token at a time, from the model's own logits: the oracle."""
+    """One row and one token at a time, from the model's own logits: the oracle. In float64 where the model is."""
     rows, width = batch.tokens.shape
-    logp, entropy = torch.zeros(rows, width), torch.zeros(rows, width)
+    logp, entropy = (torch.zeros(rows, width, dtype=torch.float64) for _ in range(2))
     for b in range(rows):
         n = int(batch.group[b])
         prompt = batch.prompt_tokens[n, : int(batch.prompt_lengths[n])].tolist()
@@ -31,9 +32,9 @@ def test_log_probs_and_entropy_are_the_models_own_at_the_sampling_temperature(ki
     policy = Policy(model, temperature=0.7, share_prompts=share)
     with torch.no_grad():
         logp, entropy = policy(batch)
-        expected_logp, expected_entropy = slow_log_probs(model, batch, 0.7)
-    torch.testing.assert_close(logp, expected_logp, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy, expected_entropy, atol=2e-5, rtol=1e-5)
+        plain, exact = (slow_log_probs(each, batch, 0.7) for each in (model, in_float64(random_model(kind))))
+    for found, usual, expected in zip((logp, entropy), plain, exact, strict=True):
+        assert (found - expected).abs().max() <= allowance(usual, expected)
 
 
 def test_padding_positions_carry_neither_value_nor_gradient():
@@ -62,8 +63,11 @@ def test_groups_may_be_uneven_and_out_of_order():
     with torch.no_grad():
         part = select(batch, rows)
         logp = Policy(model)(part)[0]
-        expected = Policy(model, share_prompts=False)(batch)[0][rows, : part.tokens.shape[1]]
-    torch.testing.assert_close(logp, expected, atol=2e-5, rtol=1e-5)
+        plain, exact = (
+            Policy(each, share_prompts=False)(batch)[0][rows, : part.tokens.shape[1]]
+            for each in (model, in_float64(random_model()))
+        )
+    assert (logp - exact).abs().max() <= allowance(plain, exact)
 
 
 def test_a_model_with_sliding_window_attention_is_scored_by_whole_rows():

@@ -1,4 +1,4 @@
-"""Run directories made by hand, and what a browser would see of a report."""
+"""Run directories written by hand, and what a browser would see of a report."""
 
 import json
 import re
@@ -40,8 +40,8 @@ def make(path: Path, rows, tail="", config="algorithm:\n  name: grpo\n", summary
     (path / "config.yaml").write_text(config)
     if summary is not None:
         (path / "summary.json").write_text(json.dumps(summary))
-    for step, found in (samples or {}).items():
-        text = "".join(json.dumps({"step": step} | s) + "\n" for s in found)
+    for step, completions in (samples or {}).items():
+        text = "".join(json.dumps({"step": step} | s) + "\n" for s in completions)
         (path / f"rollouts/step_{step:08d}.jsonl").write_text(text)
     return path
 

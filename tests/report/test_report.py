@@ -8,8 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from rlhf_pg.report import write_report
+from rlhf_pg.report.curves import curves
+from rlhf_pg.report.measures import eval_bounds, eval_points, samples_seen, seconds_spent
 from rlhf_pg.report.notices import notices
-from rlhf_pg.report.run_data import read, samples_seen, seconds_spent
+from rlhf_pg.report.run_record import read
 from tests.report.report_pages import Page, make, row
 
 HOSTILE = [
@@ -134,12 +136,12 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_noteworthy_things_are_said_in_words(tmp_path):
     rows = [row(i, **{"kl/ref": 0.02, "completion/truncated": 0.3}) for i in range(1, 41)]
     rows[29] |= {"kl/ref": 4.0, "grad_norm": None, "outcome/error": 3, "outcome/timeout": 1}
-    found = texts(make(tmp_path / "run", rows))
-    assert "grad_norm was not a finite number in 1 step, first in step 30." in found
-    assert "3 samples (0.7%): the reward function failed; they were left out of training." in found  # of 400 + 3 + 1
-    assert "1 sample (0.2%): the reward took too long; they were left out of training." in found
-    assert "30% of late completions were cut off: raise rollout.max_new_tokens." in found
-    assert "KL to the reference leapt in 1 step, highest 4 in step 30." in found
+    notes = texts(make(tmp_path / "run", rows))
+    assert "grad_norm was not a finite number in 1 step, first in step 30." in notes
+    assert "3 samples (0.7%): the reward function failed; they were left out of training." in notes  # of 400 + 3 + 1
+    assert "1 sample (0.2%): the reward took too long; they were left out of training." in notes
+    assert "30% of late completions were cut off: raise rollout.max_new_tokens." in notes
+    assert "KL to the reference leapt in 1 step, highest 4 in step 30." in notes
 
 
 def test_rollouts_of_another_policy_are_noted_by_what_their_weights_leave(tmp_path):
@@ -170,15 +172,17 @@ def test_overlapping_intervals_are_no_proof_either_way(tmp_path):
     before = {"pass@1": 0.5, "pass@1_low": 0.45, "pass@1_high": 0.55}
     for name, shift in (("better", 0.1), ("worse", -0.1)):
         after = {key: value + shift for key, value in before.items()}
-        found = texts(make(tmp_path / name, [row(1)], summary={"before": before, "after": after}))
-        assert found == ["The intervals of pass@1 before and after overlap: the difference may be chance."]
+        notes = texts(make(tmp_path / name, [row(1)], summary={"before": before, "after": after}))
+        assert notes == ["The intervals of pass@1 before and after overlap: the difference may be chance."]
 
 
 def test_best_worst_and_excluded_samples_are_shown_under_their_heading(tmp_path):
-    def found(step):
+    def completions(step):
         return [{"completion": f"c{step} {r}", "reward": r, "prompt_id": str(r)} for r in (0.25, 1.0, None, 0.0)]
 
-    page = Page(write_report.write([make(tmp_path / "run", [row(1)], samples={s: found(s) for s in range(1, 9)})]))
+    page = Page(
+        write_report.write([make(tmp_path / "run", [row(1)], samples={s: completions(s) for s in range(1, 9)})])
+    )
     headings = ["Best of the last steps", "Worst of the last steps", "Left out of training", "From the first steps"]
     best, worst, left_out, early = re.split("|".join(headings), page.text)[1:]
     assert re.findall(r"c\d \S+", best) == ["c8 1.0", "c7 1.0", "c6 1.0"]
@@ -188,8 +192,8 @@ def test_best_worst_and_excluded_samples_are_shown_under_their_heading(tmp_path)
 
 
 def test_among_equal_rewards_different_prompts_come_first_and_none_is_shown_twice(tmp_path):
-    found = [{"completion": f"c{i} p{p}", "reward": 1.0, "prompt_id": p} for i, p in enumerate("aaabc")]
-    page = Page(write_report.write([make(tmp_path / "run", [row(1)], samples={1: found})]))
+    samples = [{"completion": f"c{i} p{p}", "reward": 1.0, "prompt_id": p} for i, p in enumerate("aaabc")]
+    page = Page(write_report.write([make(tmp_path / "run", [row(1)], samples={1: samples})]))
     assert re.findall(r"c\d p.", page.text) == ["c0 pa", "c3 pb", "c4 pc", "c1 pa", "c2 pa"]
 
 
@@ -254,3 +258,19 @@ def test_ten_thousand_steps_make_a_small_page_quickly(tmp_path):
     began = time.process_time()
     out = write_report.write([run_dir])
     assert time.process_time() - began < 10 and out.stat().st_size < 1_500_000
+
+
+def test_a_rate_of_odd_numbers_is_a_gap_in_its_curve(tmp_path):
+    rows = [row(i, **{"time/rollout_s": 2.0, "tokens/generated": 10 * i}) for i in range(1, 5)]
+    rows[1]["time/rollout_s"], rows[2]["tokens/generated"] = math.nan, math.inf
+    charts, _ = curves(read(make(tmp_path / "run", rows)))
+    (speed,) = [chart for chart in charts if chart.title == "Generation speed"]
+    assert [text for _, _, text in speed.hovers if "smoothed: 5.0" in text] and "inf" not in str(speed)
+    assert [mark.kind for mark in speed.marks] == ["dot", "dot"]  # the first and the last step, each between gaps
+
+
+def test_a_held_out_figure_that_is_not_a_number_is_left_out(tmp_path):
+    before = {"pass@1": 0.25, "pass@1_low": math.nan, "pass@1_high": math.nan}
+    run = read(make(tmp_path / "run", [row(1), row(2)], summary={"before": before, "after": {"pass@1": math.nan}}))
+    assert eval_points(run) == [(0.0, 25.0)] and eval_bounds(run, [(0.0, 25.0)], "pass@1") == [None]
+    assert "25.0%" in Page(write_report.write([run.path])).text

@@ -2,25 +2,25 @@ import re
 
 import pytest
 
-from rlhf_pg.report.axes import number_text, ticks
-from rlhf_pg.report.charts import Point, Series, chart, smooth, stacked
+from rlhf_pg.report.axes import Point, number_text, ticks
+from rlhf_pg.report.charts import Series, chart, smooth, stacked
 
 
 def test_a_line_goes_from_its_first_to_its_last_value_and_breaks_at_gaps():
-    made = chart("t", [Series("a", [(0, 0.0), (5, 1.0), (6, None), (8, 0.5), (10, 0.0)])], floor=0, ceiling=1)
-    assert made is not None
-    (mark,) = made.marks
+    drawn = chart("t", [Series("a", [(0, 0.0), (5, 1.0), (6, None), (8, 0.5), (10, 0.0)])], floor=0, ceiling=1)
+    assert drawn is not None
+    (mark,) = drawn.marks
     assert mark.path == "M0.0 1000.0L500.0 0.0M800.0 500.0L1000.0 1000.0"
-    assert [label for _, label in made.y_ticks] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
-    assert [top for top, _ in made.y_ticks] == pytest.approx([100, 80, 60, 40, 20, 0])
-    assert [label for _, label in made.x_ticks] == ["0", "2", "4", "6", "8", "10"]
+    assert [label for _, label in drawn.y_ticks] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert [top for top, _ in drawn.y_ticks] == pytest.approx([100, 80, 60, 40, 20, 0])
+    assert [label for _, label in drawn.x_ticks] == ["0", "2", "4", "6", "8", "10"]
 
 
 def test_a_long_line_keeps_its_extremes():
     points: list[Point] = [(float(i), 1.0 if i == 4321 else -1.0 if i == 8765 else 0.0) for i in range(10_000)]
-    made = chart("t", [Series("a", points)], floor=-1, ceiling=1)
-    assert made is not None
-    heights = [float(y) for y in re.findall(r" (-?[\d.]+)", made.marks[0].path)]
+    drawn = chart("t", [Series("a", points)], floor=-1, ceiling=1)
+    assert drawn is not None
+    heights = [float(y) for y in re.findall(r" (-?[\d.]+)", drawn.marks[0].path)]
     assert min(heights) == 0.0 and max(heights) == 1000.0 and len(heights) <= 600
 
 
@@ -31,18 +31,18 @@ def test_a_series_without_a_finite_value_is_no_chart():
 
 
 def test_shares_stack_to_the_whole():
-    made = stacked("t", [("a", [(0, 3.0), (1, 1.0)], 1), ("b", [(0, 1.0), (1, 1.0)], 2)])
-    assert made is not None
-    below, above = made.marks
+    drawn = stacked("t", [("a", [(0, 3.0), (1, 1.0)], 1), ("b", [(0, 1.0), (1, 1.0)], 2)])
+    assert drawn is not None
+    below, above = drawn.marks
     assert below.path == "M0.0 250.0L1000.0 500.0L1000.0 1000.0L0.0 1000.0Z"  # 75 % then 50 % of the height
     assert above.path == "M0.0 0.0L1000.0 0.0L1000.0 500.0L0.0 250.0Z"
 
 
 def test_a_spike_does_not_flatten_the_curve_and_is_told():
     points: list[Point] = [(float(i), 500.0 if i == 50 else float(i % 3)) for i in range(100)]
-    made = chart("t", [Series("a", points)], floor=0)
-    assert made is not None and "the axis ends below the highest value, 500" in made.note
-    assert all(float(label) < 5 for _, label in made.y_ticks)
+    drawn = chart("t", [Series("a", points)], floor=0)
+    assert drawn is not None and "the axis ends below the highest value, 500" in drawn.note
+    assert all(float(label) < 5 for _, label in drawn.y_ticks)
 
 
 def test_smoothing_keeps_a_constant_and_follows_a_step():

@@ -6,21 +6,21 @@ import pytest
 
 from rlhf_pg.report import write_report
 from rlhf_pg.report.axes import spread
+from rlhf_pg.report.bars import held_out_compared
 from rlhf_pg.report.charts import Chart
-from rlhf_pg.report.groups import groups
-from rlhf_pg.report.held_out import compared
+from rlhf_pg.report.curves import overlays
 from rlhf_pg.report.notices import Notice, merged
-from rlhf_pg.report.overlays import overlays
-from rlhf_pg.report.run_data import Run, read
+from rlhf_pg.report.run_record import RunRecord, read
+from rlhf_pg.report.seed_groups import seed_groups
 from tests.report.report_pages import Page, make, recipe, row, table
 
 
-def runs(*dirs: Path) -> list[Run]:
+def runs(*dirs: Path) -> list[RunRecord]:
     return [read(path) for path in dirs]
 
 
 def drawn(*dirs: Path) -> dict[str, Chart]:
-    charts, _ = overlays(groups(runs(*dirs)))
+    charts, _ = overlays(seed_groups(runs(*dirs)))
     return {chart.title: chart for chart in charts}
 
 
@@ -150,7 +150,7 @@ def test_final_pass_at_k_comes_with_its_interval_what_it_was_before_and_when(tmp
     done = make(tmp_path / "done", [row(1)], summary={"before": before, "after": after})
     going = make(tmp_path / "going", [row(1), row(2, **{"eval/pass@1": 0.5, "eval/pass@8": 8.0}), row(3)])
     never = make(tmp_path / "never", [row(1)])
-    bars = compared(groups(runs(done, going, never)))
+    bars = held_out_compared(seed_groups(runs(done, going, never)))
     assert bars is not None
     ((label, (first, second)),) = bars.groups  # and no group for the odd one's figure
     assert label == "held-out pass@1" and "Not evaluated: never." in bars.note and "95% interval" in bars.note
@@ -171,8 +171,8 @@ def test_what_several_runs_have_to_tell_is_said_once_with_its_range():
     lost = Notice("problem", "reward/f1 was not a finite number in 3 steps, first in step 7.")
     lost_2 = Notice("problem", "reward/f2 was not a finite number in 3 steps, first in step 7.")
     rare = Notice("warning", "Only here.")
-    told = {"a": [cut("30%"), lost], "b": [rare, cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
-    assert merged(told) == [
+    notices = {"a": [cut("30%"), lost], "b": [rare, cut("100%")], "c": [], "d": [lost_2, cut("9.5%")]}
+    assert merged(notices) == [
         (["a"], [lost]),
         (["d"], [lost_2]),
         (["a", "b", "d"], [cut("9.5% to 100%")]),

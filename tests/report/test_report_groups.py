@@ -4,35 +4,35 @@ from typing import Any
 
 import pytest
 
-from rlhf_pg.report import compare, write_report
+from rlhf_pg.report import tables, write_report
+from rlhf_pg.report.bars import held_out_compared
 from rlhf_pg.report.charts import Chart
-from rlhf_pg.report.groups import groups, names
-from rlhf_pg.report.held_out import compared
-from rlhf_pg.report.overlays import mean_line, overlays
-from rlhf_pg.report.run_data import Run, read
+from rlhf_pg.report.curves import mean_line, overlays
+from rlhf_pg.report.run_record import RunRecord, read
+from rlhf_pg.report.seed_groups import names, seed_groups
 from tests.report.report_pages import Page, make, recipe, row, table
 
 
-def runs(*dirs: Path) -> list[Run]:
+def runs(*dirs: Path) -> list[RunRecord]:
     return [read(path) for path in dirs]
 
 
 def drawn(*dirs: Path) -> dict[str, Chart]:
-    charts, _ = overlays(groups(runs(*dirs)))
+    charts, _ = overlays(seed_groups(runs(*dirs)))
     return {chart.title: chart for chart in charts}
 
 
 def seeds(tmp_path: Path) -> list[Path]:
     """Two recipes of three and two seeds; rewards are 0.5, 0.7, 0.9 and 0.1, 0.2, and pass@1 is half of them."""
-    made = []
+    dirs = []
     for name, rewards in (("ppo", (0.5, 0.7, 0.9)), ("grpo", (0.1, 0.2))):
         for seed, reward in enumerate(rewards):
             rows = [row(i, reward, **{"samples/total": 10 * i}) for i in range(1, 5)]
             summary: dict[str, Any] = {"after": {"pass@1": reward / 2}, "before": {"pass@1": 0.0}}
             summary |= {"wall_s": 10 + 10 * seed} if reward < 0.9 else {}
             config = recipe(name, seed if name == "ppo" else seed + 5)
-            made.append(make(tmp_path / f"{name}_s{seed}", rows, config=config, summary=summary))
-    return made
+            dirs.append(make(tmp_path / f"{name}_s{seed}", rows, config=config, summary=summary))
+    return dirs
 
 
 def test_the_seeds_of_a_recipe_are_one_row_with_mean_lowest_and_highest(tmp_path):
@@ -40,8 +40,8 @@ def test_the_seeds_of_a_recipe_are_one_row_with_mean_lowest_and_highest(tmp_path
     assert (
         "5 runs of 2 recipes compared" in page.text and "ppo (3 seeds)" in page.text and "grpo (2 seeds)" in page.text
     )
-    found = re.split("<h2>Over seeds</h2>", page.html)[1].split("</table>")[0]
-    cells = [re.findall(r"([^<>]+)</td>", tr) for tr in found.split("<tr>")[2:]]
+    rows = re.split("<h2>Over seeds</h2>", page.html)[1].split("</table>")[0]
+    cells = [re.findall(r"([^<>]+)</td>", tr) for tr in rows.split("<tr>")[2:]]
     assert cells == [
         ["ppo", "3", "0.700", "0.500", "0.900", "35.0%", "25.0%", "45.0%"],
         ["grpo", "2", "0.150", "0.100", "0.200", "7.5%", "5.0%", "10.0%"],
@@ -62,7 +62,7 @@ def test_seeds_are_thin_lines_of_one_colour_under_their_mean(tmp_path):
     assert [(label, color) for _, _, label, color in chart.ends] == [("ppo", 1), ("grpo", 2)]
     assert chart.legend == [("line", "ppo", 1), ("line", "grpo", 2)]
     assert chart.hovers[0][2] == "ppo: 0.70 (samples 10)\ngrpo: 0.15 (samples 10)"
-    bars = compared(groups(runs(*seeds(tmp_path / "again"))))
+    bars = held_out_compared(seed_groups(runs(*seeds(tmp_path / "again"))))
     assert bars is not None and "lowest and highest seed" in bars.note
     bar = bars.groups[0][1][0]
     assert (bar.text, bar.low, bar.high) == ("35.0%", 25.0, 45.0)
@@ -76,8 +76,8 @@ def test_a_mean_line_goes_step_by_step_as_far_as_all_seeds_have_values():
 
 def test_only_runs_that_differ_in_nothing_but_the_seed_stand_together(tmp_path):
     def labels(**configs):
-        made = [make(tmp_path / name, [row(1)], config=config) for name, config in configs.items()]
-        return [(group.label, len(group.runs)) for group in groups(runs(*made))]
+        dirs = [make(tmp_path / name, [row(1)], config=config) for name, config in configs.items()]
+        return [(group.label, len(group.runs)) for group in seed_groups(runs(*dirs))]
 
     lr = {"optimizer": {"lr": 0.1}}
     assert labels(a0=recipe("ppo", 0), a1=recipe("ppo", 1)) == [("a", 2)]
@@ -101,12 +101,12 @@ def test_only_runs_that_differ_in_nothing_but_the_seed_stand_together(tmp_path):
     ],
 )
 def test_a_recipe_is_named_as_its_runs_without_the_seed(tmp_path, first, second, label):
-    made = [make(tmp_path / name, [row(1)], config=recipe("ppo", i)) for i, name in enumerate((first, second))]
-    (group,) = groups(runs(*made))
+    dirs = [make(tmp_path / name, [row(1)], config=recipe("ppo", i)) for i, name in enumerate((first, second))]
+    (group,) = seed_groups(runs(*dirs))
     assert group.label == label
     assert names([group], group.runs) == label
-    alone = f"{first} (seed 0)" if first == label else first
-    assert names([group], group.runs[:1]) == alone
+    single = f"{first} (seed 0)" if first == label else first
+    assert names([group], group.runs[:1]) == single
 
 
 def test_a_seed_without_values_is_named_and_not_a_part_of_the_mean(tmp_path):
@@ -126,5 +126,6 @@ def test_held_out_figures_of_seeds_measured_at_different_steps_are_not_averaged(
     late = make(tmp_path / "a_s1", [row(i, **({"eval/pass@1": 0.6} if i == 3 else {})) for i in range(1, 5)],
                 config=recipe("ppo", 1))  # fmt: skip
     other = make(tmp_path / "b", [row(i) for i in range(1, 5)], config=recipe("grpo"))
-    (equal,) = [t for t in compare.tables(groups(runs(early, late, other)))[1] if t.title.startswith("At equal sam")]
+    _, later = tables.tables(seed_groups(runs(early, late, other)))
+    (equal,) = [t for t in later if t.title.startswith("At equal sam")]
     assert equal.rows[0][-1] == "20.0 to 60.0% (steps 2 to 3)"

@@ -7,7 +7,7 @@ import copy
 import torch
 
 from rlhf_pg.rollout.native import NativeEngine
-from tests.rollout.contract import full_forward_logp
+from tests.rollout.contract import assert_log_probs
 
 
 class Borrowed:
@@ -41,7 +41,4 @@ def nudge(model, by=0.3):
 
 def assert_sampled_from(model, prompts, groups):
     """The log-probs of all completions are those of a full forward of this model."""
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
+    assert_log_probs(model, prompts, groups)

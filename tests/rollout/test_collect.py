@@ -127,8 +127,9 @@ import os, pathlib, time
 HERE = pathlib.Path(__file__).parent
 
 def note(name, text=""):
-    (HERE / "part").write_text(text)
-    (HERE / "part").rename(HERE / name)  # never seen half written
+    part = HERE / f"part {os.getpid()}"  # two workers write notes at once
+    part.write_text(text)
+    part.rename(HERE / name)  # never seen half written
 
 def slow(completion):
     note(f"began {completion}")

@@ -19,7 +19,16 @@ from rlhf_pg.rollout.llama_decode import LlamaDecode
 from rlhf_pg.rollout.native import NativeEngine, _Generation
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model
-from tests.rollout.contract import EOS, SAMPLING, EngineContract, full_forward_logp, ragged_prompts, tokens_of
+from tests.rollout.contract import (
+    EOS,
+    SAMPLING,
+    EngineContract,
+    assert_log_probs,
+    full_forward_logp,
+    ragged_prompts,
+    tokens_of,
+)
+from tests.tolerance import AS_GOOD_AS
 
 
 class TestNativeContract(EngineContract):
@@ -219,11 +228,9 @@ def test_a_two_dimensional_mask_as_flash_attention_takes_it_gives_the_same_sampl
 def test_bfloat16_log_probs_are_near_a_bfloat16_full_forward():
     model = random_model().bfloat16()
     prompts = ragged_prompts()
-    for prompt, group in zip(prompts, NativeEngine(model, EOS).generate(prompts, SAMPLING), strict=True):
-        for completion in group:
-            assert completion.logp.dtype == torch.float32
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=0.15, rtol=0)
+    groups = NativeEngine(model, EOS).generate(prompts, SAMPLING)
+    assert all(completion.logp.dtype == torch.float32 for group in groups for completion in group)
+    assert_log_probs(model, prompts, groups)
 
 
 def other_models() -> Iterator[Any]:
@@ -244,10 +251,7 @@ def test_other_models_and_adapters_log_probs_are_those_of_their_own_forward(mode
     prompts = ragged_prompts()
     groups = NativeEngine(model, EOS, slots=7).generate(prompts, SAMPLING)
     model.eval()
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected = full_forward_logp(model, prompt, completion.tokens, 1.0)
-            torch.testing.assert_close(completion.logp, expected, atol=1e-5, rtol=0)
+    assert_log_probs(model, prompts, groups)
 
 
 def test_a_sliding_window_is_a_limit_on_length():
@@ -324,8 +328,8 @@ def test_the_lean_decode_step_is_the_models_own(kind):
     engine.llama_decode = False
     expected = engine.generate(ragged_prompts(), SAMPLING)
     assert tokens_of(found) == tokens_of(expected)
-    for a, b in zip(sum(found, []), sum(expected, []), strict=True):  # noqa: RUF017
-        torch.testing.assert_close(a.logp, b.logp, atol=1e-5, rtol=0)  # the contract's: log-probs are float32
+    for groups in (found, expected):
+        assert_log_probs(model, ragged_prompts(), groups)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3", "adapter"])
@@ -341,8 +345,9 @@ def test_under_autocast_the_lean_decode_step_rounds_as_much_as_the_model_does(ki
             model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     engine = NativeEngine(model, EOS, slots=9)
     assert engine.llama_decode
+    sampling = replace(SAMPLING, samples=16)  # some 800 tokens, so that the mean of their errors is no accident
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        groups = engine.generate(ragged_prompts(), SAMPLING)
+        groups = engine.generate(ragged_prompts(), sampling)
     errors, usual = [], []
     for prompt, group in zip(ragged_prompts(), groups, strict=True):
         for completion in group:
@@ -353,7 +358,7 @@ def test_under_autocast_the_lean_decode_step_rounds_as_much_as_the_model_does(ki
             usual.append((rounded - exact).abs())
     found, own = torch.cat(errors), torch.cat(usual)
     assert 1e-4 < own.mean() < 0.05  # it does round
-    assert found.mean() < 1.3 * own.mean() and found.max() < 2 * own.max()
+    assert found.mean() < 1.3 * own.mean() and found.max() < AS_GOOD_AS * own.max()
 
 
 def test_under_autocast_no_decode_step_casts_a_weight():

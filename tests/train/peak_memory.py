@@ -19,7 +19,7 @@ from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.estimate.memory import PHASES
 from rlhf_pg.train import loop, setup
 from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.variance import _Nowhere
+from rlhf_pg.train.variance import _NoRunDir
 from tests.train import small_run
 
 
@@ -32,7 +32,7 @@ def resident(key: str) -> int:
 
 def steps(changes: dict[str, Any], number: int) -> setup.Session:
     session = setup.build(small_run.recipe(Path("unused"), **changes))
-    run = loop.TrainingRun(session, _Nowhere(), LiveView(number, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    run = loop.TrainingRun(session, _NoRunDir(), LiveView(number, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     for _ in range(number):
         loop.train_step(run)
     return session

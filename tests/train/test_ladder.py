@@ -160,7 +160,7 @@ def test_the_kl_coefficient_follows_its_target_by_the_rule(whole):
 
 
 def test_a_trust_region_run_says_how_far_it_went_and_what_it_cost(whole):
-    rows = [row for row in metrics(whole("trpo")[0]) if row["grad_norm"]]
+    rows = [row for row in metrics(whole("trpo")[0]) if row["advantage/rms"]]  # else the gradient is rounding, if any
     assert rows
     for row in rows:
         assert row["trust/accepted"] == 1

@@ -8,7 +8,7 @@ import pytest
 from rlhf_pg import config
 from rlhf_pg.commands.run_sft import _learner, sft
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.estimate.estimate import suitable_tokens
+from rlhf_pg.estimate.microbatch import suitable_positions
 
 
 def recipe(folder, **run):
@@ -26,7 +26,7 @@ def recipe(folder, **run):
 def test_its_micro_batches_are_those_of_every_other_learner():
     given = recipe(Path("unused"))
     learner, model = _learner(given, Backend(), total=1)
-    assert learner.update.positions == suitable_tokens(model.config, given.model, shared=False)
+    assert learner.update.positions == suitable_positions(model.config, given.model, shared=False)
 
 
 def test_the_loss_falls_and_a_finished_cold_start_is_left_alone_but_not_taken_for_another_seed(tmp_path):

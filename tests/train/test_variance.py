@@ -53,7 +53,7 @@ def opened(tmp_path):
 
 def run_of(session, steps=3):
     """After a few steps: some rewards were found, so the KL and the gradients are not 0."""
-    made = loop.TrainingRun(session, variance._Nowhere(), LiveView(1, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
+    made = loop.TrainingRun(session, variance._NoRunDir(), LiveView(1, "off"), StopRequest(), Progress())  # pyright: ignore[reportArgumentType]
     for _ in range(steps):
         loop.train_step(made)
     return made

@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, gram, same, summaries, trace_and_signal
+from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, coinciding, gram, summaries, trace_and_signal
 
 
 def measured(*vectors):
@@ -130,5 +130,5 @@ def test_the_trace_of_sketched_gradients_is_unbiased():
 
 def test_estimators_whose_gradients_agree_in_every_group_are_named():
     a, b = gaussian(3, [1.0, 1.0], [1.0, 1.0], seed=0), gaussian(3, [1.0, 1.0], [1.0, 1.0], seed=1)
-    assert same(torch.stack([a, b, a])) == [(0, 2, 0.0)]
-    assert same(torch.zeros(2, 3, 4)) == []
+    assert coinciding(torch.stack([a, b, a])) == [(0, 2, 0.0)]
+    assert coinciding(torch.zeros(2, 3, 4)) == []

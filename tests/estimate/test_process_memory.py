@@ -12,14 +12,14 @@ import pytest
 from transformers import Qwen2Config
 
 from rlhf_pg import config
-from rlhf_pg.estimate.layout import ONE, Layout
-from rlhf_pg.estimate.memory import Memory, Part, kept_per_position, largest_tokens, memory
+from rlhf_pg.estimate.layout import ONE_PROCESS, Layout
+from rlhf_pg.estimate.memory import Memory, Part, activations_per_position, largest_budget, process_memory
 from rlhf_pg.estimate.model_size import sizes_of
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from tests.estimate.test_plan import TINY, recipe
+from tests.estimate.test_run_estimate import TINY, recipe
 
 ROOT = Path(__file__).parents[2]
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
@@ -31,8 +31,10 @@ def share(given: config.ResolvedRecipe, tokens: int = 10_000, **changes) -> Shar
     return Share(given, 20, given.rollout.prompts_per_step, tokens, **changes)
 
 
-def of(given: config.ResolvedRecipe, tokens: int = 10_000, layout: Layout = ONE, shape=None, **changes) -> Memory:
-    return memory(share(given, tokens, **changes), *sizes_of(given, shape or Qwen2Config(**TINY)), layout)
+def of(
+    given: config.ResolvedRecipe, tokens: int = 10_000, layout: Layout = ONE_PROCESS, shape=None, **changes
+) -> Memory:
+    return process_memory(share(given, tokens, **changes), *sizes_of(given, shape or Qwen2Config(**TINY)), layout)
 
 
 def part(made: Memory, name: str) -> int:
@@ -106,8 +108,8 @@ def test_activations_are_those_of_the_largest_micro_batch():
 def test_models_outside_the_llama_family_keep_what_norms_scale_and_the_activation_too():
     given, (size, _) = recipe(), sizes_of(recipe(), Qwen2Config(**TINY))
     more = 3 * (2 * 32 + 64) * 4  # layers; two norms and an MLP
-    heavy = replace(size, light=False)
-    assert kept_per_position(heavy, given.model) - kept_per_position(size, given.model) == more
+    heavy = replace(size, fused=False)
+    assert activations_per_position(heavy, given.model) - activations_per_position(size, given.model) == more
 
 
 def test_checkpointing_keeps_each_layers_input_and_one_layer_whole():
@@ -162,12 +164,16 @@ def test_each_zero_stage_shards_one_thing_more(stage, shares):
 
 def test_the_largest_micro_batch_fits_and_one_position_more_does_not():
     given, sizes = recipe(), sizes_of(recipe(), Qwen2Config(**TINY))
-    room = memory(share(given, 200), *sizes).peak
-    tokens = largest_tokens(share(given), *sizes, room)
+    room = process_memory(share(given, 200), *sizes).peak
+    tokens = largest_budget(share(given), *sizes, room)
     assert 200 <= tokens < 336
-    assert memory(share(given, tokens), *sizes).peak <= room < memory(share(given, tokens + 1), *sizes).peak
-    assert largest_tokens(share(given), *sizes, 10**9) == 336  # the whole step
-    assert largest_tokens(share(given), *sizes, 1000) == 0
+    assert (
+        process_memory(share(given, tokens), *sizes).peak
+        <= room
+        < process_memory(share(given, tokens + 1), *sizes).peak
+    )
+    assert largest_budget(share(given), *sizes, 10**9) == 336  # the whole step
+    assert largest_budget(share(given), *sizes, 1000) == 0
 
 
 def test_off_the_cpu_packed_rows_attend_to_copies_of_their_prompts():

@@ -1,4 +1,4 @@
-"""The plan printed before step 1, against hand computation and a model that is really built."""
+"""The estimate printed before step 1, against hand computation and a model that is really built."""
 
 import io
 from typing import Any
@@ -9,8 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from rlhf_pg import config
 from rlhf_pg.config import contradictions
-from rlhf_pg.estimate.estimate import bytes_text, count_text, plan, settled, show
+from rlhf_pg.estimate.microbatch import microbatch_positions
 from rlhf_pg.estimate.model_size import size_of, sizes_of
+from rlhf_pg.estimate.run_estimate import estimate_run
+from rlhf_pg.estimate.tables import bytes_text, count_text, show_run
 
 TINY: dict[str, Any] = dict(
     vocab_size=50,
@@ -50,11 +52,11 @@ def test_size_by_hand_for_llama():
     attention = 32 * 32 + 2 * 32 * 16 + 32 * 32
     by_hand = 50 * 32 + 3 * (attention + 3 * 32 * 64 + 2 * 32) + 32 + 50 * 32
     size = size_of(shape)
-    assert (size.parameters, size.trainable, size.largest) == (by_hand, by_hand, 32 * 64)
+    assert (size.parameters, size.trainable, size.largest_tensor) == (by_hand, by_hand, 32 * 64)
     assert sum(p.numel() for p in LlamaForCausalLM(shape).parameters()) == by_hand
-    assert (size.matrices, size.head) == (3 * (attention + 3 * 32 * 64), 50 * 32)
-    assert (size.layer, size.layers) == (attention + 3 * 32 * 64 + 2 * 32, 3)
-    assert (size.queries, size.keys_values) == (32, 32)
+    assert (size.linear, size.head) == (3 * (attention + 3 * 32 * 64), 50 * 32)
+    assert (size.layer_parameters, size.layers) == (attention + 3 * 32 * 64 + 2 * 32, 3)
+    assert (size.query_width, size.key_value_width) == (32, 32)
 
 
 def test_lora_trains_rank_times_in_plus_out_of_every_linear_layer():
@@ -63,7 +65,7 @@ def test_lora_trains_rank_times_in_plus_out_of_every_linear_layer():
     whole, adapted = size_of(shape), size_of(shape, config.Lora(rank=2))
     assert (adapted.parameters - whole.parameters, adapted.trainable) == (3 * 2 * per_layer, 3 * 2 * per_layer)
     assert (adapted.adapters, adapted.adapter_width) == (3 * 2 * per_layer, 7 * 2)
-    assert adapted.matrices == whole.matrices
+    assert adapted.linear == whole.linear
 
 
 def test_a_critic_of_its_own_has_no_use_for_a_head_and_one_on_the_policy_is_no_model():
@@ -76,21 +78,23 @@ def test_a_critic_of_its_own_has_no_use_for_a_head_and_one_on_the_policy_is_no_m
 
 
 def test_rows_steps_and_tokens_multiply_out():
-    made = plan(recipe(update={"epochs": 2, "minibatches": 3}), Qwen2Config(**TINY))
-    assert (made.rows, made.updates, made.optimizer_steps) == (24, 6, 60)
-    assert (made.total_samples, made.total_tokens) == (240, 2400)
+    estimate = estimate_run(recipe(update={"epochs": 2, "minibatches": 3}), Qwen2Config(**TINY))
+    assert (estimate.rows, estimate.updates, estimate.optimizer_steps) == (24, 6, 60)
+    assert (estimate.total_samples, estimate.total_tokens) == (240, 2400)
 
 
 def test_shown_plan_names_rows_steps_and_every_part_of_memory():
     out = io.StringIO()
-    made = plan(recipe(), Qwen2Config(**TINY))
-    show(made, Console(file=out, width=100))
+    estimate = estimate_run(recipe(), Qwen2Config(**TINY))
+    show_run(estimate, Console(file=out, width=100))
     text = out.getvalue()
     assert "6 prompts x 4 samples = 24" in text
     assert "10 rollout steps x 1 = 10" in text
-    assert f"{count_text(made.parameters)}, all trained" in text
-    assert all(part.name in text for part in made.memory.parts)
-    assert f"peak  {bytes_text(made.memory.peak)}" in " ".join(text.split("\n")[-2].split()).replace("peak ", "peak  ")
+    assert f"{count_text(estimate.size.parameters)}, all trained" in text
+    assert all(part.name in text for part in estimate.memory.parts)
+    assert f"peak  {bytes_text(estimate.memory.peak)}" in " ".join(text.split("\n")[-2].split()).replace(
+        "peak ", "peak  "
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,16 +113,16 @@ def test_counts_in_human_units(number, text):
 
 def test_on_a_cpu_a_micro_batch_is_what_a_quarter_of_a_gigabyte_of_activations_holds():
     per_token = 3 * (6 * 32 + 2 * 16 + 3 * 64) * 4  # bytes
-    small = settled(recipe(), Qwen2Config(**TINY))
-    assert small.update.tokens_per_microbatch == min(16384, 2**28 // per_token) == 16384
+    small = microbatch_positions(recipe(), Qwen2Config(**TINY))
+    assert small == min(16384, 2**28 // per_token) == 16384
     wide, huge = Qwen2Config(**TINY), Qwen2Config(**TINY)
     wide.intermediate_size, huge.intermediate_size = 5_000, 10**5
     expected = 2**28 // (3 * (6 * 32 + 2 * 16 + 3 * 5_000) * 4)
     assert 512 < expected < 16384
-    assert settled(recipe(), wide).update.tokens_per_microbatch == expected
-    assert settled(recipe(), huge).update.tokens_per_microbatch == 512
+    assert microbatch_positions(recipe(), wide) == expected
+    assert microbatch_positions(recipe(), huge) == 512
 
 
 def test_a_micro_batch_that_the_recipe_names_stays():
     named = recipe(update={"tokens_per_microbatch": 77})
-    assert settled(named, Qwen2Config(**TINY)).update.tokens_per_microbatch == 77
+    assert microbatch_positions(named, Qwen2Config(**TINY)) == 77

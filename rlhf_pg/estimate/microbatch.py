@@ -1,0 +1,52 @@
+"""How many positions to forward at once where the recipe does not name `update.tokens_per_microbatch`."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PretrainedConfig
+
+from rlhf_pg.config import Model, ResolvedRecipe
+from rlhf_pg.estimate.memory import activations_per_position, largest_budget
+from rlhf_pg.estimate.model_size import size_of, sizes_of
+from rlhf_pg.estimate.share import Share
+
+MOST_POSITIONS = 16_384
+LEAST_POSITIONS = 512
+CPU_ACTIVATIONS = 256 * 2**20  # bytes of a micro-batch's activations on a CPU
+USABLE = 0.9  # of a GPU's memory: its allocator cannot fill every gap
+
+
+def microbatch_positions(
+    recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None
+) -> int:
+    """Return the positions of a micro-batch: those the recipe names, or what suits the model and this machine's device.
+
+    On a GPU: MOST_POSITIONS, or the most that fits beside everything else. On a CPU: `suitable_positions`.
+    `longest_prompt`: in tokens; default `data.max_prompt_tokens`.
+    """
+    if recipe.update.tokens_per_microbatch is not None:
+        return recipe.update.tokens_per_microbatch
+    positions = suitable_positions(model_config, recipe.model, recipe.update.share_prompts)
+    if not torch.cuda.is_available():
+        return positions
+    size, critic = sizes_of(recipe, model_config)
+    room = USABLE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    prompt_length = longest_prompt or recipe.data.max_prompt_tokens
+    share = Share(recipe, prompt_length, recipe.rollout.prompts_per_step, positions, "cuda")
+    return largest_budget(share, size, critic, room) or LEAST_POSITIONS
+
+
+def with_microbatch(recipe: ResolvedRecipe, positions: int) -> ResolvedRecipe:
+    """Return the recipe with `update.tokens_per_microbatch` = `positions`."""
+    return recipe.changed(update=recipe.update.model_copy(update={"tokens_per_microbatch": positions}))
+
+
+def suitable_positions(model_config: PretrainedConfig, model: Model, shared: bool = True) -> int:
+    """Return the positions to forward at once on this machine's device, whatever else needs memory there.
+
+    A CPU's products are as fast with a thousand rows as with more, so there it is by memory: CPU_ACTIVATIONS.
+    """
+    if torch.cuda.is_available():
+        return MOST_POSITIONS
+    per_position = activations_per_position(size_of(model_config, model.lora), model, shared)
+    return min(MOST_POSITIONS, max(LEAST_POSITIONS, CPU_ACTIVATIONS // per_position))

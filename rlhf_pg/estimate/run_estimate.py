@@ -1,0 +1,67 @@
+"""What a recipe amounts to in one process, worked out before step 1: rows, optimizer steps, micro-batches, memory.
+
+Upper bounds throughout: every completion as long as `rollout.max_new_tokens`, every prompt as long as the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from rlhf_pg.config import ResolvedRecipe
+from rlhf_pg.estimate.memory import Memory, process_memory
+from rlhf_pg.estimate.microbatch import microbatch_positions
+from rlhf_pg.estimate.model_size import ModelSize, sizes_of
+from rlhf_pg.estimate.share import Share
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """The numbers of a run in one process."""
+
+    share: Share  # all of a rollout step
+    size: ModelSize
+    memory: Memory
+
+    @property
+    def rows(self) -> int:
+        """B = N * G, per rollout step."""
+        return self.share.rows
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per rollout step."""
+        return self.share.recipe.update.epochs * self.share.recipe.update.minibatches
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.share.recipe.run.steps * self.updates
+
+    @property
+    def total_samples(self) -> int:
+        return self.share.recipe.run.steps * self.rows
+
+    @property
+    def total_tokens(self) -> int:
+        """Sampled tokens, at most."""
+        return self.total_samples * self.share.completion_length
+
+
+def estimate_run(
+    recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None
+) -> RunEstimate:
+    """Estimate a run of a recipe with a model of `model_config` on this machine's device; loads nothing.
+
+    `longest_prompt`: in tokens; default `data.max_prompt_tokens`.
+    """
+    size, critic = sizes_of(recipe, model_config)
+    share = Share(
+        recipe,
+        prompt_length=longest_prompt or recipe.data.max_prompt_tokens,
+        prompts=recipe.rollout.prompts_per_step,
+        budget=microbatch_positions(recipe, model_config, longest_prompt),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    return RunEstimate(share, size, process_memory(share, size, critic))
