@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from rlhf_pg import config
+from rlhf_pg.commands import run_training
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.train import loop
 from tests.train import small_run
@@ -114,7 +115,7 @@ def stop_at(poll, monkeypatch):
                 self.request("test")
             super().raise_if_requested()
 
-    monkeypatch.setattr(loop, "StopRequest", StopsAt)
+    monkeypatch.setattr(run_training, "StopRequest", StopsAt)
 
 
 @pytest.mark.parametrize("poll", [1, 4, 8, 9, 11, 14, 17, 22, 30])
