@@ -97,7 +97,7 @@ def _run(run: TrainingRun) -> None:
             with run.ranks.independently("the step's record"):
                 record(run, metrics)  # the step is done, whatever happens to its evaluation
         if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
-            prefetch.settle(run.session, run.poll)
+            prefetch.collect(run.session, run.poll)
             save(run)
     after = measure(run) if run.session.eval_prompts else None
     save(run)

@@ -15,7 +15,7 @@ from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, as_given, permutati
 from rlhf_pg.tasks.base import resolve as resolve_task
 from rlhf_pg.types import Prompt
 
-__all__ = ["PromptSampler", "Prompts", "Rows", "eos_ids", "load_rows", "pad_id", "to_prompts"]
+__all__ = ["PromptSampler", "Prompts", "Rows", "eos_ids", "load_rows", "to_prompts"]
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,3 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> tuple[int, ...
             "no end-of-sequence token: set eos_token in the tokenizer, or eos_token_id in the model's config"
         )
     return distinct
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills the columns behind a row's end: the pad token, else EOS. Masks decide what is read.
-
-    Raises ValueError when the tokenizer has neither.
-    """
-    filler: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if filler is None:
-        raise ValueError("the tokenizer has neither a pad nor an end-of-sequence token: set its eos_token")
-    return int(filler)

@@ -101,7 +101,7 @@ class Backend:
         return engine
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
-        """Return a further optimizer, of parameters in a module that was prepared with its own."""
+        """Return an optimizer as it is run here, of parameters whose module was prepared with another one."""
         return self.accelerator.prepare_optimizer(optimizer)
 
     def _broadcast_weights(self, module: nn.Module) -> None:

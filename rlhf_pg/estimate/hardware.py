@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rlhf_pg.config import messages
 from rlhf_pg.estimate.layout import GIB
+from rlhf_pg.names import nearest
 
 SQUARE = 2048  # of the matrix product measured
 ROWS = 32  # of the decode-like product
@@ -65,7 +65,7 @@ def named(name: str, dtype: str) -> Device:
     key = name.upper().replace(" ", "").replace("_", "-")
     if key not in CARDS:
         raise ValueError(
-            f"--gpu {name}: not known; known are {', '.join(CARDS)}{messages.nearest(key, list(CARDS))}. For another "
+            f"--gpu {name}: not known; known are {', '.join(CARDS)}{nearest(key, list(CARDS))}. For another "
             "card give --gpu-memory, --tflops and --bandwidth"
         )
     card = CARDS[key]

@@ -94,15 +94,12 @@ def largest_budget(
 def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layout) -> Iterator[Part]:
     recipe = share.recipe
     trust_region = recipe.algorithm.update == "trust_region"
-    yield from _state("", size, share, layout)
-    if not trust_region:
-        yield from _optimizer("", size, layout)
-        if not layout.offload:  # one tensor after the other, or all at once (foreach)
-            temporary = 2 * size.largest_tensor if share.device == "cpu" else size.trainable
-            yield Part("Adam's temporaries", layout.optimizer(temporary * FLOAT32), frozenset({"optimizer step"}))
+    yield from _state("", size, share, layout, adam=not trust_region)
+    if not trust_region and not layout.offload:  # one tensor after the other, or all at once (foreach)
+        temporary = 2 * size.largest_tensor if share.device == "cpu" else size.trainable
+        yield Part("Adam's temporaries", layout.optimizer(temporary * FLOAT32), frozenset({"optimizer step"}))
     if critic:
-        yield from _state("critic: ", critic, share, layout)
-        yield from _optimizer("critic: ", critic, layout)
+        yield from _state("critic: ", critic, share, layout, adam=True)
     if recipe.passes.reference and not recipe.model.lora:
         yield Part("reference copy", layout.weights(size.parameters * FLOAT32))
     if recipe.model.dtype == "bfloat16":
@@ -119,8 +116,8 @@ def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layo
         yield Part("CUDA context", layout.context)
 
 
-def _state(owner: str, size: ModelSize, share: Share, layout: Layout) -> Iterator[Part]:
-    """Yield the weights and gradients of a trained model; `owner` begins the names of the critic's."""
+def _state(owner: str, size: ModelSize, share: Share, layout: Layout, adam: bool) -> Iterator[Part]:
+    """Yield what a trained model keeps from step to step; `owner` begins the names of the critic's parts."""
     yield Part(f"{owner}weights", layout.weights(_weights(share, size)), host=layout.weights_on_host)
     if layout.stage == 3:
         gathered = 2 * size.layer_parameters * FLOAT32
@@ -133,10 +130,8 @@ def _state(owner: str, size: ModelSize, share: Share, layout: Layout) -> Iterato
         during = frozenset[Phase]({"update", "gradients", "critic"})
         yield Part(f"{owner}gradient buckets", layout.buckets(trainable), during)
         yield Part(f"{owner}weights of the optimizer", layout.optimizer(trainable), host=layout.offload)
-
-
-def _optimizer(owner: str, size: ModelSize, layout: Layout) -> Iterator[Part]:
-    yield Part(f"{owner}Adam state", layout.optimizer(2 * size.trainable * FLOAT32), host=layout.offload)
+    if adam:
+        yield Part(f"{owner}Adam state", layout.optimizer(2 * trainable), host=layout.offload)
 
 
 def _weights(share: Share, size: ModelSize) -> int:
@@ -218,7 +213,7 @@ def activations_per_position(size: ModelSize, model: Model, shared: bool = True)
 
     A layer keeps in float32 its input and the residual between attention and MLP; in the arithmetic's width both normed
     inputs, queries, attention's output, keys and values, the MLP's gate, up and product, and the inner states of
-    adapters. Outside the Llama family also what trained norms scale, and the MLP's activation (models/fused.py).
+    adapters. Outside the Llama family also what trained norms scale, and the MLP's activation (models/llama_family.py).
     Without `shared` prompts, keys and values are repeated for each query head.
     """
     residual = (2 if model.lora or size.fused else 4) * size.hidden * FLOAT32
@@ -230,8 +225,8 @@ def activations_per_position(size: ModelSize, model: Model, shared: bool = True)
 
 
 def _padded_attention(share: Share, size: ModelSize, rows: int) -> int:
-    """Return the bytes a layer keeps on top where packed prompts go through the usual attention, which is off the CPU:
-    each row's keys and values beside a copy of its prompt's, padded queries and outputs."""
+    """Return the bytes a layer keeps on top where packed rows are padded for their attention, as they are off the CPU:
+    each row's keys and values beside a copy of its prompt's, queries and outputs."""
     if share.device == "cpu" or not share.recipe.update.share_prompts:
         return 0
     tokens = 2 * (share.prompt_length + share.completion_length) + 2 * share.completion_length

@@ -38,7 +38,7 @@ class ModelSize:
     query_width: int  # heads x head size, of one layer
     key_value_width: int  # the same of keys and values together
     vocabulary: int
-    fused: bool = False  # norms and MLPs keep less than autograd would (models/fused.py)
+    fused: bool = False  # norms and MLPs keep less than autograd would (models/llama_family.py)
 
     @property
     def head(self) -> int:

@@ -26,11 +26,6 @@ class RunEstimate:
     memory: Memory
 
     @property
-    def rows(self) -> int:
-        """B = N * G, per rollout step."""
-        return self.share.rows
-
-    @property
     def updates(self) -> int:
         """Optimizer steps per rollout step."""
         return self.share.recipe.update.epochs * self.share.recipe.update.minibatches
@@ -41,7 +36,7 @@ class RunEstimate:
 
     @property
     def total_samples(self) -> int:
-        return self.share.recipe.run.steps * self.rows
+        return self.share.recipe.run.steps * self.share.rows
 
     @property
     def total_tokens(self) -> int:

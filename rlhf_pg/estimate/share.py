@@ -31,6 +31,7 @@ class Share:
 
     @property
     def rows(self) -> int:
+        """B, of a rollout step."""
         return self.prompts * self.samples
 
     @property

@@ -40,7 +40,7 @@ def show_run(estimate: RunEstimate, console: Console) -> None:
     """Print a run's steps and its memory as two small tables."""
     share, size = estimate.share, estimate.size
     table = _pairs("plan")
-    table.add_row("rows per step", f"{share.prompts:,} prompts x {share.samples:,} samples = {estimate.rows:,}")
+    table.add_row("rows per step", f"{share.prompts:,} prompts x {share.samples:,} samples = {share.rows:,}")
     steps = f"{share.recipe.run.steps:,} rollout steps x {estimate.updates:,} = {estimate.optimizer_steps:,}"
     table.add_row("optimizer steps", steps)
     table.add_row("micro-batches", f"at most {share.micro_batches:,} per optimizer step")

@@ -25,8 +25,8 @@ from rlhf_pg.errors import RunError
 from rlhf_pg.preflight import gold
 from rlhf_pg.preflight.probe import (
     SAMPLES,
-    Closeness,
     Probe,
+    closeness,
     own_log_probs,
     perturbed,
     rollout,
@@ -127,7 +127,7 @@ def _finding(check: Callable[..., Finding], session: Session, probe: Callable[[]
 
 def engine_log_probs(session: Session, probe: Callable[[], Probe]) -> Finding:
     """The log-probs that come with the samples are the trainer's, at the configured temperature."""
-    near, batch = Closeness.of(session), probe().batch
+    near, batch = closeness(session), probe().batch
     gap = near.gap(batch.logp_rollout, probe().trained, batch.mask)
     return Finding(
         "engine log probs",
@@ -144,7 +144,7 @@ def weights_reach_engine(session: Session, probe: Callable[[], Probe]) -> Findin
 
     A stale engine is off by as much as the change moved the trainer, which is the scale to judge by.
     """
-    near, version = Closeness.of(session), session.engine.version
+    near, version = closeness(session), session.engine.version
     if session.learner.backend.sharded:
         return Finding("weights reach engine", None, "with ZeRO-3 no rank has all weights; check it on one process")
     try:
@@ -192,7 +192,7 @@ def reference_kl(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
     """Forwarding each prompt once, forwarding whole rows, and the model's own logits give the same log-probs."""
-    near, batch, temperature = Closeness.of(session), probe().batch, session.recipe.rollout.temperature
+    near, batch, temperature = closeness(session), probe().batch, session.recipe.rollout.temperature
     first = torch.arange(0, len(batch.group), SAMPLES, device=batch.group.device)  # a row of each prompt
     few = collate.select(batch, first)
     trained = probe().trained[first, : few.tokens.shape[1]]

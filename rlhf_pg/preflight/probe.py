@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.data import collate
 from rlhf_pg.rollout.native import evaluation_mode
+from rlhf_pg.rollout.weight_check import Closeness
 from rlhf_pg.storage import random_state
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
@@ -34,28 +35,9 @@ class Probe:
     version: int  # of the weights the engine says it sampled from
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """How near two log-probs of the same tokens must be.
-
-    float32 rounding reaches some 1e-5. bfloat16 rounds a logit of 10 by 0.03, so that single tokens say nothing and the
-    mean is compared.
-    """
-
-    statistic: str  # "max" or "mean"
-    limit: float
-
-    @classmethod
-    def of(cls, session: Session) -> Closeness:
-        return cls("max", 1e-3) if session.recipe.model.dtype == "float32" else cls("mean", 3e-2)
-
-    def gap(self, a: Tensor, b: Tensor, mask: Tensor) -> float:
-        """[B, C] each -> the statistic of |a - b| where `mask`; NaN, which is near nothing, where there is one."""
-        difference = (a.float() - b.float()).abs()[mask]
-        return float(difference.amax() if self.statistic == "max" else difference.mean())
-
-    def __str__(self) -> str:
-        return f"{self.statistic} |difference| <= {self.limit:g}"
+def closeness(session: Session) -> Closeness:
+    """Return how near two log-probs of the same tokens must be in a run's arithmetic."""
+    return Closeness.of(session.recipe.model.dtype, float32=1e-3)
 
 
 def sample(session: Session, prompts: int = PROMPTS, new_tokens: int = NEW_TOKENS) -> Probe:

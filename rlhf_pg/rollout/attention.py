@@ -1,4 +1,4 @@
-"""How the engine tells a transformers model which columns each row may attend to, and which models it can tell."""
+"""Masks by which the native engine tells a transformers model which columns each row may attend to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from rlhf_pg.models.packed_attention import base_attention
 
 
 def context_of(config: Any) -> int | None:
-    """Positions a row may have: the model's limit, and no more than its sliding window, where attention is full."""
+    """Return how many positions a row may have: the model's limit, and its sliding window, in which attention is full.
+
+    None: the configuration names neither.
+    """
     text = config.get_text_config()
     limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]
     return min((limit for limit in limits if limit), default=None)
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:
-    """The input embedding [V, H]: its dtype and device are the model's."""
+    """Return the input embedding [V, H]: its dtype and device are the model's."""
     weight = model.get_input_embeddings().weight
     if not isinstance(weight, Tensor):
         raise ValueError(f"the input embedding of {type(model).__name__} has no weight tensor")
@@ -51,7 +54,7 @@ class Attention:
         self.as_bias = self.kind == "sdpa" and weight.device.type == "cpu" and config.model_type in MODEL_TYPES
 
     def prefill(self, lengths: Tensor) -> dict[str, Tensor]:
-        """Arguments to forward left-padded prompts of these lengths [n]."""
+        """Return the arguments with which to forward left-padded prompts of these lengths [n]."""
         width = int(lengths.max())
         column = torch.arange(width, device=lengths.device)
         start = (width - lengths)[:, None]  # [n, 1]
@@ -63,14 +66,16 @@ class Attention:
         return {"position_ids": position, "attention_mask": self._additive(seen[:, None])}
 
     def bias(self, position: Tensor, longest: int) -> Tensor | None:
-        """What is added to the scores of one token per row at position [n] over columns 0 .. longest - 1, [n, 1, 1,
-        longest]; None on a CPU where no row hides any."""
+        """Return what to add to the scores of one token per row at position [n] over columns 0 .. longest - 1.
+
+        [n, 1, 1, longest]; None on a CPU where no row hides any column.
+        """
         if position.device.type == "cpu" and int(position.min()) == longest - 1:
             return None
         return self._additive((torch.arange(longest, device=position.device) <= position[:, None])[:, None, None])
 
     def decode(self, position: Tensor, longest: int) -> dict[str, Tensor]:
-        """Mask argument for one token per row at position [n], over columns 0 .. longest - 1."""
+        """Return the mask argument for one token per row at position [n], over columns 0 .. longest - 1."""
         seen = torch.arange(longest, device=position.device) <= position[:, None]  # [n, longest]
         if self.kind == "flash_attention_2":
             return {"attention_mask": seen.long()}

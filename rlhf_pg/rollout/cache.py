@@ -44,7 +44,7 @@ class SlotCache:
             block[:, target, :, :length] = block[:, source, :, :length]
 
     def aim(self, position: Tensor, longest: int) -> None:
-        """The next forward decodes one token of each of the first n rows: row i's at position[i] [n], all < longest."""
+        """Prepare the forward of one token of each of the first n rows: row i's at position[i] [n], all < longest."""
         _, _, heads, length, _ = self.keys.shape
         row_head = torch.arange(len(position) * heads, device=position.device)  # [n * heads]
         at = row_head * length + position.repeat_interleave(heads)
@@ -53,7 +53,10 @@ class SlotCache:
 
 
 def prefilled_states(cache: Cache) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, the keys and values [prompts, heads, P, size] a forward left in an empty DynamicCache."""
+    """Return, per layer, the keys and values [prompts, heads, P, size] that a forward left in an empty DynamicCache.
+
+    Raises ValueError for a model whose layers do not all keep them, in one shape.
+    """
     states = [
         (layer.keys, layer.values)
         for layer in cache.layers
@@ -83,7 +86,7 @@ class SlotLayer(CacheLayerMixin):
         return self.write(key_states.to(self.keys.dtype), value_states.to(self.values.dtype))  # autocast: bfloat16
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from [n, heads, size] (or [n, heads, 1, size]) in the cache's dtype."""
+        """Do the same from [n, heads, size] (or [n, heads, 1, size]) in the cache's dtype."""
         self.flat_keys.index_copy_(0, self.at, keys.reshape(-1, keys.shape[-1]))
         self.flat_values.index_copy_(0, self.at, values.reshape(-1, values.shape[-1]))
         return self.keys[: self.rows, :, : self.longest], self.values[: self.rows, :, : self.longest]

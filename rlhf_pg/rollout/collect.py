@@ -29,7 +29,7 @@ def rollouts(
     part: Callable[[Part], AbstractContextManager[object]] = nullcontext,
     sampled: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
-    """`sampling.samples` scored completions of every prompt, groups adjacent.
+    """Return `sampling.samples` scored completions of every prompt, groups adjacent.
 
     A completion is decoded (without special tokens) and handed to the scorer when it finishes, so reward functions work
     while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then "reward",
@@ -72,8 +72,8 @@ class _Decoder:
 
     def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
         self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
-        asked = any(asks_for(reward, "token_texts") for reward in scorer.rewards)
-        self.token_texts = TokenTexts(tokenizer) if asked else None
+        needed = any(asks_for(reward, "token_texts") for reward in scorer.rewards)
+        self.token_texts = TokenTexts(tokenizer) if needed else None
 
     def __call__(self, prompt: Prompt, completion: Completion) -> Sample:
         ids = completion.tokens.tolist()

@@ -1,10 +1,10 @@
 """Decode steps of the Llama family (Llama, Mistral, Qwen2, Qwen3), with nothing between their matrix products.
 
 Transformers' modules do the same work in some sixty small operations a layer, whose overhead is most of the time of a
-small model's step. Here it is about twenty. On a CPU in float32 the weights of plain linear layers
-are also laid out anew, once per `LeanSteps`: those with one input side by side, as one product, and large ones in the
-order in which a product with few rows reads them. Under autocast they are copied once in its dtype, likewise side by
-side, instead of being cast at every step. Adapters and other replaced projections are called as modules.
+small model's step. Here it is about twenty. The weights of plain linear layers are copied once per `LlamaDecode`: on a
+CPU in float32 those with one input side by side, as one product, and large ones in the order in which a product with
+few rows reads them; under autocast in its dtype, side by side, instead of a cast at every step. Adapters and other
+replaced projections are called as modules.
 
     h = embedding
     per layer:  h += o_proj(attention(rope(q_proj(norm h)), rope(k_proj(norm h)), v_proj(norm h)))
@@ -31,13 +31,13 @@ LARGE = 200_000  # numbers in a weight, from which on its layout matters more th
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether the model is one of the family as transformers has it, attending by `sdpa`."""
+    """Return whether the model is one of the family as transformers has it, attending by `sdpa`."""
     decoder = model.get_decoder()
     return in_llama_family(decoder) and base_attention(decoder.config) == "sdpa"
 
 
-class LeanSteps:
-    """Decode steps at the weights that `model` has now: make a new one when they change. rows: of a step, about.
+class LlamaDecode:
+    """Decode steps at the weights that `model` has now: build another when they change. rows: of a step, about.
 
     Computes in the weights' dtype; under autocast products are in its dtype, norms and sums of states in the weights'.
     """
@@ -56,7 +56,7 @@ class LeanSteps:
                 self.products[linears] = _product(linears, rows, self.cast)
 
     def __call__(self, tokens: Tensor, position: Tensor, cache: SlotCache, mask: Tensor | None) -> Tensor:
-        """Logits [n, V] after one more token of the first n rows of the cache, which must be aimed (`SlotCache.aim`).
+        """Return logits [n, V] after one more token of the first n rows of the cache, aimed by `SlotCache.aim`.
 
         tokens, position [n] int64; mask [n, 1, 1, longest], added to the scores; None: no row hides any column.
         """
@@ -77,20 +77,20 @@ class LeanSteps:
         return self._project(_norm(self.decoder.norm, hidden), self.head)
 
     def _project(self, x: Tensor, *modules: Any) -> Tensor:
-        """What the modules make of x [n, H], side by side."""
+        """Return the outputs of linear modules for x [n, H], side by side."""
         product = self.products.get(modules)
         if product is not None:
             return product(x)
-        made = [F.linear(x, m.weight, m.bias) if type(m) is nn.Linear else m(x) for m in modules]
-        return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
+        outputs = [F.linear(x, m.weight, m.bias) if type(m) is nn.Linear else m(x) for m in modules]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def _heads(self, attention: Any, normed: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
-        """[n, H] -> queries, keys, values, each [n, heads, size]; normed per head where the model does so (Qwen3)."""
+        """Project [n, H] to queries, keys, values, each [n, heads, size], normed per head as Qwen3 does."""
         size = attention.head_dim
-        made = self._project(normed, attention.q_proj, attention.k_proj, attention.v_proj).view(len(normed), -1, size)
+        heads = self._project(normed, attention.q_proj, attention.k_proj, attention.v_proj).view(len(normed), -1, size)
         groups = attention.num_key_value_groups
-        kv_heads = made.shape[1] // (groups + 2)
-        rotated, value = made.split([made.shape[1] - kv_heads, kv_heads], dim=1)
+        kv_heads = heads.shape[1] // (groups + 2)
+        rotated, value = heads.split([heads.shape[1] - kv_heads, kv_heads], dim=1)
         if hasattr(attention, "q_norm"):
             query, key = rotated.split([groups * kv_heads, kv_heads], dim=1)
             rotated = torch.cat([_norm(attention.q_norm, query), _norm(attention.k_norm, key)], dim=1)
@@ -98,43 +98,45 @@ class LeanSteps:
 
 
 def copied(model: PreTrainedModel) -> tuple[int, int]:
-    """How many numbers `LeanSteps` holds beside the weights, in float32 on a CPU and under autocast (`model` may be
-    without storage)."""
+    """Return how many numbers `LlamaDecode` holds beside the weights, in float32 on a CPU and under autocast.
+
+    `model` may be without storage.
+    """
     groups = [*_products(model.get_decoder()), (model.get_output_embeddings(),)]
     plain = [[m.weight.numel() for m in linears] for linears in groups if all(type(m) is nn.Linear for m in linears)]
-    anew = [sum(sizes) for sizes in plain if len(sizes) > 1 or sum(sizes) >= LARGE]
-    return sum(anew), sum(map(sum, plain))
+    in_float32 = [sum(sizes) for sizes in plain if len(sizes) > 1 or sum(sizes) >= LARGE]
+    return sum(in_float32), sum(map(sum, plain))
 
 
 def _products(decoder: Any) -> list[tuple[nn.Module, ...]]:
-    """The linear layers that have one input, and so are one product."""
-    found = []
+    """Return groups of linear layers: those of a group have one input, and so are one product."""
+    groups: list[tuple[nn.Module, ...]] = []
     for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        found += [(attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,)]
-        found += [(mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
-    return found
+        groups += [(attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,)]
+        groups += [(mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
+    return groups
 
 
 def _product(linears: Any, rows: int, cast: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Linear layers side by side as one product with about so many rows, at their weights of now, in dtype `cast`."""
+    """Return linear layers, at their weights of now, as one product with about `rows` rows, in dtype `cast`."""
     weights = [m.weight.detach().to(cast or m.weight.dtype) for m in linears]
     weight = weights[0] if len(linears) == 1 else torch.cat(weights)
     biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.detach() for m in linears]
     bias = torch.cat(biases).to(weight.dtype) if any(m.bias is not None for m in linears) else None
     if cast:
         return lambda x: F.linear(x.to(cast), weight, bias)
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if weight.numel() < LARGE or not known:
+    packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if weight.numel() < LARGE or not packs:
         return lambda x: F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """One query per row [n, heads, size] over keys and values [n, key heads, longest, size] -> [n, heads * size].
+    """Attend with one query per row [n, heads, size] over keys and values [n, key heads, longest, size].
 
-    The queries of one key head are rows of one product, so that no key is read or copied for each of them.
+    Returns [n, heads * size]. The queries of one key head are rows of one product: no key is copied for each of them.
     """
     n, heads, size = query.shape
     grouped = query.reshape(n, keys.shape[1], heads // keys.shape[1], size)
@@ -146,12 +148,12 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Ten
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions; the first half of `sin` is negated: x cos + (-x2, x1) sin."""
+    """Apply rotary positions, x cos + (-x2, x1) sin; the first half of `sin` is negated already."""
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    """RMSNorm in float32 or wider, as few operations; the fused one is slower for few rows on a CPU."""
+    """Apply RMSNorm in float32 or wider, in few operations; the fused one is slower for few rows on a CPU."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     inverse = wide.square().mean(dim=-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()
     return (wide * inverse).to(x.dtype).mul_(module.weight)

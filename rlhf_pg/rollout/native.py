@@ -18,8 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
 from rlhf_pg.rollout.cache import SlotCache, prefilled_states
-from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
-from rlhf_pg.rollout.llama_decode import LeanSteps, can_decode
+from rlhf_pg.rollout.engine import Engine, Finished, Progress, check_request, check_settings
+from rlhf_pg.rollout.llama_decode import LlamaDecode, can_decode
 from rlhf_pg.rollout.sampling import choose, uniforms
 from rlhf_pg.rollout.scheduler import Admission, Queue
 from rlhf_pg.rollout.weights import overwrite
@@ -28,7 +28,7 @@ from rlhf_pg.types import Completion, Prompt, Sampling
 CHOOSE_ELEMENTS = 2**24  # logits turned into tokens at once: bounds the fp32 and int64 copies
 
 
-class NativeEngine:
+class NativeEngine(Engine):
     """Samples with `model` itself, in this process. See `Engine` for what `generate` promises.
 
     model: a transformers causal language model, or one wrapped by PEFT; eos_ids end a completion; slots: rows decoded
@@ -40,10 +40,10 @@ class NativeEngine:
     samples_live_weights = True  # those of `model`, at any time: in float32, log-probs are the trainer's own
 
     def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
-        check_made(slots, eos_ids)
+        check_settings(slots, eos_ids)
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
         self.attention = Attention(model)
-        self.lean = can_decode(model)
+        self.llama_decode = can_decode(model)
 
     def generate(
         self,
@@ -55,7 +55,7 @@ class NativeEngine:
         """See `Engine.generate`. Also raises FloatingPointError when the model's logits are not finite."""
         check_request(prompts, sampling, context_of(self.model.config), self.model.config.get_text_config().vocab_size)
         with torch.no_grad(), evaluation_mode(self.model):
-            return _Run(self, prompts, sampling, progress, finished).completions()
+            return _Generation(self, prompts, sampling, progress, finished).completions()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy tensors over the live weights by state-dict name; no tensors: the live weights already are `version`.
@@ -66,12 +66,12 @@ class NativeEngine:
         self.version = version
 
     def close(self) -> None:
-        """Nothing is held between calls: the memory of keys and values is that of a `generate`."""
+        """Do nothing: keys and values have memory during a `generate` only."""
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside (no dropout; checkpointing would drop the cache), every submodule as it was outside."""
+    """Be in evaluation mode inside (no dropout; checkpointing would drop the cache); undo that for every submodule."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -82,10 +82,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class _Run:
+class _Generation:
     """The state of one `generate`. Rows 0 .. n - 1 of every buffer are in use."""
 
-    cache: SlotCache  # made when the first prompts have shown what their keys and values look like
+    cache: SlotCache  # from the first prefill on, which shows the shape of keys and values
 
     def __init__(
         self,
@@ -107,15 +107,15 @@ class _Run:
         self.token, self.length, self.count, self.owner = self.state
         shape = self.slots, sampling.max_new_tokens
         self.uniform = torch.zeros(shape, dtype=torch.float64, device=self.device)
-        self.log_tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)  # a row's own in columns < count
+        self.log_tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)  # valid in columns < count
         self.log_logp = torch.zeros(shape, dtype=torch.float32, device=self.device)
         self.is_eos = self._eos_table()
-        self.steps = LeanSteps(engine.model, self.slots) if engine.lean else None
+        self.steps = LlamaDecode(engine.model, self.slots) if engine.llama_decode else None
         self.n = self.longest = self.done = self.sampled = 0
-        self.read: dict[int, Completion] = {}  # by owner
+        self.completed: dict[int, Completion] = {}  # by owner
 
     def _eos_table(self) -> Tensor:
-        """bool [V at least]: one lookup per step, however many EOS ids there are."""
+        """Return bool [V at least]: one lookup per step, however many EOS ids there are."""
         size = max(self.engine.model.config.get_text_config().vocab_size, *(i + 1 for i in self.engine.eos_ids))
         table = torch.zeros(size, dtype=torch.bool, device=self.device)
         table[list(self.engine.eos_ids)] = True
@@ -191,19 +191,19 @@ class _Run:
 
     def _advance(self, first: int, logits: Tensor) -> None:
         """Sample a token for the rows first .. n - 1 from logits [n - first, V]; drop those that finished."""
-        here = slice(first, self.n)
-        column = self.count[here, None]  # [n - first, 1]
-        uniform = self.uniform[here].gather(1, column).squeeze(1)  # [n - first]
+        rows = slice(first, self.n)
+        column = self.count[rows, None]  # [n - first, 1]
+        uniform = self.uniform[rows].gather(1, column).squeeze(1)  # [n - first]
         chunk = max(1, CHOOSE_ELEMENTS // logits.shape[-1])
-        parts = zip(logits.split(chunk), uniform.split(chunk), strict=True)
-        drawn = [choose(some, u, self.sampling) for some, u in parts]
-        tokens, logp = drawn[0] if len(drawn) == 1 else map(torch.cat, zip(*drawn, strict=True))
-        self.log_tokens[here].scatter_(1, column, tokens[:, None])
-        self.log_logp[here].scatter_(1, column, logp[:, None])
-        self.token[here] = tokens
-        self.count[here] += 1
+        chunks = zip(logits.split(chunk), uniform.split(chunk), strict=True)
+        choices = [choose(some_logits, u, self.sampling) for some_logits, u in chunks]
+        tokens, logp = choices[0] if len(choices) == 1 else map(torch.cat, zip(*choices, strict=True))
+        self.log_tokens[rows].scatter_(1, column, tokens[:, None])
+        self.log_logp[rows].scatter_(1, column, logp[:, None])
+        self.token[rows] = tokens
+        self.count[rows] += 1
         self.sampled += len(tokens)
-        self._drop(first, self.is_eos[tokens] | (self.count[here] >= self.sampling.max_new_tokens))
+        self._drop(first, self.is_eos[tokens] | (self.count[rows] >= self.sampling.max_new_tokens))
         if self.progress is not None:
             self.progress(self.done, self.total, self.sampled)
 
@@ -225,18 +225,18 @@ class _Run:
         self.longest = int(self.length[:n].max()) if n else 0
 
     def _read_out(self, rows: Tensor) -> None:
-        """Make completions of finished rows [m] and hand them out."""
+        """Turn finished rows [m] into completions and hand them out."""
         _, _, count, owner = self.state[:, rows].tolist()
         tokens, logp = (log[rows, : max(count)].cpu() for log in (self.log_tokens, self.log_logp))  # [m, longest]
         if not bool(logp.isfinite().all()):  # what earlier rows left behind `count` was looked at with them
             raise FloatingPointError("the model's logits are not finite: its weights diverged or overflow their dtype")
         for t, lp, length, row in zip(tokens, logp, count, owner, strict=True):
             finish = "stop" if int(t[length - 1]) in self.engine.eos_ids else "length"
-            made = Completion(t[:length].clone(), lp[:length].clone(), finish, self.engine.version)
-            self.read[row] = made
+            completion = Completion(t[:length].clone(), lp[:length].clone(), finish, self.engine.version)
+            self.completed[row] = completion
             if self.finished is not None:
-                self.finished(row // self.sampling.samples, row % self.sampling.samples, made)
+                self.finished(row // self.sampling.samples, row % self.sampling.samples, completion)
 
     def _assemble(self) -> list[list[Completion]]:
         samples = self.sampling.samples
-        return [[self.read[start + j] for j in range(samples)] for start in range(0, self.total, samples)]
+        return [[self.completed[start + j] for j in range(samples)] for start in range(0, self.total, samples)]

@@ -19,7 +19,7 @@ FIXED_POINT = 2.0**60  # a float32 probability times this is exact, and a vocabu
 
 
 def uniforms(sampling: Sampling, prompt_id: str, index: int) -> Tensor:
-    """The stream of one sample: float64 [max_new_tokens] in [0, 1), number t being spent on completion token t.
+    """Return the stream of one sample: float64 [max_new_tokens] in [0, 1), number t for completion token t.
 
     Philox 4x64 (Salmon et al. 2011) keyed by a hash, so a longer max_new_tokens only appends numbers.
     """
@@ -46,8 +46,11 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
 
 
 def _invert(logp: Tensor, uniform: Tensor) -> Tensor:
-    """The first token whose cumulative weight exceeds uniform * total. In integers: exact and monotone on any device,
-    so a token of weight 0 is never drawn and no tail of the vocabulary is lost to rounding."""
+    """Return the first token whose cumulative weight exceeds uniform * total.
+
+    In integers, so exact and monotone on any device: a token of weight 0 is never drawn and no tail of the vocabulary
+    is lost to rounding.
+    """
     cumulative = (logp.exp() * FIXED_POINT).to(torch.int64).cumsum(dim=-1)  # [n, V]
     total = cumulative[:, -1:]  # [n, 1]
     target = torch.minimum((uniform[:, None] * total).to(torch.int64), total - 1)  # [n, 1]
@@ -55,7 +58,8 @@ def _invert(logp: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _truncate(logp: Tensor, sampling: Sampling) -> Tensor:
-    """-inf outside the top k tokens, then outside the smallest set whose share of the rest reaches top_p. [n, V]"""
+    """Set logp [n, V] to -inf outside the top k tokens, then outside the smallest set whose share of the rest reaches
+    top_p."""
     if 0 < sampling.top_k < logp.shape[-1]:
         least = logp.topk(sampling.top_k, dim=-1).values[:, -1:]  # [n, 1]
         logp = logp.masked_fill(logp < least, -torch.inf)

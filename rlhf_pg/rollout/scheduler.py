@@ -39,8 +39,10 @@ class Queue:
         return bool(self.waiting)
 
     def waves(self, used: int) -> Iterator[list[Admission]]:
-        """What to prefill now, beside `used` rows in use: nothing until enough slots are free for a batch worth the
-        interruption, then all that fits, each wave being one prefill."""
+        """Yield what to prefill now, beside `used` rows in use; each wave is one prefill.
+
+        Nothing until enough slots are free for a batch that is worth the interruption, then all that fits.
+        """
         free = self.slots - used
         if not self.waiting or (used and free < max(self.waiting[0].rows, self.slots // REFILL_SHARE)):
             return

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_pg.rollout.engine import Finished, Progress, check_request
+from rlhf_pg.rollout.engine import Engine, Finished, Progress, check_request
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Plays `script[prompt.id]`, a list of token lists: sample j gets entry j, modulo the list's length.
 
     `logp[prompt.id]`, of the same shape, gives the log-probs; without it every token has that of a uniform draw from
     `vocabulary` tokens. A line ending in one of `eos_ids`, within max_new_tokens, finishes with "stop"; a longer one is
-    cut and finishes with "length". Names and tensors given to `load_weights` are kept in `loaded`.
+    cut and finishes with "length". Names and tensors given to `load_weights` are noted in `loaded`.
     """
 
     def __init__(
@@ -70,8 +70,9 @@ class ScriptedEngine:
         return Completion(torch.tensor(line), logp, "stop" if stops else "length", self.version)
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Note the weights in `loaded`: nothing is sampled from them."""
         self.loaded.update(tensors)
         self.version = version
 
     def close(self) -> None:
-        pass
+        """Do nothing."""

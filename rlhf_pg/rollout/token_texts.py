@@ -2,7 +2,8 @@
 
 A tokenizer promises text for whole sequences only: a character may be spread over several tokens (byte-level BPE, byte
 fallback), and a token alone may lack the space it has after another (SentencePiece). Work is linear in the tokens, and
-mostly one table look-up each.
+mostly one table look-up each. tokenizers' DecodeStream is no substitute: it never emits bytes at the end that are no
+character, puts others at a later token, and raises for such bytes under byte fallback.
 """
 
 from __future__ import annotations
@@ -27,38 +28,38 @@ class TokenTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.alone: dict[int, str] = {}
-        self.after: dict[int, str] = {}  # as it reads after another token
+        self.first: dict[int, str] = {}  # how a token reads at the beginning
+        self.after: dict[int, str] = {}  # after another token
 
     def __call__(self, ids: Sequence[int]) -> tuple[str, ...]:
-        for i in set(ids).difference(self.alone):
-            self.alone[i] = self._decode([i])
-            self.after[i] = self._decode([i, i])[len(self.alone[i]) :]
-        return _pieces(ids, self.alone, self.after, self._decode)
+        for i in set(ids).difference(self.first):
+            self.first[i] = self._decode([i])
+            self.after[i] = self._decode([i, i])[len(self.first[i]) :]
+        return _pieces(ids, self.first, self.after, self._decode)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
-    """The texts of the tokens of each completion."""
+    """Return the texts of the tokens of each completion."""
     texts = TokenTexts(tokenizer)
     return [texts(ids) for ids in completions]
 
 
 def of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
-    """The same for a text that was not sampled: of the tokens it would be written with, EOS at the end."""
+    """Return the same for a text that was not sampled: of the tokens it would be written with, EOS at the end."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     (pieces,) = token_texts(tokenizer, [ids])
     return (*pieces, "")
 
 
-def _pieces(ids: Sequence[int], alone: dict[int, str], after: dict[int, str], decode: Decode) -> tuple[str, ...]:
-    visible = [at for at, i in enumerate(ids) if alone[i] or after[i]]  # without special tokens
+def _pieces(ids: Sequence[int], first: dict[int, str], after: dict[int, str], decode: Decode) -> tuple[str, ...]:
+    visible = [at for at, i in enumerate(ids) if first[i] or after[i]]  # without special tokens
     pieces = [after[i] for i in ids]
     if visible:
-        pieces[visible[0]] = alone[ids[visible[0]]]
-    for broken, places in groupby(visible, key=lambda at: BROKEN in alone[ids[at]]):
+        pieces[visible[0]] = first[ids[visible[0]]]
+    for broken, places in groupby(visible, key=lambda at: BROKEN in first[ids[at]]):
         if broken:
             run = list(places)
             for at, piece in zip(run, _characters([ids[at] for at in run], decode), strict=True):
@@ -67,7 +68,7 @@ def _pieces(ids: Sequence[int], alone: dict[int, str], after: dict[int, str], de
 
 
 def _characters(ids: Sequence[int], decode: Decode) -> list[str]:
-    """The same for a run of tokens that are parts of characters, with whole ones before and after."""
+    """Return the same for a run of tokens that are parts of characters, with complete ones before and after."""
     singly = [decode([i]) for i in ids]
     if "".join(singly) == decode(ids):  # no character at all
         return singly
@@ -80,7 +81,7 @@ def _characters(ids: Sequence[int], decode: Decode) -> list[str]:
 
 
 def _separate(before: Sequence[int], after: Sequence[int], decode: Decode) -> bool:
-    """Whether no character has a part on both sides: `before` ends in a whole one, or what follows takes none of it.
+    """Return whether no character has a part on both sides: `before` ends in a complete one, or shares none.
 
     A broken character is U+FFFD, and with the bytes that complete it less than both apart.
     """

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from transformers import PreTrainedModel
 from rlhf_pg.models import named_weights
 from rlhf_pg.rollout import weight_check
 from rlhf_pg.rollout.attention import context_of
-from rlhf_pg.rollout.engine import Finished, Progress, check_made, check_request
-from rlhf_pg.rollout.vllm_core import Core, own_random
+from rlhf_pg.rollout.engine import Engine, Finished, Progress, VllmOptions, check_request, check_settings
+from rlhf_pg.rollout.vllm_core import Core, seeded_random
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
 
@@ -27,16 +28,12 @@ CACHE_LIMIT = 4 * 2**30  # bytes of keys and values, unless `cache_gb` says othe
 BLOCK = 128  # positions that vLLM allots at once on a CPU; fewer elsewhere
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """See `Engine`; samples from a copy of `model` that `load_weights` renews, adapters merged in.
 
     slots: rows sampled at once; dtype: of vLLM's arithmetic; context: of its longest request, by default the model's.
-    Options of a recipe (`rollout.options`): cache_gb, of keys and values, by default what `slots` rows need but at most
-    4 GB; seeded: false draws all samples from one stream, faster on a GPU, and dependent on what is beside them;
-    sleep: true gives the GPU's memory back between calls.
+    options: see `VllmOptions`.
     """
-
-    samples_live_weights = False
 
     def __init__(
         self,
@@ -48,26 +45,24 @@ class VllmEngine:
         dtype: str = "float32",
         context: int | None = None,
         trust_remote_code: bool = False,
-        cache_gb: float | None = None,
-        seeded: bool = True,
-        sleep: bool = False,
+        **options: Any,
     ) -> None:
-        check_made(slots, eos_ids)
-        if sleep and not torch.cuda.is_available():
+        check_settings(slots, eos_ids)
+        self.options = VllmOptions(**options)
+        if self.options.sleep and not torch.cuda.is_available():
             raise ValueError("rollout.options.sleep: vLLM can only give back the memory of a GPU; leave it out")
         self.model, self.eos_ids, self.version = model, tuple(eos_ids), version
-        self.dtype, self.seeded, self.sleep = dtype, seeded, sleep
+        self.dtype = dtype
         self.context = min(context_of(model.config) or 2**31, context or 2**31)
         self.vocabulary = model.config.get_text_config().vocab_size
-        limit = CACHE_LIMIT if cache_gb is None else int(cache_gb * 2**30)
         base = named_weights.without_adapter(model)
         self.core: Core | None = Core(
             base.config,
             dtype,
             rows=slots,
             context=self.context,
-            cache_bytes=_cache_bytes(base.config.get_text_config(), dtype, slots, self.context, limit, cache_gb),
-            sleep=sleep,
+            cache_bytes=_cache_bytes(base.config.get_text_config(), dtype, slots, self.context, self.options.cache_gb),
+            sleep=self.options.sleep,
             trust_remote_code=trust_remote_code,
         )
         self._asleep, self._calls = False, 0
@@ -94,10 +89,10 @@ class VllmEngine:
             return _Request(core, self, prompts, sampling, progress, finished).completions()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy tensors over the live weights, then give vLLM what training changes, and prove that it arrived.
+        """Copy tensors over the live weights, then give vLLM what training changes, and check that it arrived.
 
-        Raises ValueError, before anything is changed, for an unknown name or a wrong shape; RuntimeError when the proof
-        fails: the engine then refuses to sample until a push succeeds.
+        Raises ValueError, before anything is changed, for an unknown name or a wrong shape; RuntimeError when vLLM
+        then samples by other weights: the engine refuses to sample until a push succeeds.
         """
         names = overwrite(self.model, tensors)
         names += [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -110,32 +105,32 @@ class VllmEngine:
             self.core, self._fault = None, "it was closed"
 
     def _push(self, modules: set[str] | None, version: int) -> None:
-        """Write these modules' weights, all if None, as `version`."""
+        """Write these modules' weights, all if None, as `version`, and check that vLLM samples by them."""
         with self._awake() as core:
-            wanted = None if modules is None else named_weights.with_packed(modules, self._packed)
+            written = None if modules is None else named_weights.with_packed(modules, self._packed)
             self._fault = f"the push of version {version} did not end"
-            core.write(named_weights.weights(self.model, wanted))
+            core.write(named_weights.weights(self.model, written))
             self._fault = None
             self.version = version
             try:
-                asked = weight_check.prompts(self.vocabulary, self.context)
-                made = _Request(core, self, asked, weight_check.sampling(self.context)).completions()
-                weight_check.check(weight_check.gap(self.model, asked, made, self.dtype), self.dtype, version)
+                prompts = weight_check.prompts(self.vocabulary, self.context)
+                groups = _Request(core, self, prompts, weight_check.sampling(self.context)).completions()
+                weight_check.check(self.model, prompts, groups, self.dtype, version)
             except BaseException as error:
                 self._fault = str(error) or type(error).__name__
                 raise
 
     @contextmanager
     def _awake(self) -> Iterator[Core]:
-        """vLLM with its memory, which it gives back afterwards if it is to sleep."""
+        """Give vLLM with its memory, which it gives back afterwards if it is to sleep."""
         if self.core is None:
             raise RuntimeError("the vLLM engine was closed: build another")
         if self._asleep:
             self.core.wake()
             self._asleep = False
-        with own_random(0):
+        with seeded_random(0):
             yield self.core
-        if self.sleep:
+        if self.options.sleep:
             self.core.sleep()
             self._asleep = True
 
@@ -159,30 +154,30 @@ class _Request:
         self.names = {f"{engine._calls}/{place}": place for place in range(len(prompts))}
         self.tokens: dict[tuple[int, int], list[int]] = {}
         self.logp: dict[tuple[int, int], list[float]] = {}
-        self.made: dict[tuple[int, int], Completion] = {}
+        self.completed: dict[tuple[int, int], Completion] = {}
 
     def completions(self) -> list[list[Completion]]:
         try:
-            torch.manual_seed(_seed(self.sampling, "") if not self.engine.seeded else 0)
+            torch.manual_seed(_seed(self.sampling, "") if not self.engine.options.seeded else 0)
             for name, place in self.names.items():
                 prompt = self.prompts[place]
-                seed = _seed(self.sampling, prompt.id) if self.engine.seeded else None
-                asked = replace(self.sampling, samples=self.sampling.samples // self.copies)
-                self.core.add(name, prompt.tokens, asked, self.engine.eos_ids, seed)
+                seed = _seed(self.sampling, prompt.id) if self.engine.options.seeded else None
+                distinct = replace(self.sampling, samples=self.sampling.samples // self.copies)
+                self.core.add(name, prompt.tokens, distinct, self.engine.eos_ids, seed)
             while self.core.busy:
                 for piece in self.core.step():
                     for copy in range(self.copies):
                         row = self.names[piece.request], piece.sample + copy
                         self._take(row, piece.tokens, piece.logp, piece.finish)
                 if self.progress is not None:
-                    self.progress(len(self.made), self.total, self.sampled)
+                    self.progress(len(self.completed), self.total, self.sampled)
         except BaseException:
             self.core.drop([*self.names])
             raise
-        if len(self.made) != self.total:
-            raise RuntimeError(f"vLLM ended with {len(self.made)} of {self.total} samples")
+        if len(self.completed) != self.total:
+            raise RuntimeError(f"vLLM ended with {len(self.completed)} of {self.total} samples")
         samples = range(self.sampling.samples)
-        return [[self.made[place, j] for j in samples] for place in range(len(self.prompts))]
+        return [[self.completed[place, j] for j in samples] for place in range(len(self.prompts))]
 
     def _take(self, row: tuple[int, int], tokens: list[int], logp: list[float], finish: str | None) -> None:
         """Add to a row what was sampled, and hand it out if that was the end of it."""
@@ -197,20 +192,23 @@ class _Request:
         stopped = len(ids) > 0 and int(ids[-1]) in self.engine.eos_ids
         if len(ids) != len(values) or finish != ("stop" if stopped else "length"):
             raise RuntimeError(f"vLLM ended a sample with {finish!r} after {len(ids)} tokens, {len(values)} log-probs")
-        self.made[row] = Completion(ids, values, "stop" if stopped else "length", self.engine.version)
+        self.completed[row] = Completion(ids, values, "stop" if stopped else "length", self.engine.version)
         if self.finished is not None:
-            self.finished(*row, self.made[row])
+            self.finished(*row, self.completed[row])
 
 
 def _seed(sampling: Sampling, prompt_id: str) -> int:
-    """Of a prompt's first sample, the others counting up from it: 62 bits."""
+    """Return the seed of a prompt's first sample, from which the others count up: 62 bits."""
     name = f"{sampling.seed}/{sampling.step}/{prompt_id}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2
 
 
-def _cache_bytes(shape, dtype: str, slots: int, context: int, limit: int, given: float | None) -> int:
-    """Of keys and values: what was given, else what all rows need, within the limit, but never less than one row's."""
+def _cache_bytes(shape, dtype: str, slots: int, context: int, limit_gb: float | None) -> int:
+    """Return the bytes of keys and values: the limit if there is one, else what all rows need, at most CACHE_LIMIT, but
+    never less than one row's."""
+    if limit_gb is not None:
+        return int(limit_gb * 2**30)
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     width = 2 if dtype == "bfloat16" else 4
     row = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * width * BLOCK * (-(-context // BLOCK) + 1)
-    return limit if given is not None else max(row, min(slots * row, limit))
+    return max(row, min(slots * row, CACHE_LIMIT))

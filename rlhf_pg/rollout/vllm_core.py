@@ -67,7 +67,7 @@ class Core:
     ) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        with own_random(0), _kept_threads(), tempfile.TemporaryDirectory() as folder:
+        with seeded_random(0), _restored_threads(), tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             self.llm = _library().LLM(
                 folder,
@@ -89,11 +89,11 @@ class Core:
 
     @property
     def packed(self) -> Mapping[str, Sequence[str]]:
-        """Modules that vLLM keeps as one, as in {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}."""
+        """Return modules that vLLM keeps as one, as in {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}."""
         return self.llm.apply_model(lambda model: dict(getattr(model, "packed_modules_mapping", {})))[0]
 
     def add(self, name: str, tokens: Sequence[int], sampling: Sampling, eos: Sequence[int], seed: int | None) -> None:
-        """A request for `sampling.samples` completions of one prompt. With a seed, sample j draws from seed + j."""
+        """Add a request for `sampling.samples` completions of one prompt. With a seed, sample j draws from seed + j."""
         vllm = _library()
         params = vllm.SamplingParams(
             n=sampling.samples,
@@ -114,11 +114,11 @@ class Core:
         return self.engine.has_unfinished_requests()
 
     def step(self) -> Iterator[Piece]:
-        """Forward once; what came out."""
+        """Forward once and yield what came out."""
         for output in self.engine.step():
-            for made in output.outputs:
-                logp = made.logprobs.logprobs if made.logprobs is not None else []
-                yield Piece(output.request_id, made.index, list(made.token_ids), list(logp), made.finish_reason)
+            for sample in output.outputs:
+                logp = sample.logprobs.logprobs if sample.logprobs is not None else []
+                yield Piece(output.request_id, sample.index, list(sample.token_ids), list(logp), sample.finish_reason)
 
     def drop(self, names: Sequence[str]) -> None:
         """Forget requests, finished or not."""
@@ -127,7 +127,7 @@ class Core:
             self.engine.step()
 
     def write(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace weights, and forget what was computed with the old ones. A module vLLM packs must come whole."""
+        """Replace weights, and forget what was computed with the old ones. Modules that vLLM packs must all come."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
         self.llm.apply_model(_dispatch_head)
         if not self.llm.reset_prefix_cache():
@@ -148,8 +148,8 @@ class Core:
 
 
 @contextmanager
-def own_random(seed: int) -> Iterator[None]:
-    """The global random generators seeded inside, and afterwards as they were."""
+def seeded_random(seed: int) -> Iterator[None]:
+    """Seed the global random generators inside; put them back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -161,8 +161,8 @@ def own_random(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_threads() -> Iterator[None]:
-    """torch.set_num_threads afterwards as it was: vLLM's CPU worker makes it do nothing."""
+def _restored_threads() -> Iterator[None]:
+    """Put torch.set_num_threads back afterwards: vLLM's CPU worker makes it do nothing."""
     function = torch.set_num_threads
     try:
         yield
@@ -171,7 +171,7 @@ def _kept_threads() -> Iterator[None]:
 
 
 def _library() -> Any:
-    """vLLM, imported. On a CPU without the compilation of a function that ranks tokens, which takes half a minute."""
+    """Import vLLM, on a CPU without the compilation of a function that ranks tokens, which takes half a minute."""
     try:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -187,7 +187,7 @@ def _library() -> Any:
 
 
 def _dispatch_head(model: Any) -> None:
-    """Make the CPU's packed copy of the head again: a head tied to the embedding is not reloaded as a module."""
+    """Pack the CPU's copy of the head again: a head tied to the embedding is not reloaded as a module."""
     head: Any = getattr(model, "lm_head", None)
     if hasattr(head, "cpu_linear"):
         from vllm.model_executor.layers import utils  # pyright: ignore[reportMissingImports]

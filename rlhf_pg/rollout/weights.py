@@ -1,8 +1,4 @@
-"""Named weights of a model: written over the live ones, or kept in memory that a second process shares.
-
-offset 0       progress of the request under way: 3 int64
-offset 64 ...  every distinct parameter and buffer of the model, in the order of `tensors_of`, each at a multiple of 64
-"""
+"""Named weights of a model: written over the live ones, or held in memory that two processes share."""
 
 from __future__ import annotations
 
@@ -23,25 +19,25 @@ def overwrite(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> list[s
     Raises ValueError, before anything is changed, for an unknown name or a wrong shape.
     """
     live = model.state_dict(keep_vars=True)
-    given = list(tensors)
-    for name, tensor in given:
+    new = list(tensors)
+    for name, tensor in new:
         if name not in live:
             raise ValueError(f"the model has no weight {name!r}; it has {len(live)}, such as {next(iter(live))!r}")
         if live[name].shape != tensor.shape:
             raise ValueError(f"weight {name!r} is {list(live[name].shape)}, but {list(tensor.shape)} was given")
     with torch.no_grad():
-        for name, tensor in given:
+        for name, tensor in new:
             live[name].copy_(tensor)
-    return [name for name, _ in given]
+    return [name for name, _ in new]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones once, under the first of their names."""
+    """Return every parameter and buffer by name, tied ones once, under the first of their names."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def structure_of(model: nn.Module) -> nn.Module:
-    """A copy without storage (on the meta device), tied where the model is; no weight is copied on the way."""
+    """Return a copy without storage (on the meta device), tied where the model is; no weight is copied for it."""
     memo: dict[int, object] = {}
     for tensor in tensors_of(model).values():
         empty = torch.empty_like(tensor, device="meta")
@@ -51,27 +47,29 @@ def structure_of(model: nn.Module) -> nn.Module:
 
 def fill(structure: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Make `tensors` (named as by `tensors_of`) the storage of a structure: nothing is copied."""
-    known = tensors_of(structure)  # kept alive: an id is of a living object
-    real: dict[int, Tensor] = {}
-    for name, empty in known.items():
-        given = tensors[name]
-        real[id(empty)] = nn.Parameter(given, requires_grad=False) if isinstance(empty, nn.Parameter) else given
+    empties = tensors_of(structure)  # held until the end: an id is that of a living object
+    filled = {
+        id(empty): nn.Parameter(tensors[name], requires_grad=False)
+        if isinstance(empty, nn.Parameter)
+        else tensors[name]
+        for name, empty in empties.items()
+    }
     for module in structure.modules():
-        for place in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"]):
-            for name, value in place.items():
-                if id(value) in real:
-                    place[name] = real[id(value)]
+        for attributes in (vars(module), vars(module)["_parameters"], vars(module)["_buffers"]):
+            for name, value in attributes.items():
+                if id(value) in filled:
+                    attributes[name] = filled[id(value)]
 
 
 class SharedWeights:
-    """Weights in anonymous shared memory (memfd: Linux), which is gone when the last process that has it is.
+    """Weights in anonymous shared memory (memfd: Linux), which is freed when no process has it any more.
 
-    `like`: the tensors, of any device, meta included, whose names, shapes and dtypes it holds. `file`: of the process
-    that made it, None to make it. Fresh memory is zero.
+    `like`: tensors, of any device, meta included, whose names, shapes and dtypes it holds, one after the other, each at
+    a multiple of ALIGNED bytes. `file`: the descriptor that another process inherited; None for new memory, all zeros.
     """
 
     def __init__(self, like: Mapping[str, Tensor], file: int | None = None) -> None:
-        offsets, end = {}, ALIGNED
+        offsets, end = {}, 0
         for name, tensor in like.items():
             offsets[name] = end
             end += -(-tensor.numel() * tensor.element_size() // ALIGNED) * ALIGNED
@@ -80,7 +78,6 @@ class SharedWeights:
             os.ftruncate(file, end)
         self.file = file
         memory = torch.frombuffer(mmap.mmap(file, end), dtype=torch.uint8)
-        self.progress = memory[:24].view(torch.int64)  # [3]: rows done, rows in all, tokens sampled
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in like.items():
             piece = memory[offsets[name] :][: tensor.numel() * tensor.element_size()]

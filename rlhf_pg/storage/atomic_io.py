@@ -1,4 +1,4 @@
-"""Files and folders that survive SIGKILL and power loss: written beside their place, then renamed into it."""
+"""Files and folders that survive SIGKILL and power loss: written beside their place, fsynced, renamed into it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def fsync_directory(directory: Path) -> None:
 def replace_folder(unfinished: Path, folder: Path) -> None:
     """Rename a folder that is completely written to `folder`, which may exist.
 
-    At every moment the new folder or the old one is there, complete; after a kill `clean` gives it its name.
+    At every moment the new folder or the old one is there, complete; after a kill `clean` gives it its name. Only the
+    rename is fsynced: against power loss the writer fsyncs its files first.
     """
     replaced = folder.with_name(folder.name + REPLACED)
     if folder.exists():

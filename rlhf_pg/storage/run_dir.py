@@ -113,7 +113,7 @@ class RunDir:
         """
         if not self.writes:
             return
-        plain = _plain(row)
+        plain = _as_json(row)
         if type(plain.get("step")) is not int:
             raise ValueError(f"a metrics row needs an int step, this one has {row.get('step')!r}")
         for key, value in plain.items():
@@ -150,12 +150,12 @@ class RunDir:
         path = self.rollouts / f"step_{step:08d}.jsonl"
         if not self.writes:
             return path
-        write_atomic(path, b"".join(json.dumps(_plain(row)).encode() + b"\n" for row in rows))
+        write_atomic(path, b"".join(json.dumps(_as_json(row)).encode() + b"\n" for row in rows))
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` (relative to the run) as readable JSON, atomically; NaN and infinity become null."""
-        return self.write_text(name, json.dumps(_plain(value), indent=2) + "\n")
+        return self.write_text(name, json.dumps(_as_json(value), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write `name` (relative to the run), atomically."""
@@ -226,14 +226,14 @@ def _step_of(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """Return a value as strict JSON has it: numpy and torch as numbers and lists, NaN and infinity as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_as_json(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return _as_json(value.tolist())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):

@@ -82,9 +82,10 @@ class Task:
     def parse(self, options: Mapping[str, Any]) -> Options:
         """Return checked options. Raises ValueError naming the wrong option and the nearest right one."""
         for name in options.keys() - self.options.model_fields.keys():
-            known = list(self.options.model_fields)
-            hint = nearest(name, known)
-            raise ValueError(f"task {self.name!r} has no option {name!r}: it has {', '.join(known)}{hint}")
+            fields = list(self.options.model_fields)
+            raise ValueError(
+                f"task {self.name!r} has no option {name!r}: it has {', '.join(fields)}{nearest(name, fields)}"
+            )
         try:
             return self.options(**options)
         except ValidationError as error:

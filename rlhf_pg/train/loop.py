@@ -112,7 +112,7 @@ def roll_out(run: TrainingRun) -> Pending:
     """Sample and score one step's groups. Interrupted, it leaves the data cursor where it was."""
     session, ranks = run.session, run.ranks
     sampling = session.sampling(run.progress.step + 1)
-    with prefetch.drawn(session) as prompts:
+    with prefetch.next_prompts(session) as prompts:
         rollouts = _sample(run, ranks.share(prompts), sampling)
         judged = judged_groups(ranks, rollouts, sampling.samples)
         with run.phase("update"):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.data import collate
-from rlhf_pg.preflight.probe import Closeness
+from rlhf_pg.preflight.probe import closeness
+from rlhf_pg.rollout.weight_check import Closeness
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
@@ -23,7 +24,7 @@ def verify(session: Session, batch: Batch, message: Callable[[str], None]) -> No
     learner = session.learner
     if not shares_prompts(learner.policy):
         return
-    near = Closeness.of(session)
+    near = closeness(session)
     mine = _gap(session, near, batch)
     gap = max(learner.backend.ranks.gather(mine, "shared prompts"), key=lambda gap: (gap != gap, gap))  # NaN is worst
     if gap <= near.limit:

@@ -7,10 +7,10 @@ from rlhf_pg.data.prompts import eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
 from rlhf_pg.models.load import context_length, load_config, load_tokenizer
-from rlhf_pg.rollout import link
-from rlhf_pg.rollout.server import Server
+from rlhf_pg.rollout import launch_server
+from rlhf_pg.rollout.engine import build
 from rlhf_pg.train.prompts import longest_request, prompts_of
-from rlhf_pg.train.setup import make_engine, policy_model
+from rlhf_pg.train.setup import engine_facts, policy_model
 
 LOOPBACK = "127.0.0.1"
 
@@ -30,15 +30,14 @@ def serve(recipe: ResolvedRecipe, host: str = LOOPBACK, port: int = 0) -> int:
     context = context_length(load_config(recipe.model.path, trust_remote_code=trust))
     longest = longest_request(recipe, prompts_of(recipe, tokenizer, context))
     model = policy_model(recipe, recipe.model.path, Backend(recipe.model.dtype))
-    stops = eos_ids(tokenizer, model.config, model.generation_config)
-    here = recipe.changed(rollout=recipe.rollout.model_copy(update={"server": None}))
-    engine = make_engine(here, model, stops, longest, learn=False)
+    stops, rollout = eos_ids(tokenizer, model.config, model.generation_config), recipe.rollout
+    engine = build(rollout.engine, model, stops, rollout.slots, rollout.options, **engine_facts(recipe, longest))
     try:
-        listening, address = link.listen(host, port)
+        listening, address = launch_server.listen(host, port)
         with listening:
             address.write(file)
-            print(f"serving {recipe.rollout.engine} on {address.host}:{address.port}; trainers read {file}", flush=True)
-            Server(engine, model, listening, address).serve(lambda text: print(text, flush=True))
+            print(f"serving {rollout.engine} on {address.host}:{address.port}; trainers read {file}", flush=True)
+            launch_server.serve(engine, model, listening, address, lambda text: print(text, flush=True))
     finally:
         engine.close()
     return 0

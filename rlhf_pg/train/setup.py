@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,8 +23,8 @@ from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import build as build_engine
-from rlhf_pg.rollout.process import ProcessEngine
-from rlhf_pg.rollout.remote import RemoteEngine
+from rlhf_pg.rollout.launch_local import local_engine
+from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
@@ -143,17 +144,21 @@ def digest_without_adapter(model: PreTrainedModel) -> str:
 def make_engine(
     recipe: ResolvedRecipe, model: PreTrainedModel, eos_ids: Sequence[int], context: int, *, learn: bool = True
 ) -> Engine:
-    """Build the rollout engine: in this process, in one that samples a step ahead, or in that of `rlhf-pg serve`.
+    """Build the engine: in this process, in a second one that samples a step ahead, or in that of `rlhf-pg serve`.
 
-    `context`: tokens of the longest request.
+    context: tokens of the longest request.
     """
-    rollout, trust = recipe.rollout, recipe.model.trust_remote_code
-    facts = {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
+    rollout = recipe.rollout
     if rollout.server is not None:
-        return RemoteEngine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
-    if learn and rollout.overlap:
-        return ProcessEngine(model, eos_ids, rollout.slots, engine=rollout.engine, options=rollout.options, facts=facts)
-    return build_engine(rollout.engine, model, eos_ids, rollout.slots, rollout.options, **facts)
+        return served_engine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
+    launch = local_engine if learn and rollout.overlap else build_engine
+    return launch(rollout.engine, model, eos_ids, rollout.slots, rollout.options, **engine_facts(recipe, context))
+
+
+def engine_facts(recipe: ResolvedRecipe, context: int) -> dict[str, Any]:
+    """Return what an engine's constructor may name besides the recipe's `rollout.options`."""
+    trust = recipe.model.trust_remote_code
+    return {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
 
 
 def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_pg.data.prompts import eos_ids, load_rows, pad_id, to_prompts
+from rlhf_pg.data.prompts import eos_ids, load_rows, to_prompts
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 DATA = Path(os.environ.get("RLHF_PG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -144,8 +144,8 @@ def test_real_rows_become_prompts(task, name, count):
     assert all(prompt.columns["question"] in prompt.text for prompt in made.prompts)
 
 
-def tokenizer(eos=None, pad=None):
-    return SimpleNamespace(eos_token_id=eos, pad_token_id=pad)
+def tokenizer(eos=None):
+    return SimpleNamespace(eos_token_id=eos)
 
 
 def test_every_end_token_of_tokenizer_config_and_generation_config_counts_once():
@@ -158,13 +158,3 @@ def test_every_end_token_of_tokenizer_config_and_generation_config_counts_once()
 def test_no_end_token_at_all_is_refused():
     with pytest.raises(ValueError, match="no end-of-sequence token"):
         eos_ids(tokenizer(), SimpleNamespace(eos_token_id=None), SimpleNamespace())  # pyright: ignore
-
-
-@pytest.mark.parametrize(("eos", "pad", "filler"), [(5, 3, 3), (5, None, 5), (5, 5, 5), (5, 0, 0), (0, None, 0)])
-def test_the_filler_is_pad_or_else_eos(eos, pad, filler):
-    assert pad_id(tokenizer(eos, pad)) == filler  # pyright: ignore
-
-
-def test_no_pad_and_no_eos_is_refused():
-    with pytest.raises(ValueError, match="neither a pad nor an end-of-sequence token"):
-        pad_id(tokenizer())  # pyright: ignore

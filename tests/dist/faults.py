@@ -34,17 +34,17 @@ FAULTS = {"raise": boom, "hang": sleep_in_the_update, "kill": kill}
 def main(kind: str, recipe: str) -> int:
     update, rollouts, calls = loop.UPDATES["gradient"], loop.collect.rollouts, []
 
-    def faulty_update(*given: Any) -> Iterator[dict[str, float]]:
-        learner, step = given[0], given[4]
+    def faulty_update(*arguments: Any) -> Iterator[dict[str, float]]:
+        learner, step = arguments[0], arguments[4]
         if step == 1 and learner.backend.ranks.rank == 1:
             FAULTS[kind]()
-        yield from update(*given)
+        yield from update(*arguments)
 
-    def faulty_rollouts(*given, **named):
+    def faulty_rollouts(*arguments, **keywords):
         calls.append(1)
         if len(calls) == 2 and os.environ["RANK"] == "1":
             boom()
-        return rollouts(*given, **named)
+        return rollouts(*arguments, **keywords)
 
     if kind == "rollout":
         loop.collect.rollouts = faulty_rollouts  # pyright: ignore[reportPrivateImportUsage]

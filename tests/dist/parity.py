@@ -15,9 +15,9 @@ CLOSE = 1e-3  # relative
 def assert_same_run(one: Path, several: Path, *, tolerance: float = CLOSE) -> None:
     """The same samples in every step, so equal rewards; gradient norms and all else but for rounding; the same
     evaluations and exported weights."""
-    expected, found = plays.metrics(one), plays.metrics(several)
-    assert len(expected) == len(found) == plays.STEPS
-    for a, b in zip(expected, found, strict=True):
+    expected, measured = plays.metrics(one), plays.metrics(several)
+    assert len(expected) == len(measured) == plays.STEPS
+    for a, b in zip(expected, measured, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             if name.startswith(EXACT):

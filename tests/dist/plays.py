@@ -57,10 +57,10 @@ def place(root: Path, name: str) -> Path:
 
 
 def cut(root: Path, after: int) -> list[dict[str, Any]]:
-    """Plays: a whole run, the same one stopped on rank 1 after some optimizer steps, and resumed."""
+    """Plays: an uncut run, the same one stopped on rank 1 after some optimizer steps, and resumed."""
     resumed = {**CUT, "run": {**CUT["run"], "resume": "auto"}}
     return [
-        {"recipe": recipe(root / "whole", "ppo", CUT)},
+        {"recipe": recipe(root / "uncut", "ppo", CUT)},
         {"recipe": recipe(root / "cut", "ppo", CUT), "stop": {"rank": 1, "after": after}},
         {"recipe": recipe(root / "cut", "ppo", resumed)},
     ]
@@ -70,8 +70,8 @@ def recipe(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """A small run as plain values; `name` is that of an algorithm unless `changes` has one."""
     rewards = [{"fn": f"{small_run.REWARDS}:share_of_digits"}]
     sections = {"algorithm": {"name": name}, "rollout": ROLLOUT, "rewards": rewards, **changes}
-    made = small_run.mapping(folder, **{**sections, "run": {"steps": STEPS, **changes.get("run", {})}})
-    return {key: value for key, value in made.items() if value is not None}
+    mapping = small_run.mapping(folder, **{**sections, "run": {"steps": STEPS, **changes.get("run", {})}})
+    return {key: value for key, value in mapping.items() if value is not None}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

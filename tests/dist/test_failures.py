@@ -32,8 +32,8 @@ def test_an_error_on_one_rank_is_what_the_others_end_with(tmp_path):
 def test_a_rank_that_hangs_ends_the_run_at_the_deadline_and_both_stacks_are_shown(tmp_path):
     status, output = outcome("hang", tmp_path)
     assert status != 0
-    found = re.search(r"rlhf-pg \(rank 0\): waited more than 4 s \(run\.timeout_s\) for (.*), step 2", output)
-    assert found, output[-3000:]
+    message = re.search(r"rlhf-pg \(rank 0\): waited more than 4 s \(run\.timeout_s\) for (.*), step 2", output)
+    assert message, output[-3000:]
     assert "rank 0 failed first: waited more than 4 s" in output  # on rank 1, which can still speak
     assert "in sleep_in_the_update" in output and "in all_reduce" in output  # where each of them is
 
@@ -72,6 +72,6 @@ def test_sigterm_to_the_launcher_ends_in_a_checkpoint_of_all_ranks(tmp_path):
 def test_each_configuration_is_one_that_accelerate_reads(configuration):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    made: Any = load_config_from_file(str(launch.ROOT / "recipes" / "accelerate" / f"{configuration}.yaml"))
+    launch_config: Any = load_config_from_file(str(launch.ROOT / "recipes" / "accelerate" / f"{configuration}.yaml"))
     stage = re.search(r"zero(\d)", configuration)
-    assert (made.deepspeed_config or {}).get("zero_stage") == (int(stage[1]) if stage else None)
+    assert (launch_config.deepspeed_config or {}).get("zero_stage") == (int(stage[1]) if stage else None)

@@ -41,8 +41,8 @@ def test_a_rank_without_advantages_was_among_the_runs(one_process):
 def test_stopped_on_one_rank_in_an_update_all_save_and_the_resumed_run_ends_bitwise_where_the_whole_one_does(runs):
     root, status = runs
     assert status[-4:] == [0, 130, 0, 0]
-    small_run.assert_bitwise_equal(small_run.final_weights(root / "whole"), small_run.final_weights(root / "cut"))
-    assert plays.metrics(root / "whole") == plays.metrics(root / "cut")
+    small_run.assert_bitwise_equal(small_run.final_weights(root / "uncut"), small_run.final_weights(root / "cut"))
+    assert plays.metrics(root / "uncut") == plays.metrics(root / "cut")
 
 
 def test_each_rank_saved_the_rows_it_had_paid_for(runs):
@@ -60,8 +60,8 @@ def test_between_steps_one_process_goes_on_where_two_were(runs, tmp_path):
         plays.in_one_process(folder, plays.recipe(folder, "ppo", {**plays.CUT, "run": {"steps": 3, "resume": "must"}}))
         == 0
     )
-    whole, here = small_run.final_weights(runs[0] / "whole"), small_run.final_weights(folder)
-    assert all(torch.allclose(whole[name], here[name], atol=1e-4) for name in whole)
+    uncut, continued = small_run.final_weights(runs[0] / "uncut"), small_run.final_weights(folder)
+    assert all(torch.allclose(uncut[name], continued[name], atol=1e-4) for name in uncut)
 
 
 def test_within_a_step_another_number_of_processes_is_refused(runs, tmp_path):

@@ -79,7 +79,7 @@ def test_a_critic_of_its_own_has_no_use_for_a_head_and_one_on_the_policy_is_no_m
 
 def test_rows_steps_and_tokens_multiply_out():
     estimate = estimate_run(recipe(update={"epochs": 2, "minibatches": 3}), Qwen2Config(**TINY))
-    assert (estimate.rows, estimate.updates, estimate.optimizer_steps) == (24, 6, 60)
+    assert (estimate.share.rows, estimate.updates, estimate.optimizer_steps) == (24, 6, 60)
     assert (estimate.total_samples, estimate.total_tokens) == (240, 2400)
 
 

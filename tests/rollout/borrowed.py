@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
+from rlhf_pg.rollout.native import NativeEngine
 from tests.rollout.contract import assert_log_probs
 
 
@@ -19,6 +22,13 @@ class Borrowed:
 
     def close(self):
         pass
+
+
+class CopyingEngine(NativeEngine):
+    """Samples from a copy of the model, as vLLM does: it has new weights of those that `load_weights` names, only."""
+
+    def __init__(self, model, eos_ids, slots=256, version=0):
+        super().__init__(copy.deepcopy(model), eos_ids, slots, version)
 
 
 def nudge(model, by=0.3):

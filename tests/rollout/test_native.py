@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rlhf_pg.rollout.cache import SlotCache
-from rlhf_pg.rollout.llama_decode import LeanSteps
-from rlhf_pg.rollout.native import NativeEngine, _Run
+from rlhf_pg.rollout.llama_decode import LlamaDecode
+from rlhf_pg.rollout.native import NativeEngine, _Generation
 from rlhf_pg.types import Prompt, Sampling
 from tests.random_models import SHAPE, random_model
 from tests.rollout.contract import (
@@ -54,9 +54,9 @@ class Forwards:
         self.shapes: list[tuple[int, int]] = []
         self.prompts: list[int] = []
         model.register_forward_pre_hook(self.note, with_kwargs=True)
-        step = LeanSteps.__call__
+        step = LlamaDecode.__call__
         monkeypatch.setattr(
-            LeanSteps, "__call__", lambda s, tokens, *rest: self.count(tokens) or step(s, tokens, *rest)
+            LlamaDecode, "__call__", lambda s, tokens, *rest: self.count(tokens) or step(s, tokens, *rest)
         )
 
     def note(self, module, args, kwargs):
@@ -106,7 +106,7 @@ def test_slots_are_refilled_while_others_are_in_use(monkeypatch):
 
 
 def test_a_row_is_handed_out_at_the_step_that_finished_it_and_nothing_is_read_at_other_steps(monkeypatch):
-    steps, at, reads, read_out = [], {}, [], _Run._read_out
+    steps, at, reads, read_out = [], {}, [], _Generation._read_out
 
     def counted(self, rows):
         reads.append(len(rows))
@@ -115,7 +115,7 @@ def test_a_row_is_handed_out_at_the_step_that_finished_it_and_nothing_is_read_at
     def finished(prompt, sample, completion):
         at[prompt, sample] = len(steps), len(completion.tokens)
 
-    monkeypatch.setattr(_Run, "_read_out", counted)
+    monkeypatch.setattr(_Generation, "_read_out", counted)
     sampling = replace(SAMPLING, samples=1, max_new_tokens=20)
     engine = NativeEngine(random_model(), EOS, slots=64)  # all rows begin at step 0
     engine.generate(ragged_prompts(), sampling, lambda *place: steps.append(place), finished)
@@ -323,9 +323,9 @@ def test_the_lean_decode_step_is_the_models_own(kind):
     if kind == "adapter":
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     engine = NativeEngine(model.double(), EOS, slots=9)  # pyright: ignore[reportArgumentType]
-    assert engine.lean
+    assert engine.llama_decode
     found = engine.generate(ragged_prompts(), SAMPLING)
-    engine.lean = False
+    engine.llama_decode = False
     expected = engine.generate(ragged_prompts(), SAMPLING)
     assert tokens_of(found) == tokens_of(expected)
     for groups in (found, expected):
@@ -344,7 +344,7 @@ def test_under_autocast_the_lean_decode_step_rounds_as_much_as_the_model_does(ki
         if kind == "adapter":
             model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     engine = NativeEngine(model, EOS, slots=9)
-    assert engine.lean
+    assert engine.llama_decode
     sampling = replace(SAMPLING, samples=16)  # some 800 tokens, so that the mean of their errors is no accident
     with torch.autocast("cpu", dtype=torch.bfloat16):
         groups = engine.generate(ragged_prompts(), sampling)
@@ -374,7 +374,7 @@ def test_under_autocast_no_decode_step_casts_a_weight():
             return func(*args, **(kwargs or {}))
 
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
-        steps = LeanSteps(model, 3)
+        steps = LlamaDecode(model, 3)
         made = casts.seen
         block = torch.zeros(1, 2, 1, 8, dtype=torch.bfloat16)
         prefilled = [(block, block), (block, block)]
@@ -390,4 +390,4 @@ def test_under_autocast_no_decode_step_casts_a_weight():
 def test_models_that_the_lean_step_does_not_know_decode_by_their_own_forward():
     eager = random_model()
     eager.set_attn_implementation("eager")
-    assert not NativeEngine(eager, EOS).lean
+    assert not NativeEngine(eager, EOS).llama_decode

@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 import safetensors
@@ -15,26 +14,7 @@ import safetensors.torch
 import torch
 
 from rlhf_pg.storage import checkpoint
-
-
-def content(value: int) -> dict:
-    """Two groups and a state that all say `value`: a mixture of two saves is seen."""
-    return {"weights": {"w": torch.full((64,), float(value))}, "optimizer": {"m": torch.full((8,), value)}}
-
-
-def save(directory: Path, step: int, value: int, keep: int = 2) -> Path:
-    return checkpoint.save(directory, step, content(value), {"value": value}, keep)
-
-
-def value_of(path: Path | None) -> int:
-    """The one value everything in a checkpoint says."""
-    assert path is not None
-    tensors, state = checkpoint.load(path)
-    value = state["value"]
-    assert tensors["weights"]["w"].tolist() == [float(value)] * 64
-    assert tensors["optimizer"]["m"].tolist() == [value] * 8
-    return value
-
+from tests.storage.one_value import save, value_of
 
 # ---- what goes in comes out
 
@@ -43,7 +23,7 @@ def test_every_dtype_comes_back_with_exact_bits_and_shape(tmp_path):
     bits = torch.tensor(
         [0x7FC00001, 0x00000001, -0x80000000, 0x3F800000], dtype=torch.int32
     )  # NaN payload, denormal, -0
-    given = {
+    tensors = {
         "f32": bits.view(torch.float32),
         "bf16": torch.tensor([0x7FC1, 1, -0x8000], dtype=torch.int16).view(torch.bfloat16),
         "f64": torch.tensor([[0.1, -1e-310]], dtype=torch.float64),
@@ -57,9 +37,9 @@ def test_every_dtype_comes_back_with_exact_bits_and_shape(tmp_path):
         "transposed": torch.arange(6.0).reshape(2, 3).t(),
         "slice": torch.arange(10)[3:7:2],
     }
-    back, _ = checkpoint.load(checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1))
-    assert set(back["weights"]) == set(given)
-    for name, tensor in given.items():
+    back, _ = checkpoint.load(checkpoint.save(tmp_path, 1, {"weights": tensors}, {}, 1))
+    assert set(back["weights"]) == set(tensors)
+    for name, tensor in tensors.items():
         other = back["weights"][name]
         assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), name
         assert raw(other) == raw(tensor), name
@@ -70,26 +50,26 @@ def raw(tensor: torch.Tensor) -> list[list[int]]:
 
 
 def test_the_library_opens_the_files(tmp_path):
-    given = {"b": torch.arange(5), "a": torch.randn(3, 2).bfloat16(), "c": torch.tensor([True])}
-    path = checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1)
+    tensors = {"b": torch.arange(5), "a": torch.randn(3, 2).bfloat16(), "c": torch.tensor([True])}
+    path = checkpoint.save(tmp_path, 1, {"weights": tensors}, {}, 1)
     opened = safetensors.torch.load_file(path / "weights.safetensors")
-    assert set(opened) == set(given)
-    assert all(torch.equal(opened[name], given[name]) for name in given)
+    assert set(opened) == set(tensors)
+    assert all(torch.equal(opened[name], tensors[name]) for name in tensors)
 
 
 def test_every_tensor_is_aligned_to_its_element_size(tmp_path):
-    given = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(1, dtype=torch.int64), "c": torch.ones(1).half()}
-    data = (checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1) / "weights.safetensors").read_bytes()
+    tensors = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(1, dtype=torch.int64), "c": torch.ones(1).half()}
+    data = (checkpoint.save(tmp_path, 1, {"weights": tensors}, {}, 1) / "weights.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    starts = {name: 8 + length + header[name]["data_offsets"][0] for name in given}
+    starts = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
     assert [starts["b"] % 8, starts["c"] % 2, len(data) - starts["a"]] == [0, 0, 3]
 
 
 def test_tied_weights_are_stored_once_and_tied_again(tmp_path):
     table = torch.nn.Parameter(torch.randn(100, 8))
-    given = {"embed": table, "head": table.data, "rows": table.data[:50], "copy": table.data.clone()}
-    path = checkpoint.save(tmp_path, 1, {"weights": given}, {}, 1)
+    tensors = {"embed": table, "head": table.data, "rows": table.data[:50], "copy": table.data.clone()}
+    path = checkpoint.save(tmp_path, 1, {"weights": tensors}, {}, 1)
     assert (
         path / "weights.safetensors"
     ).stat().st_size < 2.6 * 100 * 8 * 4  # table, its copy, half of it; not the head
@@ -191,8 +171,8 @@ def test_a_damaged_newer_checkpoint_is_skipped_and_named(tmp_path, caplog, name,
     file = save(tmp_path, 2, 2) / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1 << 4
-    whole = file.read_bytes()
-    new = {"truncated": whole[:-1], "emptied": b"", "longer": whole + b"}", "flipped": bytes(data)}
+    intact = file.read_bytes()
+    new = {"truncated": intact[:-1], "emptied": b"", "longer": intact + b"}", "flipped": bytes(data)}
     file.unlink() if damage == "missing" else file.write_bytes(new[damage])
     with caplog.at_level(logging.WARNING):
         assert value_of(checkpoint.latest(tmp_path)) == 1
@@ -205,17 +185,17 @@ def test_no_flipped_bit_is_ever_loaded(tmp_path):
     path = save(tmp_path, 1, 1)
     chance = random.Random(0)
     for name in FILES:
-        whole = (path / name).read_bytes()
-        for position in range(len(whole)):
-            data = bytearray(whole)
+        intact = (path / name).read_bytes()
+        for position in range(len(intact)):
+            data = bytearray(intact)
             data[position] ^= 1 << chance.randrange(8)
             (path / name).write_bytes(data)
             try:
                 assert value_of(path) == 1  # only white space of the manifest may change without harm
-                assert name == "manifest.json" and whole[position : position + 1].isspace()
+                assert name == "manifest.json" and intact[position : position + 1].isspace()
             except ValueError as error:
                 assert name in str(error)
-        (path / name).write_bytes(whole)
+        (path / name).write_bytes(intact)
     assert value_of(path) == 1
 
 

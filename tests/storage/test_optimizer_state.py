@@ -114,19 +114,19 @@ def test_moments_keep_their_dtype_and_are_copies():
 
 def test_another_model_is_refused_before_anything_changes():
     net, other = model(), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
-    optimizer, theirs = adamw(net), adamw(other)
+    optimizer, other_optimizer = adamw(net), adamw(other)
     train(net, optimizer, schedule(optimizer), range(2))
-    train(other, theirs, schedule(theirs), range(2))
-    before = copy.deepcopy(theirs.state_dict())
+    train(other, other_optimizer, schedule(other_optimizer), range(2))
+    before = copy.deepcopy(other_optimizer.state_dict())
     tensors, numbers = optimizer_state.capture(optimizer, dict(net.named_parameters()))
     with pytest.raises(ValueError, match=r"1\.weight has shape \(2, 4\), the parameter here \(3, 4\)"):
-        optimizer_state.restore(theirs, dict(other.named_parameters()), tensors, numbers)
+        optimizer_state.restore(other_optimizer, dict(other.named_parameters()), tensors, numbers)
     renamed = {name.replace("0.", "x."): p for name, p in net.named_parameters()}
     with pytest.raises(ValueError, match=r"missing here \['0\.weight'\], not saved \['x\.weight'\]"):
         optimizer_state.restore(optimizer, renamed, tensors, numbers)
     with pytest.raises(ValueError, match="2 parameter groups, this one 1"):
         optimizer_state.restore(torch.optim.AdamW(net.parameters()), dict(net.named_parameters()), tensors, numbers)
-    assert str(theirs.state_dict()) == str(before)
+    assert str(other_optimizer.state_dict()) == str(before)
 
 
 def test_a_parameter_without_a_name_is_refused():

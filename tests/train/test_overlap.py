@@ -9,11 +9,12 @@ import torch
 
 from rlhf_pg.distributed.interrupt import Stopped
 from rlhf_pg.models.load import load_model, load_tokenizer
-from rlhf_pg.rollout import child
-from rlhf_pg.rollout.process import ProcessEngine
+from rlhf_pg.rollout import launch_local
+from rlhf_pg.rollout.engine_client import EngineClient
+from rlhf_pg.rollout.engine_worker import EngineWorker
 from rlhf_pg.storage import checkpoint
 from rlhf_pg.train import gradient_step, loop
-from tests.thread_engine import launch_thread
+from tests.thread_engine import spawn_thread
 from tests.tolerance import allowance, in_float64
 from tests.train import small_run
 from tests.train.test_loop import EPOCHS, launch, metrics, reproducible, stop_at, wait_for_step
@@ -29,14 +30,14 @@ def overlapped(folder, **changes):
 
 @pytest.fixture(autouse=True)
 def thread(monkeypatch):
-    monkeypatch.setattr(ProcessEngine, "_launch", launch_thread)
+    monkeypatch.setattr(launch_local, "spawn", spawn_thread)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProcessEngine, "_launch", launch_thread)
+        patch.setattr(launch_local, "spawn", spawn_thread)
         overlapped(folder, **CHANGES, checkpoint={"every": 1, "keep": 9})
     return folder
 
@@ -99,11 +100,11 @@ def cut_inside_the_update_of_step_two(monkeypatch, arrived):
 
     def look(engine):
         if arrived:
-            engine.settle()
+            engine.collect()
         return engine.started
 
     monkeypatch.setitem(loop.UPDATES, "gradient", cut)
-    monkeypatch.setattr(ProcessEngine, "look", look)
+    monkeypatch.setattr(EngineClient, "look", look)
 
 
 @pytest.mark.parametrize("arrived", [True, False])
@@ -150,7 +151,7 @@ def test_evaluations_between_the_steps_change_nothing(tmp_path, uninterrupted):
 def test_an_error_in_the_process_ends_the_run_with_its_message_and_the_run_goes_on_once_mended(
     tmp_path, monkeypatch, uninterrupted
 ):
-    generate = child.Child._generate
+    generate = EngineWorker._generate
 
     def broken(self, request, tensors):
         if request["sampling"]["step"] == 3:
@@ -158,7 +159,7 @@ def test_an_error_in_the_process_ends_the_run_with_its_message_and_the_run_goes_
         return generate(self, request, tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(child.Child, "_generate", broken)
+        patch.setattr(EngineWorker, "_generate", broken)
         with pytest.raises(RuntimeError, match="the rollout process failed: KeyError: 'a bug'"):
             overlapped(tmp_path, **CHANGES)
     assert overlapped(tmp_path, **CHANGES | {"run": CHANGES["run"] | {"resume": "auto"}}) == 0

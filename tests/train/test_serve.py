@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_pg.errors import RunError
-from rlhf_pg.rollout.remote import RemoteEngine
+from rlhf_pg.rollout.engine_client import EngineClient
 from tests.train.small_run import REWARDS, assert_bitwise_equal, final_weights, run
 
 ROOT = Path(__file__).parents[2]
@@ -79,18 +79,18 @@ def test_a_run_whose_server_dies_stops_saved_and_goes_on_to_where_an_undisturbed
     expected = [line["reward/mean"] for line in lines(tmp_path / "native")]
     assert [line["reward/mean"] for line in lines(whole)] == pytest.approx(expected)
 
-    generate, calls = RemoteEngine.generate, 0
+    generate, calls = EngineClient.generate, 0
 
     def dying(self, *given, **named):
         nonlocal calls
         calls += 1
         if calls == 3:
             serving.kill()
-            self.timeout_s = 1.0
+            self.worker.timeout_s = 1.0
         return generate(self, *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteEngine, "generate", dying)
+        patch.setattr(EngineClient, "generate", dying)
         with pytest.raises(RunError, match=r"serve\.json failed 3 times"):
             run(broken, **settings(serving.file))
     assert [line["step"] for line in lines(broken)] == [1, 2]

@@ -13,17 +13,20 @@ import torch
 
 from rlhf_pg.config import Lora
 from rlhf_pg.models.adapter import add_adapter
+from rlhf_pg.rollout import launch_local
+from rlhf_pg.rollout.engine import RolloutRequest
+from rlhf_pg.rollout.engine_client import EngineClient
+from rlhf_pg.rollout.launch_local import LocalWorker, local_engine
 from rlhf_pg.rollout.native import NativeEngine
-from rlhf_pg.rollout.process import ProcessEngine, Started
 from rlhf_pg.types import Prompt
 from tests.random_models import random_model
 from tests.rollout.borrowed import Borrowed, assert_sampled_from, nudge
 from tests.rollout.contract import EOS, SAMPLING, EngineContract, ragged_prompts, tokens_of
-from tests.thread_engine import launch_thread
+from tests.thread_engine import spawn_thread
 
 
-class TestProcessEngine(EngineContract):
-    engines: dict[Any, ProcessEngine]
+class TestLocalEngine(EngineContract):
+    engines: dict[Any, EngineClient]
 
     @pytest.fixture(autouse=True, scope="class")
     def kept(self, request):
@@ -35,15 +38,15 @@ class TestProcessEngine(EngineContract):
     def build(self, model, eos_ids):
         key = (type(model), model.config.vocab_size)
         if key not in self.engines:
-            self.engines[key] = ProcessEngine(model, eos_ids)
+            self.engines[key] = local_engine("native", model, eos_ids)
         return Borrowed(self.engines[key], model)
 
 
 @pytest.fixture
 def threaded(monkeypatch):
     """An engine, its model, and the same model again to compare with."""
-    monkeypatch.setattr(ProcessEngine, "_launch", launch_thread)
-    engine = ProcessEngine(random_model(), EOS)
+    monkeypatch.setattr(launch_local, "spawn", spawn_thread)
+    engine = local_engine("native", random_model(), EOS)
     yield engine, engine.model, random_model()
     engine.close()
 
@@ -107,9 +110,9 @@ def test_what_is_put_back_replaces_what_is_being_sampled(threaded):
     prompts, long = ragged_prompts(), replace(SAMPLING, samples=50, step=7)
     first = engine.generate(prompts, SAMPLING)
     engine.start(prompts, long)
-    kept = Started(prompts, SAMPLING, 0, first)
-    engine.put_back(kept)
-    assert engine.look() is kept
+    earlier = RolloutRequest(prompts, SAMPLING, 0, first)
+    engine.put_back(earlier)
+    assert engine.look() is earlier
     assert engine.generate(prompts, SAMPLING) is first and engine.started is None
     assert_sampled_from(before, prompts, engine.generate(prompts, SAMPLING))
 
@@ -126,13 +129,27 @@ def test_twice_started_is_refused_and_a_wrong_request_is_refused_where_it_is_gen
         engine.generate(prompts, SAMPLING)
 
 
+def test_an_engine_with_a_copy_of_its_own_is_given_the_new_weights(monkeypatch):
+    monkeypatch.setattr(launch_local, "spawn", spawn_thread)
+    model, prompts = random_model(), ragged_prompts()
+    engine = local_engine("tests.rollout.borrowed:CopyingEngine", model, EOS)
+    for version in (1, 2):
+        nudge(model)
+        engine.load_weights((), version)
+        assert_sampled_from(model, prompts, engine.generate(prompts, SAMPLING))
+    engine.close()
+
+
 def test_only_an_adapter_travels_and_it_arrives(monkeypatch):
-    monkeypatch.setattr(ProcessEngine, "_launch", launch_thread)
+    monkeypatch.setattr(launch_local, "spawn", spawn_thread)
     model = add_adapter(random_model(), Lora(rank=2), seed=1)
-    engine, prompts = ProcessEngine(model, EOS), ragged_prompts()
+    engine, prompts = local_engine("native", model, EOS), ragged_prompts()
     nudge(model)
+    engine.start(prompts, SAMPLING)
+    assert engine.started is not None
+    weights = engine.started.weights
     assert_sampled_from(model, prompts, engine.generate(prompts, SAMPLING))
-    assert all("lora_" in name for name in engine.sampling_from()) and engine.sampling_from()
+    assert all("lora_" in name for name in weights) and weights
     engine.close()
 
 
@@ -152,7 +169,7 @@ def test_the_threads_are_shared_out_until_it_is_closed():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(5)
-        engine = ProcessEngine(random_model(), EOS)
+        engine = local_engine("native", random_model(), EOS)
         assert torch.get_num_threads() == 3
         engine.close()
         assert torch.get_num_threads() == 5
@@ -161,12 +178,13 @@ def test_the_threads_are_shared_out_until_it_is_closed():
 
 
 def test_the_end_of_the_process_is_told_with_its_last_words():
-    engine = ProcessEngine(random_model(), EOS)
-    engine._process.kill()
+    engine = local_engine("native", random_model(), EOS)
+    assert isinstance(engine.worker, LocalWorker)
+    engine.worker.process.kill()
     with pytest.raises(RuntimeError, match="the rollout process ended with SIGKILL"):
         engine.generate(ragged_prompts(), SAMPLING)
     engine.close()
-    broken = ProcessEngine(random_model(), EOS, engine="no.such:Engine")
+    broken = local_engine("no.such:Engine", random_model(), EOS)
     with pytest.raises(
         RuntimeError, match=r"exit status 1: ValueError: rollout engine 'no\.such:Engine' cannot be loaded"
     ):
@@ -176,16 +194,17 @@ def test_the_end_of_the_process_is_told_with_its_last_words():
 
 PARENT = """
 import time
-from rlhf_pg.rollout.process import ProcessEngine
+from rlhf_pg.rollout.launch_local import local_engine
 from rlhf_pg.types import Sampling
 from tests.random_models import random_model
 from tests.rollout.contract import ragged_prompts
-engine = ProcessEngine(random_model(), [22], slots=2000)
+engine = local_engine("native", random_model(), [22], slots=2000)
 engine.start(ragged_prompts(), Sampling(samples=100_000, max_new_tokens=100))
-while not int(engine._shared.progress[2]):
-    time.sleep(0.01)
-print(engine._process.pid, flush=True)
-time.sleep(600)
+def report(done, rows, tokens):
+    if tokens:
+        print(engine.worker.process.pid, flush=True)
+        time.sleep(600)
+engine.collect(report)
 """
 
 

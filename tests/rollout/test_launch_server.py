@@ -8,6 +8,7 @@ import stat
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import torch
 from rlhf_pg.config import Lora
 from rlhf_pg.errors import RunError
 from rlhf_pg.models.adapter import add_adapter
-from rlhf_pg.rollout import link, protocol
+from rlhf_pg.rollout import launch_server, protocol
+from rlhf_pg.rollout.launch_server import Address, served_engine
 from rlhf_pg.rollout.native import NativeEngine
-from rlhf_pg.rollout.remote import RemoteEngine
-from rlhf_pg.rollout.server import Server
 from rlhf_pg.types import Completion
 from tests.random_models import random_model
 from tests.rollout.borrowed import assert_sampled_from, nudge
@@ -33,15 +33,14 @@ class ThreadedServer:
     def __init__(self, model, file: Path, eos_ids=EOS, make: Any = NativeEngine):
         self.model, self.said = model, list[str]()
         self.engine = make(model, eos_ids)
-        self.listening, self.address = link.listen("127.0.0.1", 0)
-        self.server = Server(self.engine, model, self.listening, self.address)
+        self.listening, self.address = launch_server.listen("127.0.0.1", 0)
         self.address.write(file)
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
     def _serve(self):
         try:
-            self.server.serve(self.said.append)
+            launch_server.serve(self.engine, self.model, self.listening, self.address, self.said.append)
         except Exception as error:  # of the engine, or the socket that `stop` closed
             self.said.append(f"ended: {error}")
         finally:
@@ -55,7 +54,7 @@ class ThreadedServer:
                 waker.connect((self.address.host, self.address.port))
 
 
-class TestRemoteEngine(EngineContract):
+class TestServedEngine(EngineContract):
     @pytest.fixture(autouse=True)
     def files(self, tmp_path):
         self.folder, self.servers = tmp_path, []
@@ -67,7 +66,7 @@ class TestRemoteEngine(EngineContract):
         file = self.folder / f"{len(self.servers)}.json"
         copy = random_model(model.config.model_type, vocabulary=model.config.vocab_size)
         self.servers.append(ThreadedServer(copy, file, eos_ids))
-        return RemoteEngine(model, eos_ids, file, timeout_s=20)
+        return served_engine(model, eos_ids, file, timeout_s=20)
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def engine(file):
-    engine = RemoteEngine(random_model(), EOS, file, timeout_s=20)
+    engine = served_engine(random_model(), EOS, file, timeout_s=20)
     yield engine
     engine.close()
 
@@ -100,15 +99,17 @@ def test_whoever_does_not_know_the_token_is_refused_and_the_trainer_is_served_af
 
 def test_a_trainer_refuses_a_server_that_does_not_know_the_token():
     listening = socket.create_server(("127.0.0.1", 0))
-    address = link.Address("127.0.0.1", listening.getsockname()[1], "11" * 32)
+    address = Address("127.0.0.1", listening.getsockname()[1], "11" * 32)
 
     def pretend():
-        theirs, _ = listening.accept()
-        connection = link.with_deadline(theirs, 5)
-        connection.send_bytes(link.PROTOCOL + b"\0" * 32)
+        client, _ = listening.accept()
+        connection = Connection(client.detach())
+        connection.send_bytes(b"#CHALLENGE#" + b"\0" * 20)
         connection.recv_bytes()
+        connection.send_bytes(b"#WELCOME#")
         question = connection.recv_bytes()
-        connection.send_bytes(question.removeprefix(link.PROTOCOL))
+        connection.send_bytes(question.removeprefix(b"#CHALLENGE#"))
+        connection.recv_bytes()
 
     threading.Thread(target=pretend, daemon=True).start()
     with pytest.raises(ConnectionRefusedError, match="does not know the token"):
@@ -119,14 +120,14 @@ def test_a_trainer_refuses_a_server_that_does_not_know_the_token():
 def test_only_an_adapter_travels_and_it_arrives(file, monkeypatch):
     sent = []
     original = protocol.send
-    monkeypatch.setattr(protocol, "send", lambda c, h, **t: (sent.append(h.get("name")), original(c, h, **t))[1])
+    monkeypatch.setattr(protocol, "send", lambda c, h, t: (sent.append((h, t)), original(c, h, t))[1])
     ThreadedServer(add_adapter(random_model(), Lora(rank=2), seed=1), file)
     model = add_adapter(random_model(), Lora(rank=2), seed=1)
-    engine, prompts = RemoteEngine(model, EOS, file, timeout_s=20), ragged_prompts()
+    engine, prompts = served_engine(model, EOS, file, timeout_s=20), ragged_prompts()
     nudge(model)
     engine.load_weights((), version=1)
     assert_sampled_from(model, prompts, engine.generate(prompts, SAMPLING))
-    names = [name for name in sent if name]
+    names = [name for header, tensors in sent if header.get("do") == "weights" for name in tensors]
     assert names and all("lora_" in name for name in names)
     engine.close()
 
@@ -223,6 +224,19 @@ def test_weights_of_another_version_at_the_server_are_pushed_again(file, engine)
     assert_sampled_from(engine.model, ragged_prompts(), groups)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocabulary": 29}, "the engine's model has 29 tokens, the trainer's 23"),
+        ({"hidden_size": 16}, r"weight '.*' is \[23, 16\], but \[23, 32\] was given"),
+    ],
+)
+def test_a_server_of_another_model_is_refused_at_once(file, engine, changes, message):
+    ThreadedServer(random_model(**changes), file)
+    with pytest.raises(ValueError, match=message):
+        engine.generate(ragged_prompts(), SAMPLING)
+
+
 def test_weights_that_do_not_arrive_are_noticed_by_their_log_probs(file, engine):
     server = ThreadedServer(random_model(), file)
     engine.generate(ragged_prompts(), SAMPLING)
@@ -235,18 +249,18 @@ def test_weights_that_do_not_arrive_are_noticed_by_their_log_probs(file, engine)
 
 
 def test_a_server_that_keeps_failing_ends_in_an_error_that_says_how(file):
-    engine = RemoteEngine(random_model(), EOS, file, timeout_s=0.3)
+    engine = served_engine(random_model(), EOS, file, timeout_s=0.3)
     with pytest.raises(RunError, match=r"failed 3 times: no server there after 0.3 s"):
         engine.generate(ragged_prompts(), SAMPLING)
     silent = socket.create_server(("127.0.0.1", 0))
-    link.Address("127.0.0.1", silent.getsockname()[1], "11" * 32).write(file)
+    Address("127.0.0.1", silent.getsockname()[1], "11" * 32).write(file)
     with pytest.raises(RunError, match=r"serve\.json failed 3 times"):
         engine.generate(ragged_prompts(), SAMPLING)
     silent.close()
 
 
 def test_an_engine_that_hangs_is_left_after_the_deadline(file):
-    engine = RemoteEngine(random_model(), EOS, file, timeout_s=0.5)
+    engine = served_engine(random_model(), EOS, file, timeout_s=0.5)
     server = ThreadedServer(random_model(), file)
     engine.load_weights((), version=0)
     stuck = threading.Event()
