@@ -24,16 +24,17 @@ def rounding(dtype: torch.dtype, magnitude: float | Tensor, operations: int = 1)
     Each operation has a relative error of at most u = eps / 2. In a sum of n terms they add up to at most n u times
     `magnitude`, the sum of the terms' absolute values (Higham 2002, section 4.2). As the single errors are close to
     independent with mean zero, the total exceeds c sqrt(n) u `magnitude` only with probability 2 exp(-c^2 / 2) (Higham
-    and Mary 2019, theorem 2.4). This function returns that bound with c = DEVIATIONS.
+    and Mary 2019, theorem 2.4). This function returns the smaller bound, with c = DEVIATIONS.
 
     Choose the arguments as follows:
-    - product, quotient, another term: one more operation;
+    - product, quotient, another term: one more operation; exp, log: two, as libraries may miss the nearest number;
     - division by a temperature: `magnitude` is that of the quotient;
     - a differentiable function of the sum: multiply `magnitude` by its derivative;
     - log-softmax: twice the magnitude of the logits, as it subtracts two numbers with the logits' error;
     - bfloat16 tensors multiplied with float32 sums: count only the times a tensor is stored in bfloat16.
     """
-    return DEVIATIONS * math.sqrt(operations) * torch.finfo(dtype).eps / 2 * float(magnitude)
+    unit_roundoffs = min(operations, DEVIATIONS * math.sqrt(operations))
+    return unit_roundoffs * torch.finfo(dtype).eps / 2 * float(magnitude)
 
 
 def allowance(plain: Tensor, exact: Tensor) -> float:
