@@ -1,8 +1,8 @@
-"""How far rounding may move a result: from dtype, magnitude and number of operations, not from what one CPU showed.
+"""Tolerances for floating-point results, derived from dtype, magnitude and number of operations.
 
-A CPU sums in the order that its vector width, threads and libraries (ATen, oneDNN, MKL) choose, so the same float32
-computation has other last digits elsewhere. Expected values are therefore computed in float64, and the difference is
-held against a bound that is the same on every CPU.
+CPUs sum in different orders, depending on vector width, threads and libraries (ATen, oneDNN, MKL), so the same float32
+computation ends in different last digits. Tests therefore compute the expected value in float64 and bound the error by
+what rounding can do on any CPU, not by what one CPU showed.
 """
 
 from __future__ import annotations
@@ -14,37 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DEVIATIONS = 6  # exceeded by one rounded number in 30 million
-AS_GOOD_AS = 4  # times the error of a plain computation in the same dtype: another order of sums, no other formula
+DEVIATIONS = 6  # standard deviations; a rounded number exceeds them with probability 3e-8
+AS_GOOD_AS = 4  # times the largest error of a plain computation, which sums in another order
 
 
 def rounding(dtype: torch.dtype, magnitude: float | Tensor, operations: int = 1) -> float:
-    """Return the absolute error that rounding alone stays below.
+    """Return a bound on the absolute error that rounding causes in a result of `operations` operations.
 
-    One operation errs by at most u = eps / 2 of its result. A sum (or dot product, or chain) of n terms errs by at most
-    n u times `magnitude`, the sum of the terms' absolute values (Higham 2002, section 4.2). Roundings are as good as
-    independent and of mean zero, so the error walks at random: it is below c sqrt(n) u times `magnitude` but for a
-    probability of 2 exp(-c^2 / 2) (Higham and Mary 2019, theorem 2.4); c is DEVIATIONS. What follows the sum counts as
-    more terms where it errs relatively (a product, a division: by a temperature, `magnitude` is that of the quotient)
-    and scales `magnitude` by its derivative otherwise (exp by the result; a log-softmax by 2, as it subtracts two
-    numbers that err as much as the logits do). Numbers stored in a narrow dtype but summed in a wider one, as bfloat16
-    products are, count the stores alone.
+    Each operation has a relative error of at most u = eps / 2. In a sum of n terms they add up to at most n u times
+    `magnitude`, the sum of the terms' absolute values (Higham 2002, section 4.2). As the single errors are close to
+    independent with mean zero, the total exceeds c sqrt(n) u `magnitude` only with probability 2 exp(-c^2 / 2) (Higham
+    and Mary 2019, theorem 2.4). This function returns the smaller bound, with c = DEVIATIONS.
+
+    Choose the arguments as follows:
+    - product, quotient, another term: one more operation; exp, log: two, as libraries may miss the nearest number;
+    - division by a temperature: `magnitude` is that of the quotient;
+    - a differentiable function of the sum: multiply `magnitude` by its derivative;
+    - log-softmax: twice the magnitude of the logits, as it subtracts two numbers with the logits' error;
+    - bfloat16 tensors multiplied with float32 sums: count only the times a tensor is stored in bfloat16.
     """
-    return DEVIATIONS * math.sqrt(operations) * torch.finfo(dtype).eps / 2 * float(magnitude)
+    unit_roundoffs = min(operations, DEVIATIONS * math.sqrt(operations))
+    return unit_roundoffs * torch.finfo(dtype).eps / 2 * float(magnitude)
 
 
 def allowance(plain: Tensor, exact: Tensor) -> float:
-    """Return how far from `exact` (float64) a result may be that is as good as `plain`, a simple computation of it.
+    """Return the largest error, against `exact` (float64), of a result that is as accurate as `plain`.
 
-    AS_GOOD_AS times the largest error of `plain`: what rounding comes to depends on how the problem amplifies it, for
-    both alike. Rounding of the float32 that holds the result is added: the error of `plain` may happen to be none.
+    `plain` is a simple computation of the same numbers in the dtype under test. Use this where the amplification of
+    rounding errors depends on the model (sharp attention, say): it is the same for both. The bound is AS_GOOD_AS times
+    the largest error of `plain`, plus the rounding of a float32 result, as `plain` may have no error by chance.
     """
     usual = (plain.double() - exact).abs().max()
     return AS_GOOD_AS * float(usual) + rounding(torch.float32, exact.abs().max())
 
 
 def in_float64(model: Any) -> Any:
-    """Return a copy of a model that computes in float64 throughout: transformers' RMSNorm would round to float32."""
+    """Return a copy of a transformers model that computes in float64 throughout.
+
+    `model.double()` is not enough: transformers' RMSNorm rounds its input to float32.
+    """
     exact = copy.deepcopy(model).double()
     for module in list(exact.modules()):
         for name, child in module.named_children():

@@ -35,7 +35,7 @@ def ragged_prompts(count: int = 6, vocabulary: int = 23) -> list[Prompt]:
 
 
 def full_forward(model: PreTrainedModel, prompt: Prompt, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probs of the whole vocabulary: one row, no cache, no padding. [c, V], float32 or wider"""
+    """Return log-probs [c, V] of the whole vocabulary, float32 or wider: one row, no cache, no padding."""
     context = torch.tensor([[*prompt.tokens, *tokens.tolist()]], device=model.device)
     with torch.no_grad():
         logits = model(context).logits[0, len(prompt.tokens) - 1 : -1]
@@ -43,16 +43,16 @@ def full_forward(model: PreTrainedModel, prompt: Prompt, tokens: torch.Tensor, t
 
 
 def full_forward_logp(model: PreTrainedModel, prompt: Prompt, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Those of the completion's own tokens. [c]"""
+    """Return the log-probs [c] of the completion's tokens in `full_forward`."""
     return full_forward(model, prompt, tokens, temperature).gather(1, tokens[:, None])[:, 0]
 
 
 def assert_log_probs(
     model: Any, prompts: list[Prompt], groups: list[list[Completion]], temperature: float = 1.0
 ) -> None:
-    """Every completion's log-probs are as near to full forwards in float64 as full forwards in the model's dtype are.
+    """Assert that the completions' log-probs are as accurate as full forwards of the model.
 
-    Those are compared over the whole vocabulary, of all completions.
+    The error of both is measured against full forwards in float64; that of the model's own over the whole vocabulary.
     """
     made = [(prompt, completion) for prompt, group in zip(prompts, groups, strict=True) for completion in group]
     plain, exact = (
