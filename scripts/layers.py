@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "estimate": ("config", "data", "functional", "models", "rollout"),
     "config": ("algorithms", "rewards", "rollout", "tasks"),
-    "rollout": ("models", "rewards"),
+    "rollout": ("models", "rewards", "storage"),
     "distributed": ("models", "storage"),
     "models": ("functional", "storage"),
     "report": ("display", "storage"),

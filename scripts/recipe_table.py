@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from rlhf_pg import config
 from rlhf_pg.config import messages
+from rlhf_pg.config.inheritance import INHERITING
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
@@ -16,13 +18,28 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 def table(schema: type[BaseModel], only: tuple[str, ...] = ()) -> str:
     """Return a Markdown table with a row per key: name, value, default, meaning; of the sections `only`, if named."""
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for key in messages.keys(schema):
+    for key in _keys(schema):
         if only and not key.name.startswith(only):
             continue
         kind = messages.words(key.field.annotation)
         cells = (f"`{key.name}`", kind, _default(key), key.field.description or "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _keys(schema: type[BaseModel]) -> Iterator[messages.Key]:
+    """Yield every key; a section that inherits from another one as a single key."""
+    shown: set[str] = set()
+    for key in messages.keys(schema):
+        section = key.name.rpartition(".")[0]
+        if section not in INHERITING:
+            yield key
+        elif section not in shown:
+            shown.add(section)
+            parent, _, leaf = section.rpartition(".")
+            above = messages.section_of(schema.model_fields[parent].annotation)
+            assert above is not None
+            yield messages.Key(section, above.model_fields[leaf])
 
 
 def filled(page: str) -> str:
@@ -35,7 +52,7 @@ def _default(key: messages.Key) -> str:
     if key.field.is_required():
         return "required"
     value = key.field.default
-    if value is None:
+    if value is None or isinstance(value, BaseModel):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else list(value) if isinstance(value, tuple) else value}`"
 

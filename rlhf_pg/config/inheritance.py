@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe, is_generated
 
+INHERITING = {"data.eval": "data.train", "critic.optimizer": "optimizer"}  # section -> the one it takes from
 COLUMNS = ("prompt", "answer", "template")  # say how rows are read, wherever they come from
 OWN_RATE = ("lr",)  # of a critic: values are learned faster than a policy
 

@@ -160,7 +160,7 @@ class _Constructor(SafeConstructor):
 
 
 class _Representer(SafeRepresenter):
-    """Quotes text that YAML 1.1 reads as true or false, repeats what YAML would give an alias."""
+    """Writes what readers of YAML 1.1 read the same, and repeats what YAML would give an alias."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -168,9 +168,16 @@ class _Representer(SafeRepresenter):
     def represent_text(self, data: str) -> Any:
         return self.represent_scalar(TEXT, data, style="'" if data.lower() in BOOLEAN_ELSEWHERE else None)
 
+    def represent_number(self, data: float) -> Any:
+        node = self.represent_float(data)
+        if "e" in node.value and "." not in node.value:  # 1e-06 is text in YAML 1.1
+            node.value = node.value.replace("e", ".0e")
+        return node
+
 
 _Constructor.add_constructor(TIMESTAMP, lambda _, node: node.value)
 _Representer.add_representer(str, _Representer.represent_text)
+_Representer.add_representer(float, _Representer.represent_number)
 
 
 def _yaml() -> YAML:
