@@ -4,7 +4,7 @@ import pytest
 from recipe_files import MINIMAL, load, problem, problems, write
 
 from rlhf_pg import config
-from rlhf_pg.config import renamed
+from rlhf_pg.config import messages, renamed
 
 
 @pytest.fixture(autouse=True)
@@ -84,4 +84,4 @@ def test_the_record_of_a_run_from_before_a_renaming_is_read_under_todays_names()
 
 
 def test_every_new_name_is_a_key():
-    assert {*renamed.RENAMED.values()} <= {key.name for key in config.messages.keys(config.Recipe)}
+    assert {*renamed.RENAMED.values()} <= {key.name for key in messages.keys(config.Recipe)}
