@@ -22,9 +22,9 @@ def translate(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same values under the names of today."""
     translated = copy.deepcopy(dict(mapping))
     for old, new in RENAMED.items():
-        section, leaf = _section(translated, old), old.rpartition(".")[2]
-        if leaf in section:
-            value = section.pop(leaf)
+        value = _value(translated, old)
+        if value is not None:
+            del _section(translated, old)[old.rpartition(".")[2]]
             _section(translated, new)[new.rpartition(".")[2]] = value
     return translated
 

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from rlhf_pg import config
+from rlhf_pg.commands import run_training
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.load import save_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
@@ -81,7 +82,7 @@ def whole(tmp_path_factory):
             counts = type("Counts", (StopRequest,), {"raise_if_requested": lambda _: looks.append(1)})
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(loop.collect, "rollouts", without_polls)
-                patch.setattr(loop, "StopRequest", counts)
+                patch.setattr(run_training, "StopRequest", counts)
                 assert small_run.run(folder, **changes(name)) == 0
             done[name] = folder, len(looks)
         return done[name]
@@ -104,7 +105,7 @@ def test_stopped_anywhere_a_run_ends_bitwise_where_it_would_have(tmp_path, monke
             super().raise_if_requested()
 
     monkeypatch.setattr(loop.collect, "rollouts", without_polls)
-    monkeypatch.setattr(loop, "StopRequest", StopsAt)
+    monkeypatch.setattr(run_training, "StopRequest", StopsAt)
     assert small_run.run(tmp_path, **changes(name)) != 0
     monkeypatch.undo()
     assert small_run.run(tmp_path, **changes(name, run={"resume": "auto"})) == 0

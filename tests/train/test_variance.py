@@ -15,7 +15,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.report import variance as variance_page
-from rlhf_pg.train import gradient_step, loop, variance
+from rlhf_pg.train import gradient_step, loop, setup, variance
 from rlhf_pg.train.learner import Objective
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import build
@@ -164,7 +164,7 @@ def test_the_critic_is_judged_by_the_returns_it_is_fitted_to(opened):
 
 def test_trackers_are_not_opened(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(variance, "build", lambda recipe, backend: built.append(recipe) or 1 / 0)
+    monkeypatch.setattr(setup, "build", lambda recipe, backend: built.append(recipe) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         variance_command.measure(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), 0, 2, tmp_path)
     assert built[0].log.trackers == []
@@ -261,7 +261,7 @@ def test_wrong_input_is_refused_before_anything_is_built(tmp_path, monkeypatch, 
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "metrics.jsonl").touch()
     (tmp_path / "file").touch()
-    monkeypatch.setattr(variance, "build", None)
+    monkeypatch.setattr(setup, "build", None)
     given = [o.format(folder=tmp_path) for o in options]
     arguments = ["variance", "recipes/toy_reinforce.yaml", f"run.dir={tmp_path}/run", *given]
     assert cli.main(arguments) == cli.USAGE
@@ -284,7 +284,7 @@ def test_the_end_of_the_run_may_be_measured_and_the_default_folder_lies_beside_t
 
 
 def test_a_run_folder_that_is_a_file_and_a_recipe_without_rewards_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(variance, "build", None)
+    monkeypatch.setattr(setup, "build", None)
     (tmp_path / "run").touch()
     assert cli.main(["variance", "recipes/toy_reinforce.yaml", f"run.dir={tmp_path}/run"]) == cli.USAGE
     assert "run is a file; a run needs a folder of its own" in " ".join(capsys.readouterr().err.split())
