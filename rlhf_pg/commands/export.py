@@ -19,7 +19,7 @@ def export(
     after: dict[str, float] | None,
     message: Callable[[str], None],
 ) -> None:
-    """Called on all ranks; the first one writes. `after`: the last evaluation."""
+    """Write what a run leaves behind. All ranks call it, the first one writes. `after`: the last evaluation."""
     backend = session.learner.backend
     gathered = backend.weights_to_save(session.model) if backend.sharded else None
     with backend.ranks.independently("the export"):
@@ -42,6 +42,6 @@ def export(
 
 
 def headline(measured: dict[str, float]) -> str:
-    """One line: pass@1 0.43 [0.39, 0.47]  pass@8 0.86 [0.82, 0.90]  greedy 0.55 [0.48, 0.62]"""
+    """Say an evaluation in one line: pass@1 0.43 [0.39, 0.47]  pass@8 0.86 [0.82, 0.90]  greedy 0.55 [0.48, 0.62]"""
     names = [name for name in measured if f"{name}_low" in measured]
     return "  ".join(f"{n} {measured[n]:.2f} [{measured[f'{n}_low']:.2f}, {measured[f'{n}_high']:.2f}]" for n in names)

@@ -13,7 +13,7 @@ from rlhf_pg.train.setup import Session
 
 
 def open_folder(recipe: ResolvedRecipe, ranks: Ranks) -> RunDir:
-    """The run's folder: opened by the first rank, followed by the others."""
+    """Open the run's folder on the first rank, and follow it on the others."""
     folder = None
     with ranks.independently("opening run.dir"):
         if ranks.first:
@@ -25,7 +25,7 @@ def open_folder(recipe: ResolvedRecipe, ranks: Ranks) -> RunDir:
 
 
 def resumed(session: Session, folder: RunDir) -> Progress:
-    """The state of the newest sound checkpoint, or a fresh start."""
+    """Restore the newest sound checkpoint, if there is one. Returns where the run is."""
     if folder.resume_from is None:
         return Progress()
     progress = restore(session, *checkpoint.load(folder.resume_from, session.learner.backend.ranks.rank))

@@ -56,24 +56,24 @@ def sft(recipe: SftRecipe) -> int:
             ones = Credit(advantage=torch.ones_like(batch.logp_rollout))
             unused = Signals(token_reward=batch.logp_rollout)
             for metrics in gradient_step.update(learner, batch, unused, ones, step):
-                kept = {name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}
-                folder.append_metrics({"step": step + 1, **kept})
-                view.finish_step({"step": step + 1, **kept}, [])
+                row = {"step": step + 1, **{name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}}
+                folder.append_metrics(row)
+                view.finish_step(row, [])
         save_model(model, tokenizer, folder.path / "model")
         view.message(f"model: {folder.path / 'model'}")
     return 0
 
 
 def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], int]:
-    """The data as rollouts that an expert played (the solution's tokens, then EOS), and how many were too long."""
+    """Return the data as rollouts of an expert (the solution's tokens, then EOS), and how many were too long."""
     context = context_length(load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code))
     limits = dict(max_prompt_tokens=recipe.data.max_prompt_tokens, context=context, max_new_tokens=1)
-    made = read_prompts(recipe.data.train, "train", tokenizer, **limits)
-    played = [_expert(prompt, recipe.sft.completion or "solution", tokenizer) for prompt in made.prompts]
-    fitting = [r for r in played if len(r.prompt.tokens) + len(r.completion.tokens) <= context]
+    source = read_prompts(recipe.data.train, "train", tokenizer, **limits)
+    examples = [_expert(prompt, recipe.sft.completion or "solution", tokenizer) for prompt in source.prompts]
+    fitting = [r for r in examples if len(r.prompt.tokens) + len(r.completion.tokens) <= context]
     if not fitting:
-        raise ValueError(f"all {len(played)} solutions are longer than the model's context of {context} tokens")
-    return fitting, made.dropped + len(played) - len(fitting)
+        raise ValueError(f"all {len(examples)} solutions are longer than the model's context of {context} tokens")
+    return fitting, source.dropped + len(examples) - len(fitting)
 
 
 def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> Rollout:
@@ -106,12 +106,12 @@ def _learner(recipe: SftRecipe, backend: Backend, total: int) -> tuple[Learner, 
     )
     update = Update(tokens_per_microbatch=suitable_positions(model.config, recipe.model, shared=False))
     imitation = Objective(_IMITATE.bind({}), KL(coefficient=0.0), max_length=1)
-    made = (prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
-    return Learner(*made), model
+    learner = Learner(prepared, optimizer, backend, imitation, update, recipe.optimizer, recipe.run.seed, total)
+    return learner, model
 
 
 def _imitate(logp, entropy, batch: Batch, signals: Signals, credit: Credit, options: Options) -> TokenLoss:
-    """-log pi of the solution's tokens: REINFORCE with advantage 1."""
+    """Return -log pi of the solution's tokens: REINFORCE with advantage 1."""
     return TokenLoss(F.objectives.score_function(logp, credit.advantage))
 
 

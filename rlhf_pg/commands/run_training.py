@@ -70,8 +70,8 @@ def _save_if_interrupted(run: TrainingRun) -> int:
         run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
         return 130
     except Exception as error:
-        together = run.ranks.report_failure(error)  # else the others are elsewhere, and a checkpoint takes all of them
-        if together and (run.progress.step or run.progress.pending):
+        all_failed = run.ranks.report_failure(error)  # if not, the others are elsewhere: a checkpoint takes all of them
+        if all_failed and (run.progress.step or run.progress.pending):
             try:
                 save(run)
                 run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")

@@ -251,5 +251,5 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
 
 
 def _is_folder_name(path: str) -> bool:
-    """Whether a model path can only be a folder: a hub name is `name` or `owner/name`."""
+    """Return whether a model path can only be a folder: a hub name is `name` or `owner/name`."""
     return path.startswith((".", "/")) or path.count("/") > 1

@@ -55,7 +55,7 @@ class Key:
 
 
 def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
-    """Every leaf key of a schema, depth first, in the order of the file."""
+    """Yield every leaf key of a schema, depth first, in the order of the file."""
     for name, field in schema.model_fields.items():
         section = section_of(field.annotation)
         if section is None:
@@ -66,7 +66,7 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
 
 
 def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line per problem, in the order found; `prefix` ("algorithm.options.") opens each key."""
+    """Say each problem in a line, in pydantic's order; `prefix` ("algorithm.options.") opens each key."""
     lines = []
     for item in error.errors(include_url=False):
         key, union = _locate(item["loc"], schema)
@@ -81,7 +81,7 @@ def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -
 
 
 def words(annotation: Any) -> str:
-    """A type for people: list[str] -> "a list of text"."""
+    """Say a type for people: list[str] -> "a list of text"."""
     origin, parts = get_origin(annotation), [part for part in get_args(annotation) if part is not type(None)]
     if origin is Annotated:
         return words(parts[0])
@@ -98,12 +98,11 @@ def words(annotation: Any) -> str:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class behind `X`, `X | None` or `list[X]`, or None for a leaf."""
+    """Return the section class behind `X`, `X | None` or `list[X]`, or None for a leaf."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, list):
-        found = [section_of(part) for part in get_args(annotation)]
-        return next((section for section in found if section), None)
+        return next(filter(None, map(section_of, get_args(annotation))), None)
     return None
 
 
@@ -112,7 +111,7 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _locate(loc: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, Any]:
-    """The key a pydantic location points at; and the union it ends inside of, if its rest names a branch."""
+    """Return the key a pydantic location points at, and the union it ends inside of, if its rest names a branch."""
     key: list[str] = []
     section, annotation = schema, None
     for part in loc:
@@ -136,12 +135,12 @@ def _section_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> type[Bas
 
 def _nearest_key(loc: tuple[int | str, ...], schema: type[BaseModel], prefix: str) -> str:
     *above, name = loc
-    here = prefix + "".join(f"{part}." for part in above)
+    section = prefix + "".join(f"{part}." for part in above)
     siblings = list(_section_at(tuple(above), schema).model_fields)
-    near = difflib.get_close_matches(str(name), siblings, n=1)
-    if near:
-        return f"; did you mean {here}{near[0]}?"
-    elsewhere = [key.name for key in keys(schema) if key.leaf == name and prefix + key.name != here + str(name)]
+    closest = difflib.get_close_matches(str(name), siblings, n=1)
+    if closest:
+        return f"; did you mean {section}{closest[0]}?"
+    elsewhere = [key.name for key in keys(schema) if key.leaf == name and prefix + key.name != section + str(name)]
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere[:3])}?"
     return f"; the keys here are {', '.join(siblings)}"

@@ -61,8 +61,8 @@ def _of_training(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[t
     elif recipe.update.on_policy:
         yield "update.max_kl", "with one optimizer step per rollout"
     rollout = recipe.rollout
-    apart = rollout.overlap or rollout.server is not None
-    if rollout.engine == "native" and recipe.model.dtype == "float32" and not apart:
+    runs_elsewhere = rollout.overlap or rollout.server is not None
+    if rollout.engine == "native" and recipe.model.dtype == "float32" and not runs_elsewhere:
         yield "update.mismatch.cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
     if rollout.overlap is False and recipe.update.mismatch.cap is None:
         yield "update.mismatch.beyond", "without update.mismatch.cap"

@@ -77,7 +77,7 @@ def estimate_layouts(
 
 
 def possible(recipe: ResolvedRecipe, layout: Layout, device: Device) -> bool:
-    """Whether `rlhf-pg train` runs this recipe so: see docs/scaling.md."""
+    """Return whether `rlhf-pg train` runs this recipe in a layout: see docs/scaling.md."""
     launch = Launch(layout.processes, layout.stage)
     if any(contradictions.of_launch(recipe.written, recipe.algorithm, launch)):
         return False
