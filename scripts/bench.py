@@ -3,7 +3,7 @@
 
     python scripts/bench.py [step rollout update overhead memory scaling ladder | all]
                             [--rounds 5] [--threads 2] [--peers trl,generate,vllm|none]
-                            [--shapes 1M "31M P256" ...] [--out runs/bench]
+                            [--shapes 1M "31M P256" ...] [--against CHECKOUT] [--out runs/bench]
 
 Every contender is a process of its own; all do one round in turn, the first only to warm up. Prints medians and ratios,
 writes bench.json and a picture per mode. docs/performance.md says what is measured and how.
@@ -42,6 +42,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(PEERS), help=f"{','.join(PEERS)} (default), or none")
     shapes = ", ".join(f"{name!r}" for name in SHAPES)
     parser.add_argument("--shapes", nargs="+", default=USUAL, metavar="SHAPE", help=f"{shapes}; default: all but tiny")
+    parser.add_argument("--against", type=Path, help="another checkout of this project: steps and rollouts beside it")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     arguments = parser.parse_args(words)
     arguments.modes = list(MODES) if "all" in arguments.modes else arguments.modes or USUAL_MODES
@@ -50,6 +51,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         unknown = [word for word in getattr(arguments, name) if word not in choices]
         if unknown:
             parser.error(f"{name}: {', '.join(unknown)} is none of {', '.join(choices)}")
+    if arguments.against and not (arguments.against / "scripts" / "benchmarks" / "ours.py").is_file():
+        parser.error(f"--against: {arguments.against} is no checkout of this project")
     if min(arguments.rounds, arguments.threads) < 1:
         parser.error("--rounds and --threads must be at least 1")
     return arguments
@@ -60,8 +63,8 @@ def main(words: list[str]) -> int:
     if not console.is_terminal:
         console.width = WIDTH
     arguments.out.mkdir(parents=True, exist_ok=True)
-    places = Places(arguments.out, arguments.threads, arguments.rounds)
-    call = Call(places, arguments.shapes, arguments.peers)
+    places = Places(arguments.out.resolve(), arguments.threads, arguments.rounds)
+    call = Call(places, arguments.shapes, arguments.peers, arguments.against and arguments.against.resolve())
     record = describe(call, words)
     for mode in arguments.modes:
         record[mode] = call.records[mode] = MODES[mode](call)

@@ -26,6 +26,7 @@ class Call:
     places: Places
     shapes: Sequence[str]
     peers: Sequence[str]
+    against: Path | None = None  # another checkout of this project, to run beside this one
     missing: dict[str, str] = field(default_factory=dict)  # peer that was named but is not installed: how to install it
     folders: dict[Shape, Path] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)  # counted in the models, by the name of the shape
@@ -37,6 +38,13 @@ class Call:
         if peer in self.peers and not installed(module):
             self.missing[peer] = f"not installed: {how}"
         return peer in self.peers and peer not in self.missing
+
+    def ours(self, runs: str, specification: dict[str, Any]) -> list[Contender]:
+        """Return this checkout as a contender, and the other one, if there is one, as a second."""
+        contenders = [Contender(summary.OURS, runs, specification)]
+        if self.against:
+            contenders.append(Contender(f"rlhf_pg in {self.against.name}", runs, specification, root=self.against))
+        return contenders
 
     def build(self, shapes: dict[str, Shape]) -> None:
         """Write the folders of models and prompts, in a separate process. Raises RuntimeError when that fails."""

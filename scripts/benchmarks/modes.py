@@ -27,7 +27,7 @@ def step(call: Call, rounds: int | None = None) -> Records:
     records = []
     for name in call.shapes:
         specification = call.specification(SHAPES[name])
-        contenders = [Contender(OURS, "benchmarks.ours:step", specification)]
+        contenders = call.ours("benchmarks.ours:step", specification)
         if call.has("trl"):
             plain = specification | {"options": {"gradient_checkpointing": False}}
             contenders += [
@@ -43,7 +43,7 @@ def rollout(call: Call) -> Records:
     records = []
     for name in call.shapes:
         specification = call.specification(SHAPES[name])
-        contenders = [Contender(OURS, "benchmarks.ours:rollout", specification)]
+        contenders = call.ours("benchmarks.ours:rollout", specification)
         if call.has("generate"):
             contenders.append(Contender("transformers.generate", "benchmarks.generate:rollout", specification))
         if call.has("vllm"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOG_LINES = 15  # of a contender that failed, to show
 
 
@@ -27,6 +27,7 @@ class Contender:
     specification: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     cases: Sequence[str] = ("",)  # one round of a contender with several cases is one command each
+    root: Path = ROOT  # the checkout of this project that it runs
 
 
 @dataclass
@@ -130,8 +131,9 @@ class Process:
 def started(contender: Contender, threads: int, log: Path) -> Iterator[Process]:
     """Start the process of a contender and end it with the block."""
     specification = contender.specification | {"contender": contender.runs}
-    paths = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths} | contender.environment
+    paths = [str(contender.root / "scripts"), str(contender.root), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment |= contender.environment
     with log.open("w") as errors:
         inner = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(specification)],
@@ -139,6 +141,7 @@ def started(contender: Contender, threads: int, log: Path) -> Iterator[Process]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            cwd=contender.root,  # which Python looks in first
             env=environment | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
         try:
