@@ -55,7 +55,7 @@ def sft(recipe: SftRecipe) -> int:
             batch = collate.to(collate.collate(rows), learner.backend.device)
             ones = Credit(advantage=torch.ones_like(batch.logp_rollout))
             unused = Signals(token_reward=batch.logp_rollout)
-            for metrics in gradient_step.update(learner, batch, unused, ones, step):
+            for metrics in gradient_step.optimizer_steps(learner, batch, unused, ones, step):
                 row = {"step": step + 1, **{name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}}
                 folder.append_metrics(row)
                 view.finish_step(row, [])

@@ -87,7 +87,7 @@ class Backend:
         self._broadcast_weights(module)
         if self.zero:
             engine, stepped = self.zero.prepare(module, optimizer, clip)
-            engine.collective_backend = self  # its passes may be collectives, for `gradient_step.parts`
+            engine.collective_backend = self  # its passes may be collectives, for `gradient_step.micro_batches`
             return engine, stepped
         prepared = self.accelerator.prepare_model(module, evaluation_mode=True)  # True: not wrapped
         return prepared, self.prepare_optimizer(optimizer)

@@ -53,40 +53,40 @@ class Finding:
 
 
 def run(recipe: ResolvedRecipe) -> int:
-    """`rlhf-pg check`: build the parts of the run, check them, print a table. The run directory is not touched.
+    """Build the parts of a run, check them and print a table (`rlhf-pg check`). The run directory is not touched.
 
     Returns 1 if a check failed, else 0. Raises ValueError for something the recipe names and that cannot be had.
     """
     untracked = recipe.changed(log=recipe.log.model_copy(update={"trackers": []}))
     session = build(untracked)
     try:
-        found = findings(session, session.notes.append)
+        results = findings(session, session.notes.append)
     finally:
         session.close()
     console = Console()
     for note in session.notes:
         console.print(Text(note))
-    console.print(table(found))
-    return 1 if any(f.ok is False for f in found) else 0
+    console.print(table(results))
+    return 1 if any(f.ok is False for f in results) else 0
 
 
 def preflight(session: Session, message: Callable[[str], None]) -> None:
     """Say in one line that the checks passed. Raises RunError: what every failed check measured, and what to do."""
     started = time.monotonic()
-    found = findings(session, message)
-    failed = [f"- {f.name}: {f.figure}; needed: {f.limit}. {f.advice}" for f in found if f.ok is False]
+    results = findings(session, message)
+    failed = [f"- {f.name}: {f.figure}; needed: {f.limit}. {f.advice}" for f in results if f.ok is False]
     if failed:
-        heading = f"preflight: {len(failed)} of {len(found)} checks failed (run.preflight=false trains nevertheless)"
+        heading = f"preflight: {len(failed)} of {len(results)} checks failed (run.preflight=false trains nevertheless)"
         raise RunError("\n".join([heading, *failed]))
-    passed = sum(f.ok is True for f in found)
-    skipped = "".join(f"; {f.name} skipped, {f.figure}" for f in found if f.ok is None)
+    passed = sum(f.ok is True for f in results)
+    skipped = "".join(f"; {f.name} skipped, {f.figure}" for f in results if f.ok is None)
     message(f"preflight: {passed} checks passed in {time.monotonic() - started:.1f} s{skipped}")
 
 
 def findings(session: Session, message: Callable[[str], None] = lambda text: None) -> list[Finding]:
-    """All checks, in order. Weights, optimizer, data cursor, random streams and modes are afterwards as before.
+    """Run all checks, in order. Weights, optimizer, data cursor, random streams and modes are afterwards as before.
 
-    Prompts are shared afterwards only if that gave the log-probs of whole rows; a message says so if not.
+    Prompts are shared afterwards only if that gave the log-probs of padded rows; a message says so if not.
     """
     probe = functools.cache(lambda: _probe(session, message))  # by the first check that needs it
     with untouched(session):
@@ -94,23 +94,23 @@ def findings(session: Session, message: Callable[[str], None] = lambda text: Non
 
 
 def _probe(session: Session, message: Callable[[str], None]) -> Probe:
-    """A probe scored by the policy as it will be trained."""
-    made = sample(session)
-    packing_check.verify(session, made.batch, message)
-    return replace(made, trained=trainer_log_probs(session, made.batch))
+    """Sample a probe and score it by the policy as it will be trained."""
+    probe = sample(session)
+    packing_check.verify(session, probe.batch, message)
+    return replace(probe, trained=trainer_log_probs(session, probe.batch))
 
 
-def table(found: Sequence[Finding]) -> Table:
-    """One row per check; what to do only where it failed."""
-    made = Table("check", "verdict", "measured", "limit", title="preflight", title_justify="left", show_lines=True)
+def table(results: Sequence[Finding]) -> Table:
+    """Return a table with a row per check; what to do only where it failed."""
+    table = Table("check", "verdict", "measured", "limit", title="preflight", title_justify="left", show_lines=True)
     verdicts = {True: Text("pass", "green"), False: Text("FAIL", "bold red"), None: Text("skipped", "yellow")}
-    failed = any(f.ok is False for f in found)
+    failed = any(f.ok is False for f in results)
     if failed:
-        made.add_column("what to do")
-    for f in found:
+        table.add_column("what to do")
+    for f in results:
         row = [Text(f.name), verdicts[f.ok], Text(visible(f.figure)), Text(f.limit)]
-        made.add_row(*row, *([Text(f.advice if f.ok is False else "")] if failed else []))
-    return made
+        table.add_row(*row, *([Text(f.advice if f.ok is False else "")] if failed else []))
+    return table
 
 
 def _finding(check: Callable[..., Finding], session: Session, probe: Callable[[], Probe]) -> Finding:
@@ -125,25 +125,25 @@ def _finding(check: Callable[..., Finding], session: Session, probe: Callable[[]
 
 
 def engine_log_probs(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """The log-probs that come with the samples are the trainer's, at the configured temperature."""
-    near, batch = packing_check.closeness(session), probe().batch
-    gap = near.gap(batch.logp_rollout, probe().trained, batch.mask)
+    """Check that the log-probs that come with samples are the trainer's, at the configured temperature."""
+    limit, batch = packing_check.closeness(session), probe().batch
+    gap = limit.gap(batch.logp_rollout, probe().trained, batch.mask)
     return Finding(
         "engine log probs",
-        gap <= near.limit,
-        f"{near.statistic} |difference| {gap:.1e} over {int(batch.mask.sum())} tokens",
-        str(near),
+        gap <= limit.limit,
+        f"{limit.statistic} |difference| {gap:.1e} over {int(batch.mask.sum())} tokens",
+        str(limit),
         "The engine does not sample from the policy that is trained. Compare the temperature, weights and dtype of the "
         "two; a head that scales or soft-caps its logits is not the plain product the trainer computes.",
     )
 
 
 def weights_reach_engine(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """When the trained weights change, the engine samples from the new ones; when they are put back, from the old ones.
+    """Check that the engine samples from trained weights as they are: changed, and put back.
 
     A stale engine is off by as much as the change moved the trainer, which is the scale to judge by.
     """
-    near, version = packing_check.closeness(session), session.engine.version
+    limit, version = packing_check.closeness(session), session.engine.version
     if session.learner.backend.sharded:
         return Finding("weights reach engine", None, "with ZeRO-3 no rank has all weights; check it on one process")
     try:
@@ -154,25 +154,25 @@ def weights_reach_engine(session: Session, probe: Callable[[], Probe]) -> Findin
         session.engine.load_weights((), version=version)
     restored = sample(session, prompts=1, new_tokens=4)
     mask = changed.batch.mask
-    moved = near.gap(changed.trained, trainer_log_probs(session, changed.batch), mask)
-    off = near.gap(changed.batch.logp_rollout, changed.trained, mask)
-    back = near.gap(restored.batch.logp_rollout, restored.trained, restored.batch.mask)
+    moved = limit.gap(changed.trained, trainer_log_probs(session, changed.batch), mask)
+    off = limit.gap(changed.batch.logp_rollout, changed.trained, mask)
+    back = limit.gap(restored.batch.logp_rollout, restored.trained, restored.batch.mask)
     counted = (changed.version, restored.version) == (version + 1, version)
     versions = (
         "" if counted else f"; asked for versions {version + 1}, {version}: {changed.version}, {restored.version}"
     )
     return Finding(
         "weights reach engine",
-        counted and all(gap <= near.limit and gap < moved / 2 for gap in (off, back)),
+        counted and all(gap <= limit.limit and gap < moved / 2 for gap in (off, back)),
         f"changed weights: trainer moved {moved:.1e}, engine off by {off:.1e}; put back: off by {back:.1e}{versions}",
-        f"{near}, and under half of the move",
+        f"{limit}, and under half of the move",
         "The engine samples from weights that `load_weights` does not replace: its own copy, a packed or tied head, or "
         "prompts cached before. If the trainer did not move, the weights under training are not those of the model.",
     )
 
 
 def reference_kl(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """Before the first update the policy is its own reference."""
+    """Check that the policy is its own reference before the first update."""
     name, limit = "reference kl", 1e-6 if session.recipe.model.dtype == "float32" else 1e-4
     if session.reference is None:
         return Finding(name, None, "no KL term in this recipe")
@@ -190,30 +190,30 @@ def reference_kl(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 
 def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """Forwarding each prompt once, forwarding whole rows, and the model's own logits give the same log-probs."""
-    near, batch, temperature = packing_check.closeness(session), probe().batch, session.recipe.rollout.temperature
+    """Check that packed prompts, padded rows and the model's own logits give the same log-probs."""
+    limit, batch, temperature = packing_check.closeness(session), probe().batch, session.recipe.rollout.temperature
     first = torch.arange(0, len(batch.group), SAMPLES, device=batch.group.device)  # a row of each prompt
-    few = collate.select(batch, first)
-    trained = probe().trained[first, : few.tokens.shape[1]]
+    rows = collate.select(batch, first)
+    trained = probe().trained[first, : rows.tokens.shape[1]]
     with session.learner.backend.autocast():
-        by_rows = packing_check.padded_log_probs(session, few)
-        own = own_log_probs(session.model, few, temperature)
+        padded_logp = packing_check.padded_log_probs(session, rows)
+        model_logp = own_log_probs(session.model, rows, temperature)
     shared = shares_prompts(session.learner.policy)
     gaps = {
-        f"{'shared' if shared else 'trainer'} and plain": near.gap(trained, by_rows, few.mask),
-        "plain and the model's own logits": near.gap(by_rows, own, few.mask),
+        f"{'shared' if shared else 'trainer'} and plain": limit.gap(trained, padded_logp, rows.mask),
+        "plain and the model's own logits": limit.gap(padded_logp, model_logp, rows.mask),
     }
     return Finding(
         "prompt sharing",
-        all(gap <= near.limit for gap in gaps.values()),
-        ", ".join(f"{pair}: {near.statistic} |difference| {gap:.1e}" for pair, gap in gaps.items()),
-        str(near),
+        all(gap <= limit.limit for gap in gaps.values()),
+        ", ".join(f"{pair}: {limit.statistic} |difference| {gap:.1e}" for pair, gap in gaps.items()),
+        str(limit),
         "The model changes its logits after its head (a scale, a soft cap) and cannot be trained here as it is.",
     )
 
 
 def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """The first reward function gives at least 1 to the gold answer in some usual form, and less to another row's."""
+    """Check that the first reward gives at least 1 to the gold answer in some usual form, and less to another row's."""
     reward, every = session.scorer.rewards[0], max(1, len(session.train_prompts) // GOLD_ROWS)
     prompts = session.train_prompts[::every][:GOLD_ROWS]
     if not {*reward.arguments, *reward.optional} & prompts[0].columns.keys() - {"prompt", "question"}:
@@ -241,7 +241,7 @@ def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 
 def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """An EOS that the policy samples ends the completion, is learned from, and does not show in the text."""
+    """Check that a sampled EOS ends the completion, is learned from, and does not show in the text."""
     tokenizer, prompt = session.tokenizer, session.train_prompts[0]
     stops = tuple(getattr(session.engine, "eos_ids", ())) or eos_ids(
         tokenizer, session.model.config, session.model.generation_config
@@ -260,11 +260,11 @@ def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
         f"{text!r} + {token!r} decodes as {decoded!r}": decoded != tokenizer.decode(answer),
         f"the collator masks {token!r} away": mask.sum(dim=1).tolist() != [len(row) for row in rows],
     }
-    found = [fault for fault, there in faults.items() if there]
+    present = [fault for fault, is_there in faults.items() if is_there]
     return Finding(
         "end of sequence",
-        not found,
-        "; ".join(found) or f"{token!r} ({eos}) stops, is learned from, does not show",
+        not present,
+        "; ".join(present) or f"{token!r} ({eos}) stops, is learned from, does not show",
         "one token that stops, is learned from, does not show",
         "Completions would not stop, or stopping would not be learned: make eos_token of the tokenizer the special "
         "token that ends an answer, and keep it off the end of the prompt's template.",

@@ -10,7 +10,8 @@ from rlhf_pg.types import Prompt, Sample
 
 
 def answer_forms(prompt: Prompt) -> list[str]:
-    """Completions a right model might give: the gold answer in the forms graders look for, and the worked solution."""
+    """Return completions a right model might give: the gold answer in the forms that graders look for, and
+    the worked solution."""
     gold, solution = str(prompt.columns["answer"]), prompt.columns.get("solution")
     tagged = "<think>x</think><answer>{}</answer>"
     forms = [gold, f"\\boxed{{{gold}}}", f"#### {gold}", tagged.format(gold), tagged.format(f"\\boxed{{{gold}}}")]
@@ -20,7 +21,7 @@ def answer_forms(prompt: Prompt) -> list[str]:
 def swapped(
     prompts: Sequence[Prompt], forms: Sequence[Sequence[str]], chosen: Sequence[int]
 ) -> list[tuple[Prompt, str]]:
-    """Each prompt with the answer of the next row whose answer is another, in the prompt's chosen form."""
+    """Return each prompt with the answer of the next row that has another answer, in the prompt's chosen form."""
     pairs = []
     for at, prompt in enumerate(prompts):
         following = [*range(at + 1, len(prompts)), *range(at)]
@@ -31,8 +32,8 @@ def swapped(
 
 
 def values(session: Session, answers: Sequence[tuple[Prompt, str]]) -> list[float]:
-    """The first reward function's value of each (prompt, completion); -inf where it left the sample out."""
+    """Return the first reward function's value of each (prompt, completion); -inf where it left the sample out."""
     tokenizer, limit = session.tokenizer, session.recipe.rollout.max_new_tokens
     samples = [Sample(p.text, text, "stop", p.columns, of_text(tokenizer, text), limit) for p, text in answers]
-    found = [next(iter(score.parts.values())) for score in session.scorer.score(samples)]
-    return [float("-inf") if value is None else value for value in found]
+    rewards = [next(iter(score.parts.values())) for score in session.scorer.score(samples)]
+    return [float("-inf") if value is None else value for value in rewards]

@@ -35,7 +35,7 @@ class Probe:
 
 
 def sample(session: Session, prompts: int = PROMPTS, new_tokens: int = NEW_TOKENS) -> Probe:
-    """Completions of beginnings of training prompts, sampled as training samples them; the data cursor stays."""
+    """Sample completions of the beginnings of training prompts, as training does; the data cursor stays."""
     sampling = Sampling(
         samples=SAMPLES,
         max_new_tokens=min(new_tokens, session.recipe.rollout.max_new_tokens),
@@ -51,27 +51,27 @@ def sample(session: Session, prompts: int = PROMPTS, new_tokens: int = NEW_TOKEN
 
 
 def short_prompts(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """The beginnings of short prompts, all of different lengths: a fault in padding or positions needs them to show.
+    """Return the beginnings of short prompts, of different lengths: only these show a fault in padding or positions.
 
     Log-probs agree or not whatever the prompt says; the bound keeps the time of the checks off the length of the data.
     """
     shortest = sorted(prompts[:CANDIDATES], key=lambda prompt: len(prompt.tokens))[:count]
-    kept = [min(len(prompt.tokens), PROMPT_TOKENS) * (2 + i) // (1 + count) for i, prompt in enumerate(shortest)]
-    return [replace(p, tokens=p.tokens[: max(1, n)]) for p, n in zip(shortest, kept, strict=True)]
+    lengths = [min(len(prompt.tokens), PROMPT_TOKENS) * (2 + i) // (1 + count) for i, prompt in enumerate(shortest)]
+    return [replace(p, tokens=p.tokens[: max(1, n)]) for p, n in zip(shortest, lengths, strict=True)]
 
 
 def rollout(prompt: Prompt, completion: Completion) -> Rollout:
-    """Scored, so that the collator takes it."""
+    """Return a completion as scored, so that the collator takes it."""
     return Rollout(prompt, completion, "", Score(0.0, {}, "scored"))
 
 
 def trainer_log_probs(session: Session, batch: Batch) -> Tensor:
-    """[B, C] by the policy under training, as a training step scores them."""
+    """Compute log-probs [B, C] by the policy under training, as a training step does."""
     return log_probs(session.learner.policy, batch, session.learner.update)
 
 
 def own_log_probs(model: PreTrainedModel, batch: Batch, temperature: float) -> Tensor:
-    """[B, C] from the model's own logits, one unpadded row at a time: shares no code with the policy."""
+    """Compute log-probs [B, C] from the model's logits, one unpadded row at a time: shares no code with the policy."""
     logp = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
     for row, length in enumerate(collate.lengths(batch.mask).tolist()):
         group = int(batch.group[row])
@@ -86,7 +86,7 @@ def own_log_probs(model: PreTrainedModel, batch: Batch, temperature: float) -> T
 
 @contextmanager
 def perturbed(model: nn.Module) -> Iterator[None]:
-    """Every trained weight a little different inside; bit for bit what it was afterwards, whatever happens.
+    """Change every trained weight a little inside; bit for bit what it was afterwards, whatever happens.
 
     One bit of each weight's mantissa is flipped, and flipped again: exact, and needs no copy. A tensor of zeros (a
     fresh LoRA matrix, a bias) takes 2**-7 everywhere instead, by flipping that number's bits.
@@ -105,7 +105,7 @@ def perturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _bits(parameter: Tensor) -> tuple[Tensor, int]:
-    """The tensor's memory as integers, and which of their bits to flip."""
+    """Return the tensor's memory as integers, and which of their bits to flip."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     bits = parameter.detach().view(kind)
     if not bits.any():
@@ -116,7 +116,7 @@ def _bits(parameter: Tensor) -> tuple[Tensor, int]:
 
 @contextmanager
 def untouched(session: Session) -> Iterator[None]:
-    """No gradient and no dropout inside; every module's mode and every global random stream afterwards as before."""
+    """Switch off gradients and dropout inside; modules' modes and global random streams are afterwards as before."""
     saved = random_state.capture()
     try:
         with torch.no_grad(), evaluation_mode(session.learner.policy), evaluation_mode(session.model):

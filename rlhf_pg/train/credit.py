@@ -1,4 +1,4 @@
-"""From signals to advantages: the algorithm's credit, standardised over the whole step and all ranks if it asks."""
+"""Turn signals into advantages: the algorithm's credit, standardised over the step and all ranks on request."""
 
 from __future__ import annotations
 
@@ -19,29 +19,35 @@ Moments = dict[str, Tensor]  # by quantity: count, sum and sum of squares over s
 
 
 def assign(learner: Learner, batch: Batch, signals: Signals) -> Credit | None:
-    """The credit of every sampled token, with what there is to log of it in `metrics`.
+    """Assign the credit of every sampled token, with what to log of it in `metrics`.
 
-    None where it is made during the update, from the values of the same forward (`ScoringPasses`).
+    Returns None where it is computed during the update, from the values of the same forward (`ScoringPasses`).
     """
     if learner.passes.values == "update":
         return None
     objective, backend = learner.objective, learner.backend
-    credit = make(learner, batch, signals)
+    credit = compute(learner, batch, signals)
     rows = len(batch.group)
-    own = {f"credit/{name}": torch.tensor(value * rows) for name, value in credit.metrics.items()}
-    sums, found = whole(backend, moments(credit, signals, batch.mask), own | {"rows": torch.tensor(rows)})
-    logged = {name: value / sums["rows"] for name, value in sums.items() if name != "rows"} | metrics(found)
+    sums = {f"credit/{name}": torch.tensor(value * rows) for name, value in credit.metrics.items()}
+    sums["rows"] = torch.tensor(rows)
+    totals, all_moments = sum_over_ranks(backend, moments(credit, signals, batch.mask), sums)
+    all_rows = totals.pop("rows")
+    logged = {name: total / all_rows for name, total in totals.items()} | metrics(all_moments)
     if objective.options.standardise:
-        credit = replace(credit, advantage=F.normalize.standardise(credit.advantage, batch.mask, found["advantage"]))
+        advantage = F.normalize.standardise(credit.advantage, batch.mask, all_moments["advantage"])
+        credit = replace(credit, advantage=advantage)
     return replace(credit, metrics=logged)
 
 
-def make(learner: Learner, batch: Batch, signals: Signals) -> Credit:
-    """The algorithm's credit of some rows, maybe none. Raises ValueError where a critic is given nothing to learn."""
+def compute(learner: Learner, batch: Batch, signals: Signals) -> Credit:
+    """Compute the algorithm's credit of some rows, maybe none.
+
+    Raises ValueError for a credit without `returns`, from which a critic could not learn.
+    """
     objective = learner.objective
     if not len(batch.group):
-        nothing = torch.zeros_like(batch.logp_rollout)
-        return Credit(nothing, nothing if learner.critic else None)
+        zeros = torch.zeros_like(batch.logp_rollout)  # [0, C]
+        return Credit(zeros, zeros if learner.critic else None)
     credit = objective.algorithm.credit(batch, signals)
     if learner.critic and credit.returns is None:
         name = objective.algorithm.name
@@ -50,42 +56,44 @@ def make(learner: Learner, batch: Batch, signals: Signals) -> Credit:
 
 
 def moments(credit: Credit, signals: Signals, mask: Tensor) -> Moments:
-    """Of the advantage, and of a critic's values, returns and errors, over the sampled tokens of some rows."""
-    of = {"advantage": credit.advantage}
+    """Compute moments of the advantage, and of a critic's values, returns and errors, over sampled tokens."""
+    quantities = {"advantage": credit.advantage}
     if signals.value is not None and credit.returns is not None:
-        of |= {"value": signals.value, "returns": credit.returns, "error": credit.returns - signals.value}
-    return {name: F.normalize.moments(x, mask) for name, x in of.items()}
+        quantities |= {"value": signals.value, "returns": credit.returns, "error": credit.returns - signals.value}
+    return {name: F.normalize.moments(x, mask) for name, x in quantities.items()}
 
 
-def together(parts: Sequence[Moments]) -> Moments:
-    """The moments of disjoint rows as one."""
+def add(parts: Sequence[Moments]) -> Moments:
+    """Add the moments of disjoint rows."""
     return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in (parts[0] if parts else ())}
 
 
-def whole(backend: Backend, found: Moments, sums: dict[str, Tensor]) -> tuple[dict[str, float], Moments]:
-    """Numbers and moments summed over all ranks, in one message; a rank may lack some."""
-    places = [(name, i) for name in found for i in range(3)]
-    own = [*sums.values(), *(found[name][i] for name, i in places)]
-    device = backend.device
-    values = torch.stack([x.detach().double().to(device) for x in own]).tolist() if own else []
-    names = [*sums, *(f"{MOMENT}{name}/{i}" for name, i in places)]
-    summed = backend.ranks.sum_named(dict(zip(names, values, strict=True)), "metrics")
-    kept = {name: value for name, value in summed.items() if not name.startswith(MOMENT)}
-    of = dict.fromkeys(name.removeprefix(MOMENT).rsplit("/", 1)[0] for name in summed if name.startswith(MOMENT))
-    return kept, {
-        n: torch.tensor([summed[f"{MOMENT}{n}/{i}"] for i in range(3)], dtype=torch.float64, device=device) for n in of
+def sum_over_ranks(backend: Backend, moments: Moments, sums: dict[str, Tensor]) -> tuple[dict[str, float], Moments]:
+    """Return numbers and moments summed over all ranks, sent in one message; a rank may lack some."""
+    flat = dict(sums)
+    for name, triple in moments.items():
+        flat |= {f"{MOMENT}{name}/{i}": triple[i] for i in range(3)}
+    values = torch.stack([x.detach().double().to(backend.device) for x in flat.values()]).tolist() if flat else []
+    totals = backend.ranks.sum_named(dict(zip(flat, values, strict=True)), "metrics")
+    quantities = dict.fromkeys(n.removeprefix(MOMENT).rsplit("/", 1)[0] for n in totals if n.startswith(MOMENT))
+    all_moments = {
+        name: torch.tensor(
+            [totals.pop(f"{MOMENT}{name}/{i}") for i in range(3)], dtype=torch.float64, device=backend.device
+        )
+        for name in quantities
     }
+    return totals, all_moments
 
 
-def metrics(found: Moments) -> dict[str, float]:
-    """What to log. Explained variance: 1 - var(returns - V) / var(returns); 1 is perfect."""
-    count, total, squares = found["advantage"]
+def metrics(moments: Moments) -> dict[str, float]:
+    """Return what to log. Explained variance: 1 - var(returns - V) / var(returns); 1 is perfect."""
+    count, total, squares = moments["advantage"]
     out = {"advantage/mean": float(total / count), "advantage/rms": float((squares / count).sqrt())}
-    if "value" not in found:
+    if "value" not in moments:
         return out
     mean, variance, square = {}, {}, {}
     for name in ("value", "returns", "error"):
-        count, total, squares = found[name]
+        count, total, squares = moments[name]
         mean[name] = float(total / count)
         square[name] = float(squares / count)
         variance[name] = square[name] - mean[name] ** 2

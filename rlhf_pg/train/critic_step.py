@@ -1,4 +1,4 @@
-"""A critic of its own, trained on the mean squared error to the returns; a shared one learns in gradient_step."""
+"""Train a critic model on the mean squared error to the returns; a head on the policy learns in gradient_step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import Update
-from rlhf_pg.train.gradient_step import parts, pick, plan, ready_critic
+from rlhf_pg.train.gradient_step import micro_batches, minibatch_rows, prepare_critic_step, select_rows
 from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 
-def update(
+def optimizer_steps(
     learner: Learner,
     batch: Batch,
     signals: Signals,
@@ -30,29 +30,29 @@ def update(
     critic = learner.critic
     if critic is None or critic.shared or credit is None or credit.returns is None:
         return
-    own = _own(learner, critic)
-    for rows in plan(batch, own, learner.seed, step)[start:]:
+    schedule = _schedule(learner, critic)
+    for rows in minibatch_rows(batch, schedule, learner.seed, step)[start:]:
         critic.optimizer.zero_grad(set_to_none=True)
-        loss = _accumulate(learner, critic, own, batch, signals, credit.returns, rows, poll)
-        norm = ready_critic(critic, learner.backend)
+        loss = _accumulate(learner, critic, schedule, batch, signals, credit.returns, rows, poll)
+        norm = prepare_critic_step(critic, learner.backend)
         critic.optimizer.step()
         critic.updates += 1
         yield {"value/loss": loss, "value/grad_norm": norm}
 
 
 @torch.no_grad()
-def values(learner: Learner, critic: CriticLearner, batch: Batch, poll: Callable[[], None]) -> Tensor:
-    """V [B, C] of the state before each sampled token, by a critic of its own, 0 elsewhere."""
+def compute_values(learner: Learner, critic: CriticLearner, batch: Batch, poll: Callable[[], None]) -> Tensor:
+    """Compute V [B, C] of the state before each sampled token by a critic model, 0 elsewhere."""
     out = torch.zeros_like(batch.logp_rollout)
     rows = torch.arange(len(batch.group), device=batch.group.device)
-    for micro, part in parts(critic.module, batch, rows, _own(learner, critic)):
+    for micro, part in micro_batches(critic.module, batch, rows, _schedule(learner, critic)):
         poll()
         out[micro, : part.tokens.shape[1]] = critic.module(part)
     return out
 
 
-def _own(learner: Learner, critic: CriticLearner) -> Update:
-    """The `update` section as it holds for a critic of its own."""
+def _schedule(learner: Learner, critic: CriticLearner) -> Update:
+    """Return the `update` section as it holds for a critic model."""
     return learner.update.model_copy(
         update={"epochs": critic.options.epochs, "minibatches": critic.options.minibatches}
     )
@@ -71,10 +71,10 @@ def _accumulate(
     """Add the gradient of the value loss of `rows` to the critic's .grad, one denominator; returns the loss."""
     count = learner.backend.sum(F.normalize.count(batch.mask[rows], "token"), "denominators of the critic")
     total = count.new_zeros(())
-    for micro, part in parts(critic.module, batch, rows, update):
+    for micro, part in micro_batches(critic.module, batch, rows, update):
         poll()
-        kept, target = pick(signals, micro, part), returns[micro, : part.tokens.shape[1]]
-        loss = F.objectives.value_loss(critic.module(part), target, kept.value, critic.options.clip)
+        part_signals, target = select_rows(signals, micro, part), returns[micro, : part.tokens.shape[1]]
+        loss = F.objectives.value_loss(critic.module(part), target, part_signals.value, critic.options.clip)
         reduced = F.normalize.total(loss, part.mask, "token", count)
         learner.backend.backward(reduced, critic.module)
         total = total + reduced.detach()

@@ -25,7 +25,7 @@ from rlhf_pg.train.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Prefix, Signals
 
 
-def update(
+def optimizer_steps(
     learner: Learner,
     batch: Batch,
     signals: Signals,
@@ -36,10 +36,10 @@ def update(
 ) -> Iterator[dict[str, float]]:
     """Take the optimizer steps of rollout step `step` from number `start` on, yielding the metrics of each.
 
-    `credit` None: it is made here, micro-batch by micro-batch, from the values of the same forward. `poll` runs before
-    every micro-batch and may raise; the step it interrupts has then changed nothing.
+    `credit` None: it is computed here, micro-batch by micro-batch, from the values of the same forward. `poll` runs
+    before every micro-batch and may raise; the step it interrupts has then changed nothing.
     """
-    for number, rows in enumerate(plan(batch, learner.update, learner.seed, step)[start:], start):
+    for number, rows in enumerate(minibatch_rows(batch, learner.update, learner.seed, step)[start:], start):
         zero_grad(learner)
         metrics = accumulate(learner, batch, signals, credit, rows, poll)
         limit = learner.update.max_kl
@@ -47,8 +47,8 @@ def update(
             return  # the policy is already that far from the one that sampled
         head = learner.critic if learner.critic and learner.critic.shared else None
         if head:
-            metrics["value/grad_norm"] = ready_critic(head, learner.backend)
-        norm, rate = ready(
+            metrics["value/grad_norm"] = prepare_critic_step(head, learner.backend)
+        norm, rate = prepare_step(
             learner.backend, learner.optimizer, learner.optimization, learner.updates, learner.total_updates
         )
         learner.optimizer.step()  # both gradients are finite: nothing stands between the two steps
@@ -60,13 +60,13 @@ def update(
 
 
 def zero_grad(learner: Learner) -> None:
-    """Forget the gradients of policy and value head."""
+    """Drop the gradients of policy and value head."""
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.critic:
         learner.critic.optimizer.zero_grad(set_to_none=True)
 
 
-def ready(
+def prepare_step(
     backend: Backend, optimizer: torch.optim.Optimizer, settings: Optimizer | CriticOptimizer, number: int, total: int
 ) -> tuple[float, float]:
     """Set the rate of optimizer step `number` of `total`, sum its gradients over all ranks and clip them.
@@ -83,14 +83,14 @@ def ready(
     return norm, rate
 
 
-def ready_critic(critic: CriticLearner, backend: Backend) -> float:
-    """The same for the critic's next optimizer step; returns the gradient norm."""
+def prepare_critic_step(critic: CriticLearner, backend: Backend) -> float:
+    """Prepare the critic's next optimizer step likewise; returns the gradient norm."""
     settings = critic.options.optimizer
-    return ready(backend, critic.optimizer, settings, critic.updates, critic.total_updates)[0]
+    return prepare_step(backend, critic.optimizer, settings, critic.updates, critic.total_updates)[0]
 
 
-def plan(batch: Batch, update: Update, seed: int, step: int) -> list[Tensor]:
-    """Rows [M] of each optimizer step: every epoch a fresh permutation of the prompts, cut into `minibatches`.
+def minibatch_rows(batch: Batch, update: Update, seed: int, step: int) -> list[Tensor]:
+    """Return the rows [M] of each optimizer step: every epoch a new permutation of the prompts, cut into `minibatches`.
 
     The prompts of all ranks are cut, and each rank takes the rows it has, maybe none.
     """
@@ -120,24 +120,26 @@ def accumulate(
     """
     objective = learner.objective
     how, constant_length = objective.options.denominator, objective.constant_length
-    rows, count, states = _counted(learner, batch, credit, rows)
+    # Before the first micro-batch: the one denominator, of all rows on all ranks, whatever is forwarded below.
+    rows, count, states = _rows_and_denominators(learner, batch, credit, rows)
     shared = learner.critic is not None and learner.critic.shared
     sums: dict[str, Tensor] = {}
     moments: list[credits.Moments] = []
-    forwarded, before, worst = 0, None, batch.logp_rollout.new_zeros(())
+    forwarded, prefix, worst = 0, None, batch.logp_rollout.new_zeros(())
     needed = int(batch.mask[rows].sum()) + int(batch.prompt_lengths[batch.group[rows].unique()].sum())
-    for micro, part in parts(learner.policy, batch, rows, learner.update):
+    for micro_rows, part in micro_batches(learner.policy, batch, rows, learner.update):
         poll()
         logp, entropy, *values = learner.policy(part, value=shared)
-        known = pick(signals, micro, part)
+        part_signals = select_rows(signals, micro_rows, part)
         if credit is None:
-            known = replace(known, value=values[0].detach())
-            given = credits.make(learner, part, known)
-            moments.append(credits.moments(given, known, part.mask))
+            part_signals = replace(part_signals, value=values[0].detach())
+            part_credit = credits.compute(learner, part, part_signals)
+            moments.append(credits.moments(part_credit, part_signals, part.mask))
         else:
-            given = pick(credit, micro, part)
-        losses, metrics = token_losses(learner, part, known, given, logp, entropy, *values)
-        worst = torch.maximum(worst, mismatch.worst(part, logp.detach() if known.logp_old is None else known.logp_old))
+            part_credit = select_rows(credit, micro_rows, part)
+        losses, metrics = token_losses(learner, part, part_signals, part_credit, logp, entropy, *values)
+        logp_old = logp.detach() if part_signals.logp_old is None else part_signals.logp_old
+        worst = torch.maximum(worst, mismatch.worst(part, logp_old))
         loss = F.normalize.total(losses["policy"], part.mask, how, count, constant_length)
         shares = {k: F.normalize.total(v.detach().float(), part.mask, "token", states) for k, v in metrics.items()}
         shares["loss"] = loss.detach()
@@ -148,50 +150,51 @@ def accumulate(
         for name, share in shares.items():
             sums[name] = sums[name] + share if name in sums else share
         forwarded += collate.positions(part, shares_prompts(learner.policy))
-        if part.prefix and part.prefix is not before:
-            before, forwarded = part.prefix, forwarded + part.prefix.length
+        if part.prefix and part.prefix is not prefix:
+            prefix, forwarded = part.prefix, forwarded + part.prefix.length
     sums |= {"tokens/forwarded": torch.tensor(forwarded), "tokens/needed": torch.tensor(needed)}
-    found, of_credit = credits.whole(learner.backend, credits.together(moments), sums)
-    made = credits.metrics(of_credit) if of_credit else {}
-    counts = {name: int(found.pop(name)) for name in ("tokens/forwarded", "tokens/needed")}
-    found = mismatch.finished(found, learner.update)
-    found["mismatch/worst"] = learner.backend.maximum(worst, "the worst token")
-    return found | made | counts
+    totals, all_moments = credits.sum_over_ranks(learner.backend, credits.add(moments), sums)
+    counts = {name: int(totals.pop(name)) for name in ("tokens/forwarded", "tokens/needed")}
+    step_metrics = mismatch.finished(totals, learner.update)
+    step_metrics["mismatch/worst"] = learner.backend.maximum(worst, "the worst token")
+    return step_metrics | (credits.metrics(all_moments) if all_moments else {}) | counts
 
 
-def _counted(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the rows [M] of an optimizer step: those that carry any loss, the one denominator, and the sampled tokens of
-    the carrying ones, both over all ranks.
+def _rows_and_denominators(
+    learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, of the rows [M] of an optimizer step: those to forward, the one denominator of all, and how many tokens
+    were sampled in those to forward; both numbers over all ranks.
 
-    Where no rank has a carrying row the first row of the step is taken: gradients are then zeros.
+    Where no rank has a row with a loss, the first row of the step is forwarded: gradients are then zeros.
     """
     objective = learner.objective
     denominator = F.normalize.count(batch.mask[rows], objective.options.denominator, objective.constant_length)
-    kept = carrying(learner, batch, credit, rows)
-    own = [denominator, F.normalize.count(batch.mask[kept], "token"), denominator.new_tensor(len(kept))]
-    count, states, carry = learner.backend.sum(torch.stack(own), "denominators").unbind()
-    if carry:
-        return kept, count, states
-    number = sharding.row_numbers(batch)[0][rows].tolist()
-    lowest = learner.backend.ranks.gather(min(number, default=None), "the first row")
-    first = min(n for n in lowest if n is not None)
-    kept = rows[:1] if first in number[:1] else rows[:0]
-    return kept, count, learner.backend.sum(F.normalize.count(batch.mask[kept], "token"), "denominators")
+    forwarded = rows_with_loss(learner, batch, credit, rows)
+    counts = [denominator, F.normalize.count(batch.mask[forwarded], "token"), denominator.new_tensor(len(forwarded))]
+    count, states, row_count = learner.backend.sum(torch.stack(counts), "denominators").unbind()
+    if row_count:
+        return forwarded, count, states
+    numbers = sharding.row_numbers(batch)[0][rows].tolist()  # among the rows of all ranks
+    lowest = learner.backend.ranks.gather(min(numbers, default=None), "the first row")
+    first = min(number for number in lowest if number is not None)
+    forwarded = rows[:1] if first in numbers[:1] else rows[:0]
+    return forwarded, count, learner.backend.sum(F.normalize.count(batch.mask[forwarded], "token"), "denominators")
 
 
-def carrying(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> Tensor:
-    """Those of the rows [M] that carry any loss: all with an advantage that is not exactly 0, and all where something
-    else is learned from or measured on every row (KL, values)."""
+def rows_with_loss(learner: Learner, batch: Batch, credit: Credit | None, rows: Tensor) -> Tensor:
+    """Return those of the rows [M] that have any loss: all with an advantage that is not exactly 0, or every row where
+    something else is learned from or measured on it (KL, values)."""
     shared = learner.critic is not None and learner.critic.shared
     algorithm = learner.objective.algorithm
-    everywhere = learner.objective.kl.in_loss or shared or learner.update.max_kl is not None
-    if credit is None or everywhere or not algorithm.zero_without_advantage:
+    every_row = learner.objective.kl.in_loss or shared or learner.update.max_kl is not None
+    if credit is None or every_row or not algorithm.zero_without_advantage:
         return rows
     return rows[torch.where(batch.mask, credit.advantage, 0)[rows].any(dim=1)]
 
 
-def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
-    """The micro-batches of some rows: their row numbers [m], and the batch they make.
+def micro_batches(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield the micro-batches of some rows: their row numbers [m], and the batch they make.
 
     Without gradients, no activations are kept and they are NO_GRADIENT_FACTOR times as large. A prompt whose rows do
     not fit into one is forwarded by `module` first, once, and gets its gradient when its last row's has been taken: so
@@ -222,15 +225,15 @@ def parts(module: nn.Module, batch: Batch, rows: Tensor, update: Update) -> Iter
 
 
 def shares_prompts(module: nn.Module) -> bool:
-    """Whether a policy or critic, prepared by the backend or not, forwards each prompt once."""
+    """Return whether a policy or critic, prepared by the backend or not, forwards each prompt once."""
     return bool(getattr(module, "module", module).share_prompts)
 
 
-def pick(values, rows: Tensor, part: Batch):
-    """The [B, C] tensors of a Signals or Credit for some rows, trimmed like `part`."""
+def select_rows(values, rows: Tensor, part: Batch):
+    """Select some rows of the [B, C] tensors of a Signals or Credit, trimmed like `part`."""
     width = part.tokens.shape[1]
-    picked = {f.name: getattr(values, f.name) for f in fields(values)}
-    return replace(values, **{k: v[rows, :width] for k, v in picked.items() if isinstance(v, Tensor)})
+    tensors = {f.name: getattr(values, f.name) for f in fields(values)}
+    return replace(values, **{k: v[rows, :width] for k, v in tensors.items() if isinstance(v, Tensor)})
 
 
 def token_losses(
@@ -242,14 +245,14 @@ def token_losses(
     entropy: Tensor,
     value: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The unreduced losses [B, C] of one micro-batch ("policy", and a shared critic's "value"), and what to log."""
+    """Compute the unreduced losses [B, C] of a micro-batch ("policy", a shared critic's "value"), and what to log."""
     objective, critic = learner.objective, learner.critic
     old = logp.detach() if signals.logp_old is None else signals.logp_old
     signals = replace(signals, logp_old=old)
     token_loss = objective.algorithm.objective(logp, entropy, batch, signals, credit)
     loss, metrics = token_loss.loss, dict(token_loss.metrics)
-    weight, found = mismatch.of_tokens(batch, old, learner.update)
-    loss, metrics = loss if weight is None else weight * loss, metrics | found
+    weight, mismatch_metrics = mismatch.of_tokens(batch, old, learner.update)
+    loss, metrics = loss if weight is None else weight * loss, metrics | mismatch_metrics
     if signals.logp_ref is not None:
         metrics["kl/ref"] = F.kl.k3(logp, signals.logp_ref)
         if objective.kl.in_loss:
@@ -269,7 +272,7 @@ def _kl(estimator: str, logp: Tensor, logp_ref: Tensor, logp_old: Tensor) -> Ten
 
 
 def rate_factor(optimization: Optimizer, number: int, total: int) -> float:
-    """The share of `lr` used by optimizer step `number` (from 0) of `total`: linear warm-up, then the schedule."""
+    """Return the share of `lr` for optimizer step `number` (from 0) of `total`: linear warm-up, then the schedule."""
     if number < optimization.warmup_steps:
         return (number + 1) / optimization.warmup_steps
     if optimization.schedule == "constant":

@@ -75,5 +75,5 @@ class Learner:
 
 
 def optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters an optimizer steps."""
+    """Return the parameters an optimizer steps."""
     return [p for group in optimizer.param_groups for p in group["params"]]

@@ -27,7 +27,7 @@ from rlhf_pg.train.resume import Pending, Progress, snapshot
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Credit, Prompt, Rollout, Sampling
 
-UPDATES = {"gradient": gradient_step.update, "trust_region": trust_region_step.update}
+UPDATES = {"gradient": gradient_step.optimizer_steps, "trust_region": trust_region_step.natural_gradient_step}
 
 
 @dataclass
@@ -156,7 +156,7 @@ def learn(run: TrainingRun, pending: Pending, credit: Credit | None) -> None:
         for metrics in update(learner, *rollout, step, len(pending.updates), run.poll):
             pending.updates.append(metrics)
             run.agree()
-    for metrics in critic_step.update(learner, *rollout, step, len(pending.critic_updates), run.poll):
+    for metrics in critic_step.optimizer_steps(learner, *rollout, step, len(pending.critic_updates), run.poll):
         pending.critic_updates.append(metrics)
         run.agree()
 

@@ -1,4 +1,4 @@
-"""The flat numbers of one step, from its rollouts."""
+"""Make the flat numbers of one step from its rollouts and optimizer steps."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ class Judged:
     @classmethod
     def of(cls, rollout: Rollout) -> Judged:
         score, completion = rollout.score, rollout.completion
-        told = score.reward, score.parts, score.outcome, completion.finish, len(completion.tokens)
-        return cls(rollout.prompt.id, *told)
+        return cls(
+            rollout.prompt.id, score.reward, score.parts, score.outcome, completion.finish, len(completion.tokens)
+        )
 
 
 def judged_groups(ranks: Ranks, rollouts: Sequence[Rollout], samples: int) -> list[list[Judged]]:
-    """All ranks' samples as judged, a list per prompt, in the order in which prompts were shared out.
+    """Return all ranks' samples as judged, a list per prompt, in the order in which prompts were shared out.
 
     `rollouts` are this rank's, `samples` of each of its prompts.
     """
     groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
-    mine = [[asdict(Judged.of(rollout)) for rollout in group] for group in groups]
-    return [[Judged(**one) for one in group] for group in ranks.gather_shares(mine, "scores")]
+    of_rank = [[asdict(Judged.of(rollout)) for rollout in group] for group in groups]
+    return [[Judged(**sample) for sample in group] for group in ranks.gather_shares(of_rank, "scores")]
 
 
 def rollout_metrics(judged: Sequence[Judged]) -> dict[str, float]:
-    """Reward (excluded samples left out), outcomes, lengths and truncation of one step's samples."""
+    """Return reward (excluded samples left out), outcomes, lengths and truncation of one step's samples."""
     rewards = [j.reward for j in judged if j.reward is not None]
     groups: dict[str, list[float]] = defaultdict(list)
     parts: dict[str, list[float]] = defaultdict(list)
-    for one in judged:
-        if one.reward is not None:
-            groups[one.prompt].append(one.reward)
-        for name, value in one.parts.items():
+    for sample in judged:
+        if sample.reward is not None:
+            groups[sample.prompt].append(sample.reward)
+        for name, value in sample.parts.items():
             if value is not None:
                 parts[name].append(value)
     lengths = [j.length for j in judged]
@@ -67,7 +68,7 @@ def rollout_metrics(judged: Sequence[Judged]) -> dict[str, float]:
 
 
 def sample_rows(step: int, rollouts: Sequence[Rollout], limit: int) -> list[dict[str, Any]]:
-    """Rows for rollouts/: the first samples of evenly spread prompts, `limit` in all."""
+    """Return rows for rollouts/: the first samples of evenly spread prompts, `limit` in all."""
     stride = max(1, len(rollouts) // limit) if limit else 1
     return [_row(step, rollout) for rollout in rollouts[::stride][:limit]]
 
@@ -90,8 +91,8 @@ def _row(step: int, rollout: Rollout) -> dict[str, Any]:
 
 
 def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Metrics of several optimizer steps as one: the mean; of counts of tokens the sum, of the worst token the worst,
-    of the learning rate the last."""
+    """Combine the metrics of several optimizer steps: by the mean; counts of tokens by the sum, the worst token by the
+    maximum, the learning rate by the last."""
     if not updates:
         return {}
     merged = {name: statistics.fmean(u[name] for u in updates) for name in updates[0]}

@@ -24,7 +24,7 @@ MEASURED = 1e9  # ratios above it count as this in mismatch/ess, whose square mu
 
 
 def of_tokens(batch: Batch, old: Tensor, update: Update) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """(what multiplies the policy's loss [B, C], None for nothing; what to log of it, each [B, C]).
+    """Return (what multiplies the policy's loss [B, C], None for nothing; what to log of it, each [B, C]).
 
     old: the trainer's log-probs [B, C].
     """
@@ -45,25 +45,26 @@ def of_tokens(batch: Batch, old: Tensor, update: Update) -> tuple[Tensor | None,
 
 
 def worst(batch: Batch, old: Tensor) -> Tensor:
-    """The largest |log w| of a sampled token, a scalar; 0 where there is none."""
+    """Return the largest |log w| of a sampled token, a scalar; 0 where there is none."""
     gap = (old - batch.logp_rollout).abs()
     return torch.where(batch.mask, gap, 0).amax() if gap.numel() else gap.new_zeros(())
 
 
-def finished(found: dict[str, float], update: Update) -> dict[str, float]:
-    """A step's means with mismatch/ess in the place of the weights' moments, and mismatch/alarm where there is a limit.
+def finished(means: dict[str, float], update: Update) -> dict[str, float]:
+    """Put mismatch/ess in the place of the weights' moments of a step, and mismatch/alarm where there is a limit.
 
     Raises RunError, before anything has been learned from the step, where the action is to stop.
     """
-    means = torch.tensor([1.0, found.pop(MEAN_WEIGHT), found.pop(MEAN_SQUARE)], dtype=torch.float64)
-    found = found | {"mismatch/ess": float(F.importance.effective_share(means))}
-    kl, limit = found["mismatch/kl"], update.mismatch.limit
+    means = dict(means)
+    weights = torch.tensor([1.0, means.pop(MEAN_WEIGHT), means.pop(MEAN_SQUARE)], dtype=torch.float64)
+    metrics = means | {"mismatch/ess": float(F.importance.effective_share(weights))}
+    kl, limit = metrics["mismatch/kl"], update.mismatch.limit
     if limit is None:
-        return found
+        return metrics
     alarm = not kl <= limit or math.isnan(kl)
     if alarm and update.mismatch.action == "stop":
         raise RunError(
             f"mismatch/kl is {kl:.3g} nats per token, above update.mismatch.limit={limit:g}: the rollout engine does "
             "not sample from the policy that is trained; nothing was learned from this step"
         )
-    return found | {"mismatch/alarm": float(alarm)}
+    return metrics | {"mismatch/alarm": float(alarm)}

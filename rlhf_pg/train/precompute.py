@@ -1,4 +1,4 @@
-"""What is computed once per step, without gradient, before credit and objective: log-probs and token rewards."""
+"""Compute, once per step and without gradient, what credit and objective read: log-probs, values, token rewards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.train import critic_step
-from rlhf_pg.train.gradient_step import parts
+from rlhf_pg.train.gradient_step import micro_batches
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Signals
 
@@ -27,7 +27,7 @@ def _never() -> None: ...
 
 @torch.no_grad()
 def log_probs(policy: nn.Module, batch: Batch, update: Update, poll: Callable[[], None] = _never) -> Tensor:
-    """The policy's log-prob of every sampled token, [B, C], 0 where the mask is False, in micro-batches.
+    """Compute the policy's log-prob of every sampled token, [B, C], 0 where the mask is False, in micro-batches.
 
     `poll` runs before each and may raise, to leave at once.
     """
@@ -36,21 +36,21 @@ def log_probs(policy: nn.Module, batch: Batch, update: Update, poll: Callable[[]
 
 @torch.no_grad()
 def _pass(
-    policy: nn.Module, batch: Batch, update: Update, poll: Callable[[], None], keep: Sequence[int], **asked: bool
+    policy: nn.Module, batch: Batch, update: Update, poll: Callable[[], None], outputs: Sequence[int], **options: bool
 ) -> list[Tensor]:
-    """What a policy's forward, with the options `asked`, returns at the places `keep`: each [B, C], whole batch."""
+    """Run a policy's forward with `options` over the batch; return its outputs of these numbers, each [B, C]."""
     rows = torch.arange(len(batch.group), device=batch.group.device)
-    whole = [torch.zeros_like(batch.logp_rollout) for _ in keep]
-    for micro, part in parts(policy, batch, rows, update):
+    collected = [torch.zeros_like(batch.logp_rollout) for _ in outputs]
+    for micro, part in micro_batches(policy, batch, rows, update):
         poll()
-        made = policy(part, **asked)
-        for out, place in zip(whole, keep, strict=True):
-            out[micro, : part.tokens.shape[1]] = made[place].to(out.dtype)
-    return whole
+        of_part = policy(part, **options)
+        for tensor, number in zip(collected, outputs, strict=True):
+            tensor[micro, : part.tokens.shape[1]] = of_part[number].to(tensor.dtype)
+    return collected
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it is now, to be kept as the reference: no gradient, no dropout."""
+    """Copy the policy as it is now, for a reference: no gradient, no dropout."""
     model = copy.deepcopy(policy.model).requires_grad_(False)
     return Policy(model, policy.temperature, policy.share_prompts).eval()
 
@@ -59,12 +59,13 @@ def reference(
     policy: Policy,
     update: Update,
     autocast: Callable = nullcontext,
-    kept: Policy | None = None,
+    copied_policy: Policy | None = None,
     freeze: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> tuple[Reference, Policy | None]:
-    """The frozen initial policy: the adapter switched off for a LoRA policy, else a copy of the weights (returned).
+    """Return how the frozen initial policy scores, and the copy of the weights that this takes.
 
-    `kept`: that copy, if it has been made; `freeze`: the backend's.
+    A LoRA policy needs no copy: its adapter is switched off. `copied_policy`: the copy, if it exists already; `freeze`:
+    the backend's `prepare_frozen`.
     """
     if has_adapter(policy.model):
 
@@ -73,18 +74,18 @@ def reference(
                 return log_probs(policy, batch, update, poll)
 
         return adapter_off, None
-    kept = kept or frozen_copy(policy)
-    scorer = freeze(kept)
+    copied_policy = copied_policy or frozen_copy(policy)
+    scorer = freeze(copied_policy)
 
     def copied(batch: Batch, poll: Callable[[], None] = _never) -> Tensor:
         with autocast():
             return log_probs(scorer, batch, update, poll)
 
-    return copied, kept
+    return copied, copied_policy
 
 
 def signals(learner: Learner, reference: Reference | None, batch: Batch, poll: Callable[[], None] = _never) -> Signals:
-    """Everything an algorithm's credit and objective read. A pass is spent only on what the recipe uses."""
+    """Compute all that credit and objective read, by the passes of `learner.passes`."""
     kl = learner.objective.kl
     logp_old, value = _old(learner, batch, poll)
     if learner.passes.old == "engine":
@@ -107,14 +108,14 @@ def _old(learner: Learner, batch: Batch, poll: Callable[[], None]) -> tuple[Tens
         return None, _pass(policy, batch, update, poll, [0], value=True, score=False)[0]
     logp = log_probs(policy, batch, update, poll) if passes.old == "pass" else None
     if passes.values == "critic" and learner.critic:
-        return logp, critic_step.values(learner, learner.critic, batch, poll)
+        return logp, critic_step.compute_values(learner, learner.critic, batch, poll)
     return logp, None
 
 
 def terminal_reward(batch: Batch) -> Tensor:
-    """Each row's reward on its tokens, [B, C]: what single tokens were given, the rest on the last sampled one."""
+    """Put each row's reward on its tokens, [B, C]: what single tokens have, the rest on the last sampled one."""
     last = (collate.lengths(batch.mask) - 1).clamp(min=0)
-    nothing = torch.zeros_like(batch.logp_rollout)
-    given = nothing if batch.token_reward is None else torch.where(batch.mask, batch.token_reward, 0)
-    rest = batch.reward - given.sum(dim=1)  # [B]
-    return given + nothing.scatter(1, last[:, None], rest[:, None])
+    zeros = torch.zeros_like(batch.logp_rollout)
+    on_tokens = zeros if batch.token_reward is None else torch.where(batch.mask, batch.token_reward, 0)
+    rest = batch.reward - on_tokens.sum(dim=1)  # [B]
+    return on_tokens + zeros.scatter(1, last[:, None], rest[:, None])

@@ -1,4 +1,4 @@
-"""The prompts of a recipe's data sections, as a run or a server reads them."""
+"""Read the prompts of a recipe's data sections, for a run or a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_pg.data import prompts as prompt_data
 def prompts_of(
     recipe: ResolvedRecipe, tokenizer: PreTrainedTokenizerBase, context: int
 ) -> dict[Literal["train", "eval"], prompt_data.Prompts]:
-    """The prompts of data.train and, if there is one, data.eval."""
+    """Read the prompts of data.train and, if there is one, data.eval."""
     sources: dict[Literal["train", "eval"], DataSource | None] = {"train": recipe.data.train, "eval": recipe.data.eval}
     return {
         name: read_prompts(
@@ -30,10 +30,10 @@ def prompts_of(
     }
 
 
-def longest_request(recipe: ResolvedRecipe, made: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
-    """Tokens of the longest prompt with the longest completion, over data.train and data.eval."""
+def longest_request(recipe: ResolvedRecipe, prompts: Mapping[Literal["train", "eval"], prompt_data.Prompts]) -> int:
+    """Return the tokens of the longest prompt with the longest completion, over data.train and data.eval."""
     new = {"train": recipe.rollout.max_new_tokens, "eval": recipe.eval.max_new_tokens or recipe.rollout.max_new_tokens}
-    return max(len(prompt.tokens) + new[name] for name, source in made.items() for prompt in source.prompts)
+    return max(len(prompt.tokens) + new[name] for name, source in prompts.items() for prompt in source.prompts)
 
 
 def read_prompts(
@@ -45,7 +45,7 @@ def read_prompts(
     context: int,
     max_new_tokens: int,
 ) -> prompt_data.Prompts:
-    """The prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option."""
+    """Read the prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option."""
     rows = prompt_data.load_rows(
         task=source.task,
         path=source.path,
@@ -69,6 +69,7 @@ def read_prompts(
     )
 
 
-def note(name: str, made: prompt_data.Prompts) -> str:
-    dropped = f", {made.dropped} left out as too long" if made.dropped else ""
-    return f"data.{name}: {len(made.prompts)} prompts, template {made.template}{dropped}"
+def note(name: str, source: prompt_data.Prompts) -> str:
+    """Say in a line what was read for data.`name`."""
+    dropped = f", {source.dropped} left out as too long" if source.dropped else ""
+    return f"data.{name}: {len(source.prompts)} prompts, template {source.template}{dropped}"

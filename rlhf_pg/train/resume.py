@@ -58,13 +58,13 @@ class Snapshot:
 
 
 def snapshot(session: Session, progress: Progress) -> Snapshot:
-    """From which `restore` continues exactly."""
+    """Collect everything from which `restore` continues exactly."""
     learner = session.learner
     backend = learner.backend
     random, random_numbers = random_state.capture()
     tensors: Tensors = {"model": backend.weights_to_save(session.model)}
-    own: Tensors = {"random": random}
-    own_state: dict[str, Any] = {"random": random_numbers}
+    rank_tensors: Tensors = {"random": random}
+    rank_state: dict[str, Any] = {"random": random_numbers}
     state: dict[str, Any] = {
         "layout": backend.state_layout,
         "progress": {k: v for k, v in vars(progress).items() if k != "pending"},
@@ -73,25 +73,28 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
         "sampler": session.sampler.state(),
         "reference": reference_identity(session),
     }
-    moments, numbers = (own, own_state) if backend.deepspeed else (tensors, state)
-    trained = _trained(session.model)
-    moments["optimizer"], numbers["optimizer"] = backend.optimizer_state(learner.optimizer, trained)
+    # DeepSpeed has every rank step its own share; replicas have the same optimizer on all.
+    moments, numbers = (rank_tensors, rank_state) if backend.deepspeed else (tensors, state)
+    optimizer = backend.optimizer_state(learner.optimizer, _trained(session.model))
+    moments["optimizer"], numbers["optimizer"] = optimizer
     if learner.critic:
         module = backend.unwrap(learner.critic.module)
         tensors["critic"] = backend.weights_to_save(module)
         state["critic"] = {"updates": learner.critic.updates, "base": critic_base(learner)}
-        made = backend.optimizer_state(learner.critic.optimizer, _trained(module))
-        moments["critic_optimizer"], numbers["critic_optimizer"] = made
+        optimizer = backend.optimizer_state(learner.critic.optimizer, _trained(module))
+        moments["critic_optimizer"], numbers["critic_optimizer"] = optimizer
     if progress.pending:
-        own["pending"] = _tensors("batch", progress.pending.batch) | _tensors("signals", progress.pending.signals)
+        rank_tensors["pending"] = _tensors("batch", progress.pending.batch) | _tensors(
+            "signals", progress.pending.signals
+        )
         state["pending_steps"] = _steps(session)
         state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
-    of_next, of_next_state = prefetch.snapshot(session)
-    return Snapshot((tensors, state), (own | of_next, own_state | of_next_state))
+    next_tensors, next_state = prefetch.snapshot(session)
+    return Snapshot((tensors, state), (rank_tensors | next_tensors, rank_state | next_state))
 
 
 def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Progress:
-    """Put a snapshot back into a freshly built session. Random state comes last: loading draws numbers.
+    """Put a snapshot back into a freshly built session, and return where the run is.
 
     Raises ValueError when the reference model is not the one the run began with, or other processes hold other parts of
     the state than now.
@@ -128,6 +131,7 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
         signals = Signals(**{k: v.to(batch.tokens.device) for k, v in _named("signals", tensors["pending"]).items()})
         progress.pending = Pending(batch, signals, **state["pending"])
     prefetch.restore(session, tensors, state, session.sampling(progress.step + 1))
+    # Last: loading, and sampling anew what was started, draw random numbers.
     random_state.restore(tensors["random"], state["random"])
     return progress
 
@@ -150,30 +154,32 @@ def refuse_another_run(recipe: ResolvedRecipe | SftRecipe, saved: Path) -> None:
 
 
 def reference_identity(session: Session) -> str | None:
-    """A digest of the reference's weights, which are those under an adapter too; None when there is neither."""
+    """Return a digest of the reference's weights, or of those under an adapter; None when there is neither."""
     if session.reference is None and not has_adapter(session.model):
         return None
     if session.reference_digest is None:
-        kept = session.reference_policy.model if session.reference_policy else session.model
-        session.reference_digest = digest_without_adapter(kept)
+        frozen = session.reference_policy.model if session.reference_policy else session.model
+        session.reference_digest = digest_without_adapter(frozen)
     return session.reference_digest
 
 
-def _check_layout(here: dict[str, Any], saved: dict[str, Any] | None, pending: bool) -> None:
+def _check_layout(current: dict[str, Any], saved: dict[str, Any] | None, pending: bool) -> None:
     """Raise ValueError unless what was saved by one layout can go on in another: replicas can, between two steps."""
     saved = saved or {"kind": "replicas", "processes": 1}
-    if saved == here or (saved["kind"] == here["kind"] == "replicas" and not pending):
+    if saved == current or (saved["kind"] == current["kind"] == "replicas" and not pending):
         return
-    why = "was stopped inside a rollout step" if saved["kind"] == here["kind"] else "has its optimizer in other parts"
+    why = (
+        "was stopped inside a rollout step" if saved["kind"] == current["kind"] else "has its optimizer in other parts"
+    )
     raise ValueError(
         f"the checkpoint was saved by {saved['processes']} process(es) with {saved['kind']} and {why}; this launch has "
-        f"{here['processes']} with {here['kind']}: resume with the accelerate configuration it was saved with, or "
-        "start in another run.dir with model.path=run.dir/model"
+        f"{current['processes']} with {current['kind']}: resume with the accelerate configuration it was saved "
+        "with, or start in another run.dir with model.path=run.dir/model"
     )
 
 
 def critic_base(learner: Learner) -> str | None:
-    """A digest of the weights under the adapter of a critic of its own; None when all its weights are trained."""
+    """Return a digest of the weights under the adapter of a critic model; None when all its weights are trained."""
     critic = learner.critic
     if critic is None or critic.shared:
         return None
@@ -189,7 +195,7 @@ def _value(recipe: Recipe | SftRecipe, key: str) -> Any:
 
 
 def _steps(session: Session) -> dict[str, int]:
-    """Into how many optimizer steps one rollout is divided."""
+    """Return into how many optimizer steps one rollout is divided."""
     learner = session.learner
     sections = {"update": learner.update} | ({"critic": learner.critic.options} if learner.critic else {})
     return {f"{name}.{key}": getattr(s, key) for name, s in sections.items() for key in ("epochs", "minibatches")}
@@ -200,8 +206,8 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _tensors(prefix: str, values: Batch | Signals) -> dict[str, Tensor]:
-    picked = {f"{prefix}.{f.name}": getattr(values, f.name) for f in fields(values)}
-    return {name: value.contiguous() for name, value in picked.items() if value is not None}
+    values_by_name = {f"{prefix}.{f.name}": getattr(values, f.name) for f in fields(values)}
+    return {name: value.contiguous() for name, value in values_by_name.items() if value is not None}
 
 
 def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,7 @@ class Session:
 
     def push_weights(self) -> None:
         """Make the engine sample from the weights as they are now; all ranks must call this."""
+        # First the engine's model, where that is a copy: `load_weights` may read from it.
         if self.engine_model is not self.model:
             for named_weight in self.learner.backend.gathered_weights(self.model):
                 overwrite(self.engine_model, [named_weight])

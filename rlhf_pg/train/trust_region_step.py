@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from rlhf_pg import functional as F
 from rlhf_pg.data import sharding
 from rlhf_pg.models.policy import Snapshot
-from rlhf_pg.train.gradient_step import accumulate, parts, pick, token_losses, zero_grad
+from rlhf_pg.train.gradient_step import accumulate, micro_batches, select_rows, token_losses, zero_grad
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 
-def update(
+def natural_gradient_step(
     learner: Learner,
     batch: Batch,
     signals: Signals,
@@ -68,23 +68,25 @@ def _step(region: Region, step: int) -> dict[str, float]:
         curvature = F.trust_region.finite_difference(lambda offset: region.kl_gradient(offset, fisher_rows), v)
         return curvature + options.damping * v
 
-    found = {"trust/max_kl": options.max_kl, "trust/curvature_failed": 0.0, "trust/cg_residual": 0.0}
+    trust = {"trust/max_kl": options.max_kl, "trust/curvature_failed": 0.0, "trust/cg_residual": 0.0}
     scale = kl = improvement = tried = 0.0
-    whole = torch.zeros_like(gradient)  # the step that the quadratic model allows
+    full_step = torch.zeros_like(gradient)  # that the quadratic model allows
     try:
         if gradient.any():
             direction = F.trust_region.conjugate_gradient(product, gradient, options.cg_iterations)
             image = product(direction)
-            found["trust/cg_residual"] = float((gradient - image).norm() / gradient.norm())
-            whole = direction * F.trust_region.step_length(direction, image, options.max_kl)
+            trust["trust/cg_residual"] = float((gradient - image).norm() / gradient.norm())
+            full_step = direction * F.trust_region.step_length(direction, image, options.max_kl)
     except F.trust_region.NegativeCurvature:
-        found["trust/curvature_failed"] = 1.0  # no step is taken; more damping mends it
-    if whole.any():
+        trust["trust/curvature_failed"] = 1.0  # no step is taken; more damping mends it
+    if full_step.any():
         search = (options.max_kl, options.line_search_steps, options.backtrack)
-        scale, kl, improvement, tried = F.trust_region.line_search(lambda share: region.measure(share * whole), *search)
-    region.move(scale * whole if scale else None)
+        scale, kl, improvement, tried = F.trust_region.line_search(
+            lambda share: region.measure(share * full_step), *search
+        )
+    region.move(scale * full_step if scale else None)
     accepted = scale > 0
-    return metrics | found | {
+    return metrics | trust | {
         "grad_norm": float(gradient.norm()),
         "kl/old": kl if accepted else 0.0,
         "trust/kl": kl if accepted else 0.0,
@@ -117,8 +119,8 @@ class Region:
         objective, mask, backend = self.learner.objective, self.batch.mask, self.learner.backend
         self.start = [p.detach().clone() for p in self.learner.parameters]
         counts = F.normalize.count(mask, objective.options.denominator, objective.constant_length)
-        own = torch.stack([counts, F.normalize.count(mask, "token")])
-        self.count, self.states = backend.sum(own, "denominators").unbind()
+        local = torch.stack([counts, F.normalize.count(mask, "token")])
+        self.count, self.states = backend.sum(local, "denominators").unbind()
 
     @property
     def rows(self) -> Tensor:
@@ -136,7 +138,7 @@ class Region:
                 torch.add(origin, piece, out=parameter)
 
     def gradient(self) -> tuple[Tensor, dict[str, float]]:
-        """g [n] = the gradient of what is to be maximised, and the metrics of its pass."""
+        """Compute g [n], the gradient of what is to be maximised, and the metrics of its pass."""
         zero_grad(self.learner)
         metrics = accumulate(self.learner, self.batch, self.signals, self.credit, self.rows, self.poll)
         self._count(len(self.rows), backward=True)
@@ -153,7 +155,7 @@ class Region:
         self.head = policy.frozen_head()
         logp = torch.zeros_like(self.batch.logp_rollout)
         hidden, surrogate = None, self.count.new_zeros(())
-        for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
+        for micro, part in micro_batches(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
             states, old, entropy = policy.states_and_scores(part)
             hidden = states.new_zeros(*logp.shape, states.shape[-1]) if hidden is None else hidden
@@ -165,11 +167,11 @@ class Region:
         self._count(len(self.rows))
 
     def kl_gradient(self, offset: Tensor, rows: Tensor) -> Tensor:
-        """Gradient [n] of the mean KL(old || weights + offset) over the states of some rows."""
+        """Compute the gradient [n] of the mean KL(old || weights + offset) over the states of some rows."""
         self.move(offset)
         zero_grad(self.learner)
         count = self.learner.backend.sum(F.normalize.count(self.batch.mask[rows], "token"), "denominators")
-        for micro, part in parts(self.learner.policy, self.batch, rows, self.learner.update):
+        for micro, part in micro_batches(self.learner.policy, self.batch, rows, self.learner.update):
             self.poll()
             (kl,) = self.learner.policy(part, score=False, old=self._snapshot(micro))
             self.learner.backend.backward(F.normalize.total(kl, part.mask, "token", count), self.learner.policy)
@@ -179,29 +181,29 @@ class Region:
 
     @torch.no_grad()
     def measure(self, offset: Tensor) -> tuple[float, float]:
-        """(mean KL(old || weights + offset) over all sampled states, rise of the surrogate)."""
+        """Return (mean KL(old || weights + offset) over all sampled states, rise of the surrogate)."""
         self.move(offset)
-        found = self.states.new_zeros(2)  # surrogate, KL
-        for micro, part in parts(self.learner.policy, self.batch, self.rows, self.learner.update):
+        sums = self.states.new_zeros(2)  # surrogate, KL
+        for micro, part in micro_batches(self.learner.policy, self.batch, self.rows, self.learner.update):
             self.poll()
             logp, entropy, kl = self.learner.policy(part, old=self._snapshot(micro))
             divergence = F.normalize.total(kl.double(), part.mask, "token", self.states)
-            found += torch.stack([self._surrogate(micro, part, logp, entropy), divergence])
+            sums += torch.stack([self._surrogate(micro, part, logp, entropy), divergence])
         self._count(len(self.rows))
-        surrogate, moved = self.learner.backend.sum(found, "the line search").tolist()
+        surrogate, moved = self.learner.backend.sum(sums, "the line search").tolist()
         return moved, surrogate - self.surrogate
 
     def passes(self) -> dict[str, float]:
-        """Forwards and backwards so far, in passes over all rows of all ranks."""
-        own = torch.tensor([self.forwards, self.backwards], dtype=torch.float64)
-        done = self.learner.backend.sum(own, "passes") / sharding.row_numbers(self.batch)[1]
+        """Return forwards and backwards so far, in passes over all rows of all ranks."""
+        rows = torch.tensor([self.forwards, self.backwards], dtype=torch.float64)
+        done = self.learner.backend.sum(rows, "passes") / sharding.row_numbers(self.batch)[1]
         return {"trust/forwards": float(done[0]), "trust/backwards": float(done[1])}
 
     def _surrogate(self, rows: Tensor, part: Batch, logp: Tensor, entropy: Tensor) -> Tensor:
-        """The share of some rows in what is maximised, float64: minus the loss of `accumulate`."""
+        """Return the share of some rows in what is maximised, float64: minus the loss of `accumulate`."""
         objective = self.learner.objective
         how, length = objective.options.denominator, objective.constant_length
-        of_part = (pick(self.signals, rows, part), pick(self.credit, rows, part))
+        of_part = (select_rows(self.signals, rows, part), select_rows(self.credit, rows, part))
         losses, _ = token_losses(self.learner, part, *of_part, logp, entropy)
         return -F.normalize.total(losses["policy"].double(), part.mask, how, self.count, length)
 
@@ -214,7 +216,7 @@ class Region:
 
 
 def _some_rows(batch: Batch, fraction: float, seed: int, step: int) -> Tensor:
-    """A random share of all ranks' rows, at least one, the same for the same seed and step: those this rank has [m]."""
+    """Draw a share of all ranks' rows, at least one, the same for one seed and step; return this rank's of them [m]."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     number, total = sharding.row_numbers(batch)
     chosen = torch.randperm(total, generator=generator)[: max(1, round(total * fraction))]

@@ -24,7 +24,7 @@ from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.train import credit as credits
 from rlhf_pg.train import loop
-from rlhf_pg.train.gradient_step import pick, shares_prompts
+from rlhf_pg.train.gradient_step import select_rows, shares_prompts
 from rlhf_pg.train.learner import Learner
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import Session
@@ -138,7 +138,7 @@ def gradients(
                 advance()
     finally:
         session.sampler.load_state(cursor)
-    critic = credits.metrics(credits.together(moments)) if moments else {}
+    critic = credits.metrics(credits.add(moments)) if moments else {}
     return sketches, {
         "rollouts": rows,
         "reward/mean": reward / rows,
@@ -175,8 +175,8 @@ def group_gradients(
         flat = torch.zeros(sum(sizes), device=batch.tokens.device)
         for micro, part in micros:
             logp, entropy = only_forward or learner.policy(part)
-            on_policy = replace(pick(signals, micro, part), logp_old=logp.detach())
-            loss = rung.record.objective(logp, entropy, part, on_policy, pick(credit, micro, part)).loss
+            on_policy = replace(select_rows(signals, micro, part), logp_old=logp.detach())
+            loss = rung.record.objective(logp, entropy, part, on_policy, select_rows(credit, micro, part)).loss
             total = F.normalize.total(loss, part.mask, "constant", count, max_length)
             of_parameters = torch.autograd.grad(total, parameters, retain_graph=bool(only_forward), allow_unused=True)
             for place, gradient in zip(flat.split(sizes), of_parameters, strict=True):

@@ -8,7 +8,7 @@ import torch
 from rlhf_pg.config import Update
 from rlhf_pg.data import sharding
 from rlhf_pg.data.collate import collate
-from rlhf_pg.train.gradient_step import plan
+from rlhf_pg.train.gradient_step import minibatch_rows
 from rlhf_pg.train.trust_region_step import _some_rows
 from rlhf_pg.types import Completion, Prompt, Rollout, Score
 
@@ -53,8 +53,8 @@ def test_rows_have_the_numbers_they_have_in_the_whole_batch(size):
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_minibatches_are_cut_from_the_whole_step(size):
     update = Update(epochs=2, minibatches=3)
-    expected = [step_rows(whole(), rows) for rows in plan(whole(), update, seed=4, step=2)]
-    parts = [[step_rows(s, rows) for rows in plan(s, update, seed=4, step=2)] for s in shards(size)]
+    expected = [step_rows(whole(), rows) for rows in minibatch_rows(whole(), update, seed=4, step=2)]
+    parts = [[step_rows(s, rows) for rows in minibatch_rows(s, update, seed=4, step=2)] for s in shards(size)]
     assert [sorted(chain(*of_ranks)) for of_ranks in zip(*parts, strict=True)] == [sorted(e) for e in expected]
 
 

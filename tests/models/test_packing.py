@@ -16,7 +16,7 @@ from rlhf_pg.models import packed_attention
 from rlhf_pg.models.critic import Critic
 from rlhf_pg.models.packing import pack
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train.gradient_step import parts
+from rlhf_pg.train.gradient_step import micro_batches
 from rlhf_pg.types import Batch
 from tests.random_models import random_batch, random_model
 from tests.tolerance import allowance, in_float64, rounding
@@ -34,7 +34,7 @@ def gradients(policy: nn.Module, batch: Batch, tokens: int = 10_000, shared: boo
     weights = torch.randn(2, *batch.mask.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     seen = torch.zeros(2, *batch.mask.shape, dtype=torch.float64)
     update = Update(tokens_per_microbatch=tokens, share_prompts=shared)
-    for rows, part in parts(policy, batch, torch.arange(len(batch.group)), update):
+    for rows, part in micro_batches(policy, batch, torch.arange(len(batch.group)), update):
         outputs = torch.stack(policy(part))
         (outputs * weights[:, rows, : part.mask.shape[1]]).sum().backward()
         seen[:, rows, : part.mask.shape[1]] = outputs.detach().double()

@@ -150,7 +150,7 @@ def test_the_gradient_is_that_of_the_formula_written_out_row_by_row(cap):
 
 def test_every_epoch_covers_every_row_once_and_keeps_groups_whole():
     batch = random_batch(prompts=5, samples=3)
-    steps = gradient_step.plan(batch, Update(epochs=2, minibatches=2), seed=3, step=4)
+    steps = gradient_step.minibatch_rows(batch, Update(epochs=2, minibatches=2), seed=3, step=4)
     assert len(steps) == 4
     for epoch in (steps[:2], steps[2:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(15))

@@ -93,7 +93,7 @@ def cut_inside_the_update_of_step_two(monkeypatch, arrived):
     """Stop after its first optimizer step, when the next step's rollouts have all come, or have not."""
 
     def cut(learner, batch, signals, credit, step, start=0, poll=None):
-        for taken in gradient_step.update(learner, batch, signals, credit, step, start):
+        for taken in gradient_step.optimizer_steps(learner, batch, signals, credit, step, start):
             yield taken
             if step == 1:  # counted from 0
                 raise Stopped("test")

@@ -47,7 +47,7 @@ def step(learner, batch, advantage=None, poll=lambda: None, logp_ref=None):
     if advantage is None:
         advantage = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     signals = Signals(token_reward=torch.zeros_like(batch.logp_rollout), logp_ref=logp_ref)
-    found = list(trust_region_step.update(learner, batch, signals, Credit(advantage), 0, 0, poll))
+    found = list(trust_region_step.natural_gradient_step(learner, batch, signals, Credit(advantage), 0, 0, poll))
     assert len(found) == 1
     return found[0], advantage
 
@@ -212,7 +212,7 @@ def test_a_kl_to_the_reference_in_the_loss_is_part_of_what_must_rise():
 def test_a_step_that_is_done_is_not_taken_again():
     batch, model = double(random_batch()), random_model().double()
     done = (make(model), batch, Signals(batch.logp_rollout), Credit(batch.logp_rollout), 0, 1)
-    assert list(trust_region_step.update(*done)) == []
+    assert list(trust_region_step.natural_gradient_step(*done)) == []
 
 
 def test_where_the_curvature_is_not_positive_no_step_is_taken_and_the_weights_stay(monkeypatch):

@@ -70,7 +70,7 @@ def test_the_mean_of_the_groups_gradients_is_the_gradient_the_trainer_takes(open
     learner = session.learner
     pending, chosen = loop.roll_out(made), torch.tensor([i for i in range(16) if i not in excluded])
     batch = collate.select(pending.batch, chosen)
-    signals = gradient_step.pick(pending.signals, chosen, batch)
+    signals = gradient_step.select_rows(pending.signals, chosen, batch)
     (rung,) = [r for r in variance.ladder(learner, 4)[0] if r.estimator.name == name]
     credit = rung.record.credit(batch, signals)
     groups = [
