@@ -35,11 +35,6 @@ def of_places(recipe: Recipe | SftRecipe) -> Iterator[str]:
         yield f"run.dir: {recipe.run.dir} is a file; a run needs a folder of its own"
     for name, source in sources(recipe):
         yield from _source(name, source)
-    if isinstance(recipe, Recipe) and recipe.data.eval is not None:
-        train, held_out = recipe.data.train, recipe.data.eval
-        has_rows = held_out.path or held_out.dataset or is_generated(held_out.task)
-        if train.path is not None and not has_rows:
-            yield f"data.eval.path: required, but not given: data.train learns from {train.path}"
 
 
 def of_launch(recipe: Recipe, algorithm: BoundAlgorithm, launch: Launch) -> Iterator[str]:

@@ -46,11 +46,11 @@ def test_another_task_takes_nothing():
 
 def test_a_training_file_is_never_the_held_out_one():
     write("{}", "train.jsonl")
-    text = MINIMAL.replace("{task: arithmetic}", "{task: gsm8k, path: train.jsonl}")
-    assert (
-        problem("data.eval.limit=5", text=text)
-        == "data.eval.path: required, but not given: data.train learns from train.jsonl"
-    )
+    text = MINIMAL.replace("{task: arithmetic}", "{path: train.jsonl}")
+    line = problem("data.eval.limit=5", text=text)
+    assert line == "data.eval: says not where rows come from; give task, path or dataset"
+    held_out = load("data.eval.limit=5", text=text.replace("{path: train", "{task: gsm8k, path: train")).data.eval
+    assert held_out is not None and held_out.path is None  # the task's own test set
 
 
 def test_the_critic_learns_by_the_policys_optimizer_but_for_its_rate():
