@@ -49,7 +49,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
         backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
         if live != "off":
-            show_run(session.plan, Console())
+            show_run(session.estimate, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, live))
         for note in session.notes:
             view.message(note)

@@ -50,7 +50,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
-    plan: RunEstimate
+    estimate: RunEstimate
     reference_digest: str | None = None  # of its weights, computed once
 
     def sampling(self, step: int) -> Sampling:
@@ -126,7 +126,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
         sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
         notes=[note(name, source) for name, source in prompts.items()],
-        plan=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
+        estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
     )
 

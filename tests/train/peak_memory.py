@@ -46,7 +46,7 @@ def peak(changes: dict[str, Any]) -> dict[str, Any]:
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts over
     session = steps({**changes, "model": model}, 2)
-    measured, estimate = resident("VmHWM") - before, session.plan.memory
+    measured, estimate = resident("VmHWM") - before, session.estimate.memory
     session.close()
     return {
         "estimated": estimate.peak,
