@@ -315,7 +315,7 @@ def test_a_value_gradient_that_is_not_finite_leaves_policy_and_head_where_they_w
     def breaks(*_):
         raise FloatingPointError("head")
 
-    monkeypatch.setattr(gradient_step, "ready_critic", breaks)
+    monkeypatch.setattr(gradient_step, "prepare_critic_step", breaks)
     with pytest.raises(FloatingPointError, match="head"):
         small_run.run(tmp_path / "run", **changes("ppo, shared critic"))
     monkeypatch.undo()
