@@ -82,9 +82,9 @@ class Update(Section):
 
     @property
     def positions(self) -> int:
-        """`tokens_per_microbatch`, once it is settled for model and device (`estimate/microbatch.py`)."""
+        """Return `tokens_per_microbatch`, which `setup.build` fills in where a recipe names none."""
         if self.tokens_per_microbatch is None:
-            raise ValueError("update.tokens_per_microbatch is not settled: a learner needs a number")
+            raise ValueError("update.tokens_per_microbatch is not filled in: a learner needs a number")
         return self.tokens_per_microbatch
 
     @property
