@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import pkgutil
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -28,3 +31,24 @@ def load_attribute(name: str, default_attribute: str | None, what: str, shipped:
         return getattr(importlib.import_module(module), attribute or default_attribute or "")
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{what} {name!r} cannot be loaded: {error}") from error
+
+
+def shipped(folder: str) -> list[str]:
+    """Return the names of the records that a package ships: its files, but for base.py."""
+    package = importlib.import_module(folder)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+
+
+def load_record(name: str, folder: str, kind: type[R]) -> R:
+    """Import a record of class `kind` by shipped name (a file of `folder`) or dotted path ("my_file:attribute").
+
+    In a file it goes by the class's name in lower case. Raises ValueError naming the closest shipped name, or what the
+    dotted path lacks.
+    """
+    what = kind.__name__.lower()
+    if name in shipped(folder):
+        return getattr(importlib.import_module(f"{folder}.{name}"), what)
+    record = load_attribute(name, what, what, shipped(folder))
+    if not isinstance(record, kind):
+        raise ValueError(f"{what} {name!r} is a {type(record).__name__}, not an rlhf_pg {kind.__name__} record")
+    return record

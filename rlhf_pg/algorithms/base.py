@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf_pg.names import load_attribute
+from rlhf_pg.names import load_record, shipped
 from rlhf_pg.types import Batch, Credit, Signals, TokenLoss
 
 if TYPE_CHECKING:
@@ -109,18 +107,9 @@ class BoundAlgorithm:
 
 def names() -> list[str]:
     """Return the names of the shipped algorithms: the files beside this one."""
-    package = importlib.import_module("rlhf_pg.algorithms")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+    return shipped("rlhf_pg.algorithms")
 
 
 def resolve(name: str) -> Algorithm:
-    """Return an algorithm by shipped name ("grpo") or dotted path ("my_package.my_file:algorithm").
-
-    Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
-    """
-    if name in names():
-        return importlib.import_module(f"rlhf_pg.algorithms.{name}").algorithm
-    algorithm = load_attribute(name, "algorithm", "algorithm", names())
-    if not isinstance(algorithm, Algorithm):
-        raise ValueError(f"algorithm {name!r} is a {type(algorithm).__name__}, not an rlhf_pg Algorithm record")
-    return algorithm
+    """Return an algorithm by shipped name ("grpo") or dotted path; see `names.load_record`."""
+    return load_record(name, "rlhf_pg.algorithms", Algorithm)

@@ -7,9 +7,7 @@ Python version, so a recipe names the same problems everywhere.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
-import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rlhf_pg.names import load_attribute, nearest
+from rlhf_pg.names import load_record, nearest
 
 Row = dict[str, Any]
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -94,23 +92,9 @@ class Task:
             raise ValueError(f"task {self.name!r}, options{'.' * bool(where)}{where}: {first['msg']}") from error
 
 
-def names() -> list[str]:
-    """Return the names of the shipped tasks: the files beside this one."""
-    package = importlib.import_module("rlhf_pg.tasks")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
-
-
 def resolve(name: str) -> Task:
-    """Find a task by shipped name ("gsm8k") or dotted path ("my_package.my_file:task").
-
-    Raises ValueError naming the nearest shipped name, or what the dotted path lacks.
-    """
-    if name in names():
-        return importlib.import_module(f"rlhf_pg.tasks.{name}").task
-    task = load_attribute(name, "task", "task", names())
-    if not isinstance(task, Task):
-        raise ValueError(f"task {name!r} is a {type(task).__name__}, not an rlhf_pg Task record")
-    return task
+    """Return a task by shipped name ("gsm8k") or dotted path; see `names.load_record`."""
+    return load_record(name, "rlhf_pg.tasks", Task)
 
 
 def permutation(size: int, key: str) -> Iterator[int]:
