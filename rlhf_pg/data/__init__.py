@@ -1,0 +1,1 @@
+"""Prompts and batches. Entry: `prompts.load_rows`, `prompts.to_prompts`, `prompts.PromptSampler`, `collate.collate`."""

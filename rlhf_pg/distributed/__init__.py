@@ -1,0 +1,1 @@
+"""Several processes as one. Entry: `backend.Backend`, whose `ranks` say everything to the other processes."""

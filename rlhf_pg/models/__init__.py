@@ -1,0 +1,1 @@
+"""The policy wrapped once, the critic, packing, adapters. Entry: `policy.Policy`, `load.load_model`."""

@@ -1,0 +1,1 @@
+"""A run's folder becomes a page. Entry: `write_report.write`."""

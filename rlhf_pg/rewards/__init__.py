@@ -1,0 +1,1 @@
+"""Run anybody's reward function safely. Entry: `plugin.resolve`, `score.Scorer`."""
