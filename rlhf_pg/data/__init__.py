@@ -1,1 +1,1 @@
-"""Prompts and batches. Entry: `prompts.load_rows`, `prompts.to_prompts`, `prompts.PromptSampler`, `collate.collate`."""
+"""Prompts and batches. Entry: `source.load_rows`, `prompts.to_prompts`, `prompts.PromptSampler`, `collate.collate`."""
