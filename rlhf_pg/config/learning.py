@@ -84,7 +84,7 @@ class Update(Section):
     def positions(self) -> int:
         """Return `tokens_per_microbatch`, which `setup.build` fills in where a recipe names none."""
         if self.tokens_per_microbatch is None:
-            raise ValueError("update.tokens_per_microbatch is not filled in: a learner needs a number")
+            raise ValueError("update.tokens_per_microbatch is not settled: a learner needs a number")
         return self.tokens_per_microbatch
 
     @property
