@@ -16,7 +16,7 @@ from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.protocol import Header, StaleWeightsError
 from rlhf_pg.types import Completion
 
-REPORT_S = 0.1  # between two reports of progress to a client that waits: also the sign that the worker is alive
+REPORT_S = 0.05  # at least, between two messages to a client that waits: completions, progress, and a sign of life
 REFUSED = (ValueError, FloatingPointError, StaleWeightsError)  # faults of a request, which leave the engine as it was
 
 
@@ -110,7 +110,7 @@ class EngineWorker:
                 if message["do"] == "cancel":
                     raise Cancelled
                 self.streaming = True
-            if self.streaming and (self.rows or time.monotonic() - self.reported > REPORT_S):
+            if self.streaming and time.monotonic() - self.reported > REPORT_S:
                 self._send({"progress": [done, total, tokens]})
         except (EOFError, OSError):
             raise ClientGone from None
