@@ -174,6 +174,13 @@ class SftRecipe(Section):
     log: Log = Log()
 
 
+def samples_as_trainer(recipe: Recipe) -> bool:
+    """Return whether the engine samples from the live weights in the trainer's arithmetic: its log-probs are the same."""
+    rollout = recipe.rollout
+    runs_elsewhere = rollout.overlap or rollout.server is not None
+    return rollout.engine == "native" and recipe.model.dtype == "float32" and not runs_elsewhere
+
+
 def sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, DataSource]]:
     """Yield ("data.train", its source), and ("data.eval", its source) if there is one."""
     yield "data.train", recipe.data.train

@@ -18,6 +18,7 @@ from rlhf_pg.config.recipe import (
     RewardSpec,
     RolloutSection,
     RunSection,
+    samples_as_trainer,
 )
 
 OVERLAP_CAP = 2.0  # of importance weights one step old: Yao et al. 2025's, see functional/importance.py
@@ -89,14 +90,12 @@ class ResolvedRecipe:
         """Resolve a recipe whose keys have been found to fit together."""
         written = _with_options_written_out(written, algorithm)
         sections: dict[str, Any] = {name: getattr(written, name) for name in Recipe.model_fields if name != "algorithm"}
-        rollout = written.rollout
-        live = rollout.engine == "native" and not rollout.overlap and rollout.server is None
         passes = ScoringPasses.of(
             algorithm,
             written.kl,
             written.update,
             written.critic,
-            engine_is_trainer=live and written.model.dtype == "float32",
+            engine_is_trainer=samples_as_trainer(written),
         )
         return cls(**sections, algorithm=algorithm, launch=launch, passes=passes, written=written)
 

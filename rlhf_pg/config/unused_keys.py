@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from rlhf_pg.algorithms.base import BoundAlgorithm
-from rlhf_pg.config.recipe import Recipe, SftRecipe, is_generated, sources
+from rlhf_pg.config.recipe import Recipe, SftRecipe, is_generated, samples_as_trainer, sources
 
 IDLE_IN_SFT = (
     "run.steps",
@@ -60,11 +60,9 @@ def _of_training(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[t
         yield "update.max_kl", f"in {algorithm.name}: its bound is algorithm.options.max_kl"
     elif recipe.update.on_policy:
         yield "update.max_kl", "with one optimizer step per rollout"
-    rollout = recipe.rollout
-    runs_elsewhere = rollout.overlap or rollout.server is not None
-    if rollout.engine == "native" and recipe.model.dtype == "float32" and not runs_elsewhere:
+    if samples_as_trainer(recipe):
         yield "update.mismatch.cap", "with rollout.engine=native in float32, whose log-probs are the trainer's own"
-    if rollout.overlap is False and recipe.update.mismatch.cap is None:
+    if not recipe.rollout.overlap and recipe.update.mismatch.cap is None:
         yield "update.mismatch.beyond", "without update.mismatch.cap"
     if recipe.update.mismatch.limit is None:
         yield "update.mismatch.action", "without update.mismatch.limit"

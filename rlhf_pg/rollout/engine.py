@@ -63,9 +63,6 @@ class Engine(Protocol):
     """
 
     version: int  # of the weights the next `generate` samples from
-    samples_live_weights: bool = (
-        False  # whether log-probs are the trainer's own: no copy of the weights is sampled from
-    )
 
     def generate(
         self,

@@ -37,8 +37,6 @@ class NativeEngine(Engine):
     Raises ValueError for a model whose attention this cache cannot serve.
     """
 
-    samples_live_weights = True  # those of `model`, at any time: in float32, log-probs are the trainer's own
-
     def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
         check_settings(slots, eos_ids)
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version

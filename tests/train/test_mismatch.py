@@ -95,8 +95,6 @@ def test_masked_rows_give_no_gradient_but_count_in_the_denominator(tokens):
 class Shifted(NativeEngine):
     """Says of every token that it was more likely than it was."""
 
-    samples_live_weights = False
-
     def generate(self, prompts, sampling, progress=None, finished=None):
         def shifted(prompt, place, row):
             row.logp.add_(0.3)
