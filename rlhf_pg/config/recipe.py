@@ -175,7 +175,7 @@ class SftRecipe(Section):
 
 
 def samples_as_trainer(recipe: Recipe) -> bool:
-    """Return whether the engine's log-probs are the trainer's: sampled from the live weights, in the same arithmetic."""
+    """Return whether the engine's log-probs are the trainer's: of the live weights, in the same arithmetic."""
     rollout = recipe.rollout
     runs_elsewhere = rollout.overlap or rollout.server is not None
     return rollout.engine == "native" and recipe.model.dtype == "float32" and not runs_elsewhere
