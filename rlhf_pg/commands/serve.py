@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from rlhf_pg.commands.parsing import add_option, add_recipe_command, options
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_parser(subcommands) -> None:
