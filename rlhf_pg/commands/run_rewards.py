@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rlhf_pg.grading import numbers
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.types import Sample, Score
@@ -117,15 +118,21 @@ def require(rows: list[dict[str, Any]], column: str, path: Path) -> None:
 
 
 def _sample(row: dict[str, Any], text: Any, prompt: str, answer: str) -> Sample:
-    columns = row | ({"answer": row[answer]} if answer in row else {})
+    columns = row | ({"answer": _gold(row[answer])} if answer in row else {})
     finish = "length" if row.get("finish") == "length" else "stop"
     return Sample(str(row.get(prompt, "")), str(text), finish, columns)
+
+
+def _gold(value: Any) -> Any:
+    """Return a gold answer as a run gives it to a reward: a number as text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return numbers.as_text(value) if is_number else value
 
 
 def _texts_to_score(row: dict[str, Any], answer: str, completion: str | None) -> list[str]:
     if completion is not None:
         return [str(row[completion])]
-    gold = str(row.get(answer, ""))
+    gold = str(_gold(row.get(answer, "")))
     return [gold, rf"\boxed{{{gold}}}"] if "\n" not in gold else [gold]
 
 

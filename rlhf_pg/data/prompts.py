@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_pg.data.source import Rows, load_rows
 from rlhf_pg.data.templates import choose
+from rlhf_pg.grading import numbers
 from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, as_given, permutation
 from rlhf_pg.tasks.base import resolve as resolve_task
 from rlhf_pg.types import Prompt
@@ -109,11 +111,15 @@ def _cell(rows: Rows, index: int, candidates: Sequence[str], role: str) -> tuple
         names = " or ".join(map(repr, candidates))
         raise ValueError(f"{rows.where(index)}: no {role} column {names}; the columns are {_listed(row)}")
     value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"{rows.where(index)}: {role} column {column!r} is {value!r}; text or a number is needed")
-    if not str(value).strip():
+    try:
+        text = numbers.as_text(value)
+    except ValueError as error:
+        raise ValueError(f"{rows.where(index)}: {role} column {column!r}: {error}") from error
+    if not text.strip():
         raise ValueError(f"{rows.where(index)}: {role} column {column!r} is empty")
-    return column, str(value)
+    return column, text
 
 
 def _listed(row: Row) -> str:

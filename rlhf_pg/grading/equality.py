@@ -18,13 +18,13 @@ from rlhf_pg.grading.parse_answer import MAX_LENGTH, Answer, parse_answer, ungro
 REVERSED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
-def grade(completion: str, reference: str, *, finished: bool = True) -> bool | None:
+def grade(completion: str, reference: str, *, finished: bool = True, prompt: str = "") -> bool | None:
     """Return whether the answer in a completion is the answer in a reference; None if the completion has no answer.
 
-    `finished` is False for a text that was cut off, in which only an explicit answer counts. Text can be made to take
-    long, so call this in a process that can be killed.
+    A prompt that ends with `<think>` began the reasoning. `finished` is False for a text that was cut off, in which
+    only an explicit answer counts. Text can be made to take long, so call this in a process that can be killed.
     """
-    answer = extract_answer(completion, finished)
+    answer = extract_answer(completion, finished, prompt)
     return None if answer is None else equal(extract_gold(reference), answer)
 
 
