@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rlhf_pg.grading import expression, numeric, symbolic
+from rlhf_pg.grading import expression, numeric, real_set, symbolic
 from rlhf_pg.grading.expression import TooBig, Unreadable
 from rlhf_pg.grading.extract import extract_answer, extract_gold
 from rlhf_pg.grading.latex import clean, compact
@@ -39,6 +39,8 @@ def equal(gold: str, answer: str) -> bool:
         return True
     if len(gold) > MAX_LENGTH:
         return False
+    if real_set.equal(gold, answer):
+        return True
     for gold_reading, answer_reading in _readings(gold, answer):
         try:
             if _equal_answers(parse_answer(gold_reading), parse_answer(answer_reading)):
