@@ -20,6 +20,7 @@ from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
+from rlhf_pg.rewards.arguments import check_rows
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import build as build_engine
@@ -84,14 +85,16 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
 
     `backend`: the process group, if it has been joined. Raises ValueError naming the key, file or column that is wrong.
     """
-    rewards = [plugin.resolve(r.fn, r.weight, r.timeout_s) for r in recipe.rewards]
+    rewards = [
+        plugin.resolve(r.fn, r.weight, r.timeout_s, r.memory_mb, f"rewards.{i}.{{}}")
+        for i, r in enumerate(recipe.rewards)
+    ]
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
     train = prompts["train"].prompts
-    for reward in rewards:
-        plugin.check(reward, set(train[0].columns))
+    check_rows(rewards, [(f"prompt {p.id}", p.columns) for loaded in prompts.values() for p in loaded.prompts])
     longest_prompt = max(len(prompt.tokens) for prompt in train)
     recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
