@@ -24,7 +24,7 @@ BEFORE = re.compile(r"(?:[ \t*_(\[$`\"'{]|\\[(\[])*+(?:- )?")
 CHAIN = re.compile(
     r"(?:(?:[^a-zA-Z\n=\\]|\\(?:times|cdot|div|[dtc]?frac)(?![a-zA-Z])|(?<= )x(?= ))*+=)+|[ \t*_$]*\w{1,20}[ \t]*="
 )
-NO_OPERATOR = re.compile(r"\s*\+?(?:[^\\+*/^<>|!√π]|\\[$%,;: ()\[\]!]|\\approx|(?<!\d)\*\*)*")
+NO_OPERATOR = re.compile(r"\s*\+?(?:[^\\+*/^<>|!√π]|\\[$%,;: ()\[\]{}!]|\\approx|(?<!\d)\*\*)*\\?")
 SUBTRACTS = re.compile(r"[\w)}]\s*-\s*\Z")
 MAX_CHARS, MAX_BOX, MAX_CHAIN = 100_000, 300, 200
 

@@ -36,7 +36,7 @@ CURRENCY = re.compile(
 
 SEPARATOR = r"(?:\{,\}|,\\!|\\[,;:! ]|[,'_~\u2009]|[ ](?=\d{3}(?!\d)))"
 DECIMAL = rf"(?:\d++(?:{SEPARATOR}\d++)*+(?:\.\d++)?+|\.\d++)"
-START = r"(?<![a-zA-Z\d.^])(?<!\^\{)(?<!\^-)(?<!\^\{-)(?<!\^\()(?<!_\{)(?<![a-zA-Z\d]_)(?<!frac\{)(?<!\}\{)"
+START = r"(?<![a-zA-Z\d.^])(?<!\^\{)(?<!\^-)(?<!\^\{-)(?<!\^\()(?<!_\{)(?<![a-zA-Z\d]_)(?<!frac\{)(?<!sqrt\{)(?<!\}\{)"
 NUMBER = re.compile(
     rf"{START}(?P<sign>(?:(?<![\w).\]}}%])-)?(?:\$[ ]?(?:-[ ]?)?)?\{{?(?:(?<=\{{)-[ ]?)?)"
     rf"(?:\\[dtc]?frac\s*(?:\{{\s*(?P<top>-?{DECIMAL})\s*\}}|(?P<digit>\d))\s*(?:\{{\s*(?P<bottom>-?{DECIMAL})\s*\}}|(?P<d>\d))"
@@ -50,9 +50,14 @@ NUMBER = re.compile(
 )  # fmt: skip
 SPACED_MINUS = re.compile(r"(?:\A|[=(:{\[$#≈]|\bis|\bequals)[ \t*_]*-[ \t]\Z")
 NEGATIVE = re.compile(r"(?:\bnegative|(?<![\d)%] )\bminus)\s+\Z", re.IGNORECASE)
+DENIED = re.compile(r"(?:\bnot|n't)(?:\s+be)?\s+\Z", re.IGNORECASE)
 PERCENT = re.compile(r"[\s$}]*\{?\s?(?:\\?%|(?:percent|per cent|pct)\b)", re.IGNORECASE)
-FACTORS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-FACTOR = re.compile(rf"\s*\}}?\$?\s?(?:\{{\s*)?({'|'.join(FACTORS)})s?\b|([kK])(?![a-zA-Z])", re.IGNORECASE)
+FACTORS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+           "k": 10**3, "m": 10**6, "b": 10**9}  # fmt: skip
+FACTOR = re.compile(
+    rf"\s*\}}?\$?\s?(?:\{{\s*)?({'|'.join(f for f in FACTORS if len(f) > 1)})s?\b|(?-i:[kKMB])(?![a-zA-Z])",
+    re.IGNORECASE,
+)
 LARGER = "hours?|hrs?|h|minutes?|mins?|dollars?|bucks|feet|foot|ft|pounds?|lbs?|years?|weeks?|days?|meters?|m"
 SMALLER = "minutes?|mins?|seconds?|secs?|cents?|inch|inches|in|ounces?|oz|months?|days?|hours?|cm"
 OPERAND = r"[ \t$]*(?:[-\d(.√π]|\\[a-z])"
@@ -154,10 +159,10 @@ def _number(text: str, match: re.Match, any_commas: bool = False) -> Number:
     value = _value(match, any_commas)
     factor = FACTOR.match(text, end)
     if value is not None and factor:
-        value, end = value * (FACTORS[factor[1].lower()] if factor[1] else 1000), factor.end()
-    if CONTINUED.match(text, end):
-        value = None
+        value, end = value * FACTORS[(factor[1] or factor[0]).lower()], factor.end()
     before = text[max(0, match.start() - 16) : match.start()]
+    if CONTINUED.match(text, end) or DENIED.search(before):
+        value = None
     if value is not None and "-" not in match["sign"] and (SPACED_MINUS.search(before) or NEGATIVE.search(before)):
         value = -value
     return Number(value, percent is not None, match.start(), end)
