@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rlhf_pg.display import quiet
 from rlhf_pg.distributed import zero
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.models.adapter import is_learned, learned, load_learned
@@ -51,12 +52,13 @@ class Backend:
         folders = (
             ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
         )
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            log_with=[*trackers] or None,
-            project_config=folders,
-            **_process_group(timeout_s),
-        )
+        with quiet.prints_logged():
+            self.accelerator = Accelerator(
+                mixed_precision=precision,
+                log_with=[*trackers] or None,
+                project_config=folders,
+                **_process_group(timeout_s),
+            )
         self.device = self.accelerator.device
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         self.ranks = Ranks(rank, size, self.device, timeout_s)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_pg.display import quiet
+
 UNSHARDED_BELOW = 10_000  # elements: stage 3 does not shard smaller parameters (norms, biases)
 
 
@@ -48,7 +50,8 @@ class Zero:
         _stack_outputs(module, self.autocast)
         parameters: Any = [p for p in module.parameters() if p.requires_grad] if trained else None
         config = {**_configuration(self.config, self.size), **settings}
-        engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config, **trained)
+        with quiet.prints_logged():
+            engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config, **trained)
         head = _outer_head(module)
         if self.stage == 3 and head is not None:
             deepspeed.zero.register_external_parameter(module, head.weight)

@@ -1,0 +1,84 @@
+"""What a library says below an error is hidden, what the user's own code says is not."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+
+from rlhf_pg.display import quiet
+
+LIBRARY = """
+import logging, warnings
+from tqdm.auto import tqdm
+def speak():
+    log = logging.getLogger("noisy")
+    handler = logging.StreamHandler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.info("library info"); log.warning("library warning"); log.error("library error")
+    warnings.warn("deprecated in the library", FutureWarning, stacklevel=1)
+    warnings.warn("deprecated by its caller", FutureWarning, stacklevel=2)
+    logging.getLogger("bare").warning("library without a handler")
+    for _ in tqdm(range(3), desc="library bar"): pass
+"""
+PROGRAM = """
+import logging, sys, warnings
+from rlhf_pg.display import quiet
+with quiet.libraries(shown="debug" in sys.argv):
+    import noisy
+    with quiet.prints_logged():
+        print("library print")
+    noisy.speak()
+    logging.getLogger("rlhf_pg.storage").warning("our warning")
+    logging.getLogger("plugin").warning("user's warning")
+    warnings.warn("the user's own", UserWarning)
+    print("our line")
+"""
+OF_LIBRARY = ("info", "warning", "without a handler", "bar", "print")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What a program and a library in site-packages print, by the arguments of the program."""
+    root = tmp_path_factory.mktemp("quiet")
+    (root / "site-packages").mkdir()
+    (root / "site-packages" / "noisy.py").write_text(textwrap.dedent(LIBRARY))
+    (root / "program.py").write_text(textwrap.dedent(PROGRAM))
+
+    def run(*arguments: str) -> str:
+        path = f"import sys; sys.path.insert(0, {str(root / 'site-packages')!r})"
+        code = f"{path}; import runpy; runpy.run_path({str(root / 'program.py')!r}, run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return {"quiet": run(), "debug": run("debug")}
+
+
+def test_a_librarys_prints_logs_warnings_and_bars_are_hidden(said):
+    assert not [what for what in OF_LIBRARY if f"library {what}" in said["quiet"]]
+    assert "deprecated in the library" not in said["quiet"]
+
+
+def test_a_librarys_error_and_what_the_users_own_code_is_told_are_shown(said):
+    for text in ("library error", "our warning", "user's warning", "the user's own", "our line"):
+        assert text in said["quiet"], text
+    assert "deprecated by its caller" in said["quiet"]  # the caller is the user's file
+
+
+def test_debug_shows_everything(said):
+    for what in OF_LIBRARY:
+        assert f"library {what}" in said["debug"], what
+    assert "deprecated in the library" in said["debug"]
+
+
+def test_afterwards_logging_warnings_and_environment_are_as_before():
+    before = logging.Logger.callHandlers, warnings.showwarning, dict(os.environ)
+    with pytest.raises(KeyError), quiet.libraries(shown=False):
+        assert logging.Logger.callHandlers is not before[0]
+        raise KeyError
+    assert (logging.Logger.callHandlers, warnings.showwarning, dict(os.environ)) == before
