@@ -11,11 +11,13 @@ from rlhf_pg.commands.export import export, headline
 from rlhf_pg.commands.open_run import open_folder, resumed
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.display.notices import Watch
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
+from rlhf_pg.report import run_record
 from rlhf_pg.train import prefetch
 from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
 from rlhf_pg.train.resume import refuse_another_run
@@ -58,7 +60,8 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
                 checks.preflight(session, view.message)
         stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
-        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress))
+        watch = Watch(run_record.read(folder.path).steps if folder.resume_from and ranks.first else ())
+        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress, watch=watch))
 
 
 def _save_if_interrupted(run: TrainingRun) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlhf_pg.display.figures import compact, counted, duration, eval_names, number
+from rlhf_pg.display.notices import Notice, outcome_totals
 from rlhf_pg.display.text import visible
 from rlhf_pg.report.bars import Bars, cost_compared, held_out, held_out_compared
 from rlhf_pg.report.charts import Chart
@@ -21,7 +22,7 @@ from rlhf_pg.report.measures import (
     samples_seen,
     seconds_spent,
 )
-from rlhf_pg.report.notices import CHECKED, Notice, merged, notices, outcome_totals
+from rlhf_pg.report.notices import CHECKED, merged, notices
 from rlhf_pg.report.run_record import RunRecord, read
 from rlhf_pg.report.samples import Sample, choose
 from rlhf_pg.report.seed_groups import SeedGroup, names, seed_groups
@@ -86,7 +87,7 @@ def single(run: RunRecord) -> Page:
     """Return the page of one run."""
     samples = choose(run)  # before the notices: unreadable rows are counted here
     charts, absent = curves(run)
-    totals = outcome_totals(run)
+    totals = outcome_totals(run.steps)
     count = sum(totals.values())
     return Page(
         title=visible(run.name),
