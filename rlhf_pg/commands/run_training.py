@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 from rich.console import Console
 
@@ -18,17 +19,20 @@ from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
 from rlhf_pg.report import run_record
-from rlhf_pg.train import prefetch
+from rlhf_pg.train import launch_facts, prefetch
 from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.setup import build, join
 
 
-def train(recipe: ResolvedRecipe) -> int:
-    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit code."""
+def train(recipe: ResolvedRecipe, source: Path | None = None) -> int:
+    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit code.
+
+    source: the recipe's file, whose commit is recorded.
+    """
     backend = join(recipe)
     try:
-        return _train(recipe, backend)
+        return _train(recipe, backend, source)
     except BaseException as error:
         backend.ranks.report_failure(error)
         cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
@@ -37,7 +41,7 @@ def train(recipe: ResolvedRecipe) -> int:
         raise
 
 
-def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
+def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int:
     ranks = backend.ranks
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(recipe, ranks))
@@ -53,6 +57,11 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
         if live != "off":
             show_run(session.estimate, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, live))
+        if ranks.first:
+            launch = launch_facts.facts(recipe, backend, session.learner.policy, source, progress.step)
+            folder.add_launch(launch)
+            for line in launch_facts.lines(launch):
+                view.message(line)
         for note in session.notes:
             view.message(note)
         if recipe.run.preflight:

@@ -140,6 +140,12 @@ class Backend:
         kind = f"ZeRO-{self.zero.stage}" if self.zero else "replicas"
         return {"kind": kind, "processes": self.ranks.size}
 
+    def layout(self, prepared: Any) -> str:
+        """Return in words how a module that `prepare` returned is spread over the processes, DeepSpeed's as it says."""
+        if self.zero:
+            return self.zero.described(prepared)
+        return "DDP" if self.ranks.size > 1 else "one process"
+
     def gathered_weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, weight) of all that a state dict has, tied ones once; all ranks must iterate.
 

@@ -44,6 +44,12 @@ class Zero:
         """Return a module that is never trained, in DeepSpeed's engine, its weights sharded (stage 3)."""
         return self._engine(module, {})
 
+    def described(self, engine: Any) -> str:
+        """Return what an engine says of itself, as in "DeepSpeed ZeRO-3, optimizer and weights offloaded"."""
+        parts = {"optimizer": engine.zero_offload_optimizer(), "weights": engine.zero_offload_param()}
+        offloaded = " and ".join(name for name, to in parts.items() if to is not None and to.device != "none")
+        return f"DeepSpeed ZeRO-{engine.zero_optimization_stage()}" + (f", {offloaded} offloaded" if offloaded else "")
+
     def _engine(self, module: nn.Module, settings: Mapping[str, Any], **trained: Any) -> Any:
         import deepspeed
 
