@@ -54,8 +54,7 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
         learner, model = _learner(recipe, backend, batches)
         launch = launch_facts.facts(recipe, backend, learner.policy, source)
         folder.add_launch(launch)
-        for line in launch_facts.lines(launch):
-            view.message(line)
+        view.message("\n".join(launch_facts.lines(launch)))
         for step, rows in enumerate(_shuffled(examples, recipe)):
             view.start_step(step + 1)
             view.phase("update")

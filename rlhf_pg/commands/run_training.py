@@ -54,14 +54,14 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
         folder.write_text("config.yaml", config.dump(recipe))
         backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
-        if live != "off":
-            show_run(session.estimate, Console())
-        view = stack.enter_context(LiveView(recipe.run.steps, live))
+        view = LiveView(recipe.run.steps, live)
         if ranks.first:
             launch = launch_facts.facts(recipe, backend, session.learner.policy, source, progress.step)
             folder.add_launch(launch)
-            for line in launch_facts.lines(launch):
-                view.message(line)
+            view.message("\n".join(launch_facts.lines(launch)))
+        if live != "off":
+            show_run(session.estimate, Console())
+        stack.enter_context(view)
         for note in session.notes:
             view.message(note)
         if recipe.run.preflight:

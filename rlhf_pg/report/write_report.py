@@ -26,7 +26,7 @@ from rlhf_pg.report.notices import CHECKED, merged, notices
 from rlhf_pg.report.run_record import RunRecord, read
 from rlhf_pg.report.samples import Sample, choose
 from rlhf_pg.report.seed_groups import SeedGroup, names, seed_groups
-from rlhf_pg.report.tables import Table, tables
+from rlhf_pg.report.tables import Table, launch_differences, launches, tables
 from rlhf_pg.storage.atomic_io import write_atomic
 
 
@@ -56,6 +56,7 @@ class Page:
     samples: list[tuple[str, list[Sample]]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)  # to be read first
     later: list[Table] = field(default_factory=list)  # to look things up in
+    launches: list[Table] = field(default_factory=list)
     quiet: str = ""  # runs of a comparison that have no notice
     configs: list[tuple[str, str]] = field(default_factory=list)  # run name, text of config.yaml
     checked: str = CHECKED
@@ -99,6 +100,7 @@ def single(run: RunRecord) -> Page:
         absent=absent,
         outcomes=[(visible(name), f"{n:,.0f}", f"{n / count:.1%}") for name, n in totals.items() if n],
         samples=samples,
+        launches=[table for table in [launches(run)] if table],
         configs=[("", visible(run.config_text, keep="\n"))] if run.config_text else [],
     )
 
@@ -122,6 +124,7 @@ def comparison(runs: list[RunRecord]) -> Page:
         absent=absent,
         tables=first,
         later=later,
+        launches=[table for table in [launch_differences(runs)] if table and table.rows],
         curves_note=f"Smoothed. {means}Point at a curve for its values.",
         configs=[(visible(run.name), visible(run.config_text, keep="\n")) for run in runs if run.config_text],
     )
