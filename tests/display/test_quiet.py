@@ -6,10 +6,18 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_pg.display import quiet
+from rlhf_pg.models.load import save_model, tiny_model
+from rlhf_pg.models.tokenizer import character_tokenizer
+from tests.train import small_run
+
+ROOT = Path(__file__).parents[2]
 
 LIBRARY = """
 import logging, warnings
@@ -82,3 +90,34 @@ def test_afterwards_logging_warnings_and_environment_are_as_before():
         assert logging.Logger.callHandlers is not before[0]
         raise KeyError
     assert (logging.Logger.callHandlers, warnings.showwarning, dict(os.environ)) == before
+
+
+def command(folder, *arguments: str) -> tuple[int, str]:
+    """(exit status, stdout and stderr) of `python -m rlhf_pg` in `folder`."""
+    environment = {name: value for name, value in os.environ.items() if name not in quiet.QUIET}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "rlhf_pg", *arguments]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("engine", ["native", "vllm"])
+def test_a_run_without_a_live_view_prints_nothing(tmp_path, engine):
+    if engine == "vllm" and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    save_model(
+        tiny_model(seed=0, vocabulary=len(character_tokenizer())), character_tokenizer(), tmp_path / "start"
+    )  # weights that are loaded, with a bar
+    held_out = {"task": "arithmetic", "options": {"count": 4}}
+    sections = {"data": {"train": held_out, "eval": held_out}, "run": {"steps": 2}}
+    mapping = small_run.mapping(tmp_path / "run", **sections, model={"path": "start"})
+    mapping["rollout"]["engine"] = engine
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(mapping))
+    assert command(tmp_path, "train", "recipe.yaml") == (0, "")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_shows_its_libraries_bars_in_debug(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_run.mapping(tmp_path / "run", run={"steps": 1})))
+    status, output = command(tmp_path, "train", "recipe.yaml", "--debug")
+    assert status == 0 and "Writing model shards" in output
