@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rollout",
         "storage",
     ),
-    "estimate": ("config", "data", "functional", "models", "rollout"),
+    "estimate": ("config", "data", "functional", "models", "rollout", "tasks"),
     "config": ("algorithms", "rewards", "rollout", "tasks"),
     "rollout": ("models", "rewards", "storage"),
     "distributed": ("display", "models", "storage"),
