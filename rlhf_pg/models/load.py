@@ -18,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import has_adapter, merged, quantization
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
@@ -26,10 +27,10 @@ TINY = "tiny"
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder or hub name; of "tiny", build the embedded character tokenizer."""
+    """Load the tokenizer of a folder, hub name or GGUF file; of "tiny", build the embedded character tokenizer."""
     if path == TINY:
         return character_tokenizer()
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return AutoTokenizer.from_pretrained(folder_or_name(path), trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -41,7 +42,7 @@ def load_model(
     quantize: Literal["4bit", "8bit"] | None = None,
     arithmetic: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load the model of a folder or hub name in float32 (`model.dtype` is the arithmetic's, not the weights').
+    """Load a folder, hub name or GGUF file in float32 (`model.dtype` is the arithmetic's, not the weights').
 
     "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize` puts linear
     layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained.
@@ -49,6 +50,7 @@ def load_model(
     """
     if path == TINY:
         return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
+    path = folder_or_name(path)
     _refuse_pickle(Path(path))
     quantized: dict[str, Any] = {}
     if quantize:
@@ -71,7 +73,12 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConf
     """Load the model's configuration; read no weights."""
     if path == TINY:
         return tiny_config(len(character_tokenizer()))
-    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return AutoConfig.from_pretrained(folder_or_name(path), trust_remote_code=trust_remote_code)
+
+
+def folder_or_name(path: str) -> str:
+    """Return what transformers loads for a model path: of a GGUF file, the folder it is converted into."""
+    return str(gguf.converted(path)) if gguf.is_gguf(path) else path
 
 
 def context_length(config: PretrainedConfig) -> int:

@@ -15,6 +15,7 @@ from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
+from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
@@ -125,10 +126,15 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         train_prompts=train,
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
         sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
-        notes=[note(name, source) for name, source in prompts.items()],
+        notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items())],
         estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
     )
+
+
+def model_notes(recipe: ResolvedRecipe) -> list[str]:
+    """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
+    return [gguf.description(recipe.model.path)] if gguf.is_gguf(recipe.model.path) else []
 
 
 def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:
