@@ -43,19 +43,19 @@ class Share:
 
         As many rows as fit the slots where the number of problems is not known.
         """
-        slots, evaluation = self.recipe.rollout.slots, self.recipe.eval
-        step = min(slots, self.rows), self.prompt_length + self.completion_length
+        length = self.prompt_length + self.completion_length
+        step = rows_at_once(self.recipe, self.prompts, problems=0), length
         if self.recipe.data.eval is None:
             return (step,)
+        longest = self.recipe.eval.max_new_tokens or self.completion_length
         problems = held_out_problems(self.recipe) if self.problems is None else self.problems
-        rows = slots if problems is None else min(slots, problems * evaluation.samples)
-        length = (self.problem_length or self.prompt_length) + (evaluation.max_new_tokens or self.completion_length)
-        return step, (rows, length)
+        evaluation = rows_at_once(self.recipe, 0, problems), (self.problem_length or self.prompt_length) + longest
+        return step, evaluation
 
     @property
     def rows_at_once(self) -> int:
         """Rows that an engine samples at once, at most."""
-        return max(1, *(rows for rows, _ in self.generations))
+        return max(rows for rows, _ in self.generations)
 
     @property
     def minibatch_prompts(self) -> int:
@@ -94,6 +94,13 @@ class Share:
         if rows < self.samples:
             return self.minibatch_prompts * math.ceil(self.samples / rows)
         return math.ceil(self.minibatch_prompts / groups)
+
+
+def rows_at_once(recipe: ResolvedRecipe, prompts: int, problems: int | None) -> int:
+    """Return how many rows fit the slots, of `prompts` of a rollout step and `problems` of an evaluation; None: any."""
+    rollout, evaluated = recipe.rollout, recipe.eval.samples
+    rows = rollout.slots if problems is None else max(prompts * rollout.samples_per_prompt, problems * evaluated)
+    return max(1, min(rollout.slots, rows))
 
 
 def held_out_problems(recipe: ResolvedRecipe) -> int | None:
