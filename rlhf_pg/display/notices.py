@@ -5,6 +5,7 @@ A rule takes lines, oldest first, and `when`, words for the steps they are of. I
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,10 +113,11 @@ def truncation(first: Sequence[Row], recent: Sequence[Row], when: str) -> Notice
         return None
     samples, unanswered = sum(map(_samples, recent)), sum(finite(recent, "outcome/truncated"))
     cost, spread = _mean(finite(recent, "completion/truncation_cost")), _mean(finite(recent, "reward/std"))
+    ended = (1 - cut) * samples
     blind = signal(first, recent, when)
     if samples and unanswered > FEW * samples:
         why = ", most of them before an answer" if unanswered > 0.5 * cut * samples else ", many before an answer"
-    elif cost is not None and spread and cost > 0.5 * spread:
+    elif cost is not None and spread and cost > spread * max(0.5, 3 / math.sqrt(max(ended, 1))):  # more than chance
         why = f", and earned {cost:.2g} less than the others"
     elif blind and blind.level != "note":
         why = ""

@@ -41,6 +41,11 @@ def test_a_reward_that_ignores_the_end_is_not_told_to_raise_the_limit():
     assert said([row(i, completion__truncated=0.97, completion__truncation_cost=-0.1) for i in range(1, 9)]) == {}
 
 
+def test_a_cost_that_two_completions_may_have_by_chance_is_none():
+    few = {"completion__truncated": 0.96, "completion__truncation_cost": 0.4, "outcome__scored": 16}
+    assert said([row(i, **few) for i in range(1, 9)]) == {}  # 0.04 x 16 x 3: two that ended
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [
