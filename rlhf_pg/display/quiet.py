@@ -81,14 +81,15 @@ def _own_warnings() -> Iterator[None]:
 
 @contextmanager
 def prints_logged() -> Iterator[None]:
-    """Make log records, of the level INFO, of what a library prints to stdout inside."""
-    printed = io.StringIO()
+    """Make log records of what a library prints to stdout inside: of the level INFO, or ERROR where it then raises."""
+    printed, level = io.StringIO(), logging.ERROR
     try:
         with redirect_stdout(printed):
             yield
+        level = logging.INFO
     finally:
         for line in filter(None, printed.getvalue().splitlines()):
-            log.info("%s", line)
+            log.log(level, "%s", line)
 
 
 def _is_ours(logger: str) -> bool:

@@ -92,6 +92,13 @@ def test_afterwards_logging_warnings_and_environment_are_as_before():
     assert (logging.Logger.callHandlers, warnings.showwarning, dict(os.environ)) == before
 
 
+def test_what_a_library_printed_before_it_failed_is_logged_as_an_error(caplog):
+    with quiet.libraries(shown=False), pytest.raises(RuntimeError), quiet.prints_logged():
+        print("ninja: no compiler")
+        raise RuntimeError
+    assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", "ninja: no compiler")]
+
+
 def command(folder, *arguments: str) -> tuple[int, str]:
     """(exit status, stdout and stderr) of `python -m rlhf_pg` in `folder`."""
     environment = {name: value for name, value in os.environ.items() if name not in quiet.QUIET}
