@@ -15,7 +15,7 @@ from rlhf_pg.report.run_record import EXPECTED, RunRecord
 
 CHECKED = (
     "non-finite metrics, excluded samples, reward errors and timeouts, truncation, KL spikes, engine mismatch, "
-    "collapsed entropy, groups without signal, falling reward, a critic worse than a mean, refused steps"
+    "collapsed or risen entropy, groups without signal, falling reward, a critic worse than a mean, refused steps"
 )
 
 NUMBER = re.compile(r"(?<![\w/@.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?!\w)")  # not those inside names

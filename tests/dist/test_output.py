@@ -21,3 +21,10 @@ def test_two_processes_without_a_live_view_print_nothing_and_record_their_layout
     assert (ran["layout"], ran["processes"]) == (layout, 2)
     assert ran["command"].startswith("accelerate launch ... -m rlhf_pg train ")
     assert ("deepspeed" in ran["versions"]) == ("ZeRO" in layout)
+
+
+def test_check_prints_its_table_once_for_all_processes(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(plays.recipe(tmp_path / "run", "grpo", {})))
+    status, output = launch.finish(launch.start("cpu_ddp", "rlhf_pg", "check", str(file)))
+    assert (status, output.count("data.train: "), output.count("engine log probs")) == (0, 1, 1)
