@@ -4,6 +4,7 @@ so it runs on the same policy, update and denominator as reinforcement learning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ from rlhf_pg.models.export import export_dtype, save_model
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import gradient_step
+from rlhf_pg.train import gradient_step, launch_facts
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.prompts import read_prompts
 from rlhf_pg.train.resume import refuse_another_run
@@ -29,8 +30,10 @@ from rlhf_pg.train.setup import adamw
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 
-def sft(recipe: SftRecipe) -> int:
+def sft(recipe: SftRecipe, source: Path | None = None) -> int:
     """Fine-tune on the data's worked solutions and write `run.dir`/model. Returns the exit status.
+
+    source: the recipe's file, whose commit is recorded.
 
     With `run.resume=auto` a finished run is left as it is; an unfinished one starts over (a cold start is short).
     """
@@ -51,6 +54,9 @@ def sft(recipe: SftRecipe) -> int:
             f"data.train: {len(examples)} solutions" + (f", {dropped} left out as too long" if dropped else "")
         )
         learner, model = _learner(recipe, backend, batches)
+        launch = launch_facts.facts(recipe, backend, learner.policy, source)
+        folder.add_launch(launch)
+        view.message("\n".join(launch_facts.lines(launch)))
         for step, rows in enumerate(_shuffled(examples, recipe)):
             view.start_step(step + 1)
             view.phase("update")

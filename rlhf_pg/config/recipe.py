@@ -131,7 +131,9 @@ class Log(Section):
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default=[], description="besides metrics.jsonl")
     project: str = Field(default="rlhf_pg", description="name the trackers file the run under")
     samples: int = Field(default=8, ge=0, description="rollouts written to rollouts/ per step")
-    live: Literal["auto", "on", "off"] = Field(default="auto", description="live view; auto: in a terminal")
+    live: Literal["auto", "on", "off"] = Field(
+        default="auto", description="live view; auto: in a terminal; off: warnings only, on stderr"
+    )
 
 
 class Checkpoint(Section):
