@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.data.stops import check_tokens, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
@@ -95,6 +96,9 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     train = prompts["train"].prompts
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
+    vocabulary = model_config.get_text_config().vocab_size
+    for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
+        check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)
     longest_prompt = max(len(prompt.tokens) for prompt in train)
     recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
@@ -113,12 +117,12 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         frozen, frozen_policy = reference(
             policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
         )
-    eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
+    stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
     held_out = prompts["eval"].prompts if "eval" in prompts else []
     longest_problem = max((len(prompt.tokens) for prompt in held_out), default=None)
     ranks = backend.ranks.size
     slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
-    engine = make_engine(recipe, engine_model, eos_ids, slots, longest_request(recipe, prompts), learn=learn)
+    engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -132,7 +136,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         train_prompts=train,
         eval_prompts=held_out,
         sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
-        notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items())],
+        notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes],
         estimate=estimate_run(recipe, model_config, longest_prompt, len(held_out), longest_problem),
         reference_digest=digest,
     )
