@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from rlhf_pg.display import quiet
-from rlhf_pg.models.load import save_model, tiny_model
+from rlhf_pg.models.export import save_model
+from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from tests.train import small_run
 
