@@ -92,10 +92,10 @@ def signal(first: Sequence[Row], recent: Sequence[Row], when: str) -> Notice | N
         return None
     mean = statistics.fmean(rewards)
     if len(spread) == len(rewards) and not any(spread) and len({*rewards}) == 1:
-        what = f"Every reward {when} was {rewards[0]:g}: there is nothing to learn from"
+        what = f"Every reward {when} was {rewards[0]:g}: there was nothing to learn from"
         hard = rewards[0] <= 0
     elif flat is not None and flat > NEARLY_ALL:
-        what = f"{flat:.0%} of the groups {when} had equal rewards (mean {mean:.3g}): there is little to learn from"
+        what = f"{flat:.0%} of the groups {when} had equal rewards (mean {mean:.3g}): there was little to learn from"
         hard = mean < 0.5
     else:
         return None

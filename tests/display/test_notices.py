@@ -31,7 +31,7 @@ def test_no_reward_and_cut_off_completions_are_said_after_the_second_step_and_on
     first = said(rows)
     assert list(first) == [2]
     none, cut = first[2]
-    assert none.startswith("Every reward of steps 1 to 2 was 0: there is nothing to learn from. Easier problems")
+    assert none.startswith("Every reward of steps 1 to 2 was 0: there was nothing to learn from. Easier problems")
     assert "rlhf-pg sft" in none and "reward for the form" in none
     assert cut == "97% of the completions of steps 1 to 2 were cut off: raise rollout.max_new_tokens."
 

@@ -20,11 +20,11 @@ def test_a_run_without_any_reward_says_so_after_its_second_step(tmp_path, capsys
     captured = capsys.readouterr()
     shown, other = (captured.err, captured.out) if live == "off" else (captured.out, captured.err)
     none, cut = warnings(shown)
-    assert none.startswith("warning: Every reward of steps 1 to 2 was 0: there is nothing to learn from.")
+    assert none.startswith("warning: Every reward of steps 1 to 2 was 0: there was nothing to learn from.")
     assert "were cut off: raise rollout.max_new_tokens." in cut
     assert not warnings(other)
     report = (tmp_path / "report.html").read_text()
-    assert "Every reward of late steps was 0: there is nothing to learn from." in report
+    assert "Every reward of late steps was 0: there was nothing to learn from." in report
 
 
 def test_a_resumed_run_does_not_repeat_itself(tmp_path, capsys):
