@@ -125,7 +125,9 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         scorer=Scorer(rewards),
         train_prompts=train,
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
-        sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
+        sampler=prompt_data.PromptSampler(
+            train, recipe.rollout.prompts_per_step, recipe.run.seed, prompts["train"].dropped_note
+        ),
         notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items())],
         estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
