@@ -96,6 +96,17 @@ def choose(
     return Template(name, render, _automatic_prefix(tokenizer))
 
 
+def continuation(prompt: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of a text that follows a prompt's.
+
+    They are those of the whole, where that begins with the prompt's: by itself, a text begins in some tokenizers with a
+    space that is not there.
+    """
+    before, whole = (tokenizer.encode(t, add_special_tokens=False) for t in (prompt, prompt + text))
+    follows = whole[: len(before)] == before
+    return whole[len(before) :] if follows else tokenizer.encode(text, add_special_tokens=False)
+
+
 def _automatic_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the special tokens that the tokenizer puts in front by itself, if any: a BOS mostly."""
     plain, special = (tokenizer.encode("1", add_special_tokens=added) for added in (False, True))

@@ -90,7 +90,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
-    train = prompts["train"].prompts
+    train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
+    sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     longest_prompt = max(len(prompt.tokens) for prompt in train)
@@ -125,9 +126,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         scorer=Scorer(rewards),
         train_prompts=train,
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
-        sampler=prompt_data.PromptSampler(
-            train, recipe.rollout.prompts_per_step, recipe.run.seed, prompts["train"].dropped_note
-        ),
+        sampler=sampler,
         notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items())],
         estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
