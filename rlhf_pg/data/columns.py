@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from rlhf_pg.data import conversation
@@ -90,8 +92,10 @@ def _cell(rows: Rows, index: int, candidates: Sequence[str], role: str) -> tuple
 
 
 def _text(rows: Rows, index: int, column: str, value: Any, role: str) -> str:
-    """Return a cell as text."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """Return a cell as text; numbers with all their digits, for 5e-05 reads as 5 elsewhere."""
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        value = f"{Decimal(str(value)):f}"
+    if isinstance(value, bool) or not isinstance(value, str | int):
         inside = names({column: value}) if isinstance(value, dict) and value else []
         hint = f"; in it are {', '.join(map(repr, inside))}" if inside else ""
         shown = repr(value) if len(repr(value)) <= 100 else repr(value)[:97] + "..."
