@@ -29,6 +29,7 @@ def readers(rows: Rows, task: Task | None, prompt_column: str | None, answer_col
 
     def question(index: int) -> str | list[Turn]:
         column, value = _cell(rows, index, prompts, "prompt")
+        value = conversation.decoded(value)
         if not conversation.is_conversation(value):
             return _text(rows, index, column, value, "prompt")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def decoded(value: Any) -> Any:
+    """Return messages that a file of text columns holds as JSON, '[{"role": ...}]'; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and '"role"' in value:
+        try:
+            messages = json.loads(value)
+        except ValueError:
+            return value
+        return messages if is_conversation(messages) else value
+    return value
+
+
 def is_conversation(value: Any) -> bool:
     """Return whether a cell holds messages: as a list of them, or as columns, {"role": [...], "content": [...]}."""
     if isinstance(value, Mapping):
@@ -30,7 +42,12 @@ def is_conversation(value: Any) -> bool:
 def parse(value: Any) -> list[Turn]:
     """Return the turns of messages, each with text as content. Raises ValueError: which one is wrong, and how."""
     if isinstance(value, Mapping):  # as `datasets` stores a sequence of structs
-        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+        columns = {key: cells for key, cells in value.items() if isinstance(cells, list)}
+        if len({len(cells) for cells in columns.values()}) > 1:
+            raise ValueError(
+                f"{', '.join(f'{len(cells)} times {key!r}' for key, cells in columns.items())} in one list"
+            )
+        value = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     turns = [_turn(number, turn) for number, turn in enumerate(value, 1)]
     if turns[-1]["role"] != "user":
         raise ValueError(

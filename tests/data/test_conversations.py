@@ -170,14 +170,20 @@ def test_a_parquet_file_gives_the_rows_of_the_jsonl_file(tmp_path):
     assert nested[0].columns["reward_model"] == {"style": "rule", "ground_truth": "2"}
 
 
-def test_arrays_of_numpy_and_columns_of_turns_are_lists_of_messages():
+def test_arrays_of_numpy_json_and_columns_of_turns_are_lists_of_messages():
     import numpy
 
     turns = [system("Be brief."), user("1+1?")]
     expected = text_of(turns)
     assert text_of(numpy.array(turns, dtype=object)) == expected
     assert text_of(tuple(turns)) == expected
-    assert text_of({"role": ["system", "user"], "content": ["Be brief.", "1+1?"]}) == expected
+    assert text_of({"role": ["system", "user"], "content": ["Be brief.", "1+1?"], "name": None}) == expected
+    assert text_of(json.dumps(turns)) == expected
+    assert '[1, 2, "role"] has how many?' in text_of('[1, 2, "role"] has how many?')
+    with pytest.raises(
+        ValueError, match="row 0: prompt column 'prompt': 2 times 'role', 1 times 'content' in one list"
+    ):
+        text_of({"role": ["system", "user"], "content": ["1+1?"]})
     assert prompts([verl(turns, numpy.int64(2))]).prompts[0].columns["answer"] == "2"
 
 
