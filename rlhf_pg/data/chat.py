@@ -51,29 +51,38 @@ class ChatTemplate:
     def render(self, question: str | Sequence[Turn]) -> str:
         """Return the text of a prompt, which ends where the assistant's turn begins."""
         turns = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
-        fault = ValueError("unreachable")
+        faults = []
         for conversation, placement in _arrangements(turns, self._instruction):
-            for content_of in (str, _parts):
+            for attempt in (self._with_text, self._with_parts):
                 try:
-                    text = self._rendered([{**turn, "content": content_of(turn["content"])} for turn in conversation])
-                    self._refuse_loss(text, conversation)
-                    if content_of is _parts and any(key in text for key in PART_AS_DATA):
-                        continue  # a template for text that printed the list
+                    text = attempt(conversation)
                 except ValueError as error:
-                    fault = error if content_of is str else fault  # plain text is what nearly all templates take
+                    faults.append(error)
                     continue
                 self.placements |= {placement: None} if placement else {}
                 return text
-        raise fault
+        raise faults[-2]  # of the last attempt with plain text, which is what nearly all templates take
 
-    def _rendered(self, turns: list[Turn]) -> str:
+    def _with_text(self, turns: Sequence[Turn]) -> str:
+        text = self._rendered(turns)
+        self._refuse_loss(text, turns)
+        return text
+
+    def _with_parts(self, turns: Sequence[Turn]) -> str:
+        text = self._rendered([{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
+        self._refuse_loss(text, turns)
+        if any(key in text for key in PART_AS_DATA):
+            raise ValueError(f"{self._name()}: it prints a list of parts as Python does")
+        return text
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
         def today(format: str) -> str:
             self.prints_date = True
             return DATE.strftime(format)
 
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False, **{"strftime_now": today, **self._options}
+                list(turns), add_generation_prompt=True, tokenize=False, **{"strftime_now": today, **self._options}
             )
         except Exception as error:  # a template is a program of somebody else's
             raise ValueError(f"{self._name(error)}: {_said(error)}; {REMEDY}") from error
@@ -130,10 +139,6 @@ def _arrangements(turns: list[Turn], instruction: str) -> Iterator[tuple[list[Tu
         yield [*turns[:-1], {**last, "content": f"{last['content']}\n{instruction}"}], IN_USER_TURN
     else:
         yield turns, ""
-
-
-def _parts(text: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text}]
 
 
 def _source(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
