@@ -37,16 +37,18 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, instruction: str, options: Mapping[str, Any]):
         self._tokenizer, self._instruction, self._options = tokenizer, instruction, dict(options)
-        self.placements: dict[str, None] = {}  # where else than in system turns something was put, so far
+        self._placements: dict[str, None] = {}  # where instructions went: "" is a system turn, or there was none
         self.prints_date = False
         self._source = _source(tokenizer, options)
         _refuse_unknown(options, self._variables(), self._name())
         self.render(QUESTION)  # too long to be in a text by chance
+        self._expected, self._placements = self._placements, {}
 
     @property
     def name(self) -> str:
-        """Return "chat", and where instructions went if not into a system turn."""
-        return f"chat ({', '.join(self.placements)})" if self.placements else "chat"
+        """Return "chat", and where the instructions of what was rendered went if not into a system turn."""
+        elsewhere = ", ".join(filter(None, self._placements or self._expected))
+        return f"chat ({elsewhere})" if elsewhere else "chat"
 
     def render(self, question: str | Sequence[Turn]) -> str:
         """Return the text of a prompt, which ends where the assistant's turn begins."""
@@ -59,7 +61,7 @@ class ChatTemplate:
                 except ValueError as error:
                     faults.append(error)
                     continue
-                self.placements |= {placement: None} if placement else {}
+                self._placements[placement] = None
                 return text
         raise faults[-2]  # of the last attempt with plain text, which is what nearly all templates take
 

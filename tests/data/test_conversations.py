@@ -88,6 +88,7 @@ def test_what_a_template_refuses_or_drops_goes_into_a_users_turn():
     made = prompts([verl([system("Be brief."), *few_shot])], GEMMA)
     assert made.template == "chat (system turns in the user's)"
     assert "<start_of_turn>user\nBe brief.\n\n2+2?<end_of_turn>\n<start_of_turn>model\n4" in made.prompts[0].text
+    assert prompts([verl([system("Be brief."), *few_shot])], GEMMA, task="math").template == made.template
     made = prompts([verl([system("Be brief."), user("1+1?")])], ONLY_USER)
     assert made.prompts[0].text == "[USER]Be brief.\n\n1+1?\n[BOT]"
     with pytest.raises(ValueError, match=r"train, row 0: .*lacks the assistant turn 'It is 4\.'"):
