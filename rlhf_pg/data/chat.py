@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template as compile_template
 
@@ -105,11 +105,17 @@ class ChatTemplate:
                 )
 
     def _variables(self) -> set[str]:
+        """Return what the template reads from outside: not what it sets itself without looking if that is there."""
         try:
             template = compile_template(self._source)
-            return meta.find_undeclared_variables(template.environment.parse(self._source))
+            tree = template.environment.parse(self._source)
         except Exception as error:
             raise ValueError(f"{self._name(error)}: {_said(error)}; {REMEDY}") from error
+        own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+        looks = [
+            use for use in tree.find_all((nodes.Test, nodes.Filter)) if use.name in ("defined", "undefined", "default")
+        ]
+        return meta.find_undeclared_variables(tree) - (own - {getattr(use.node, "name", None) for use in looks})
 
     def _name(self, error: Exception | None = None) -> str:
         """Return "chat template of gemma (chat_template.jinja), line 3, `{{ x.y }}`", the line of an error if any."""

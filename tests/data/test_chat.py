@@ -1,6 +1,8 @@
 """Chat templates of others: everything that goes in is in the prompt, and what is broken is named with its line."""
 
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from chat_templates import (
@@ -143,6 +145,35 @@ def test_an_option_that_the_template_never_mentions_is_refused_with_the_nearest(
     for set_by_the_product in ("messages", "add_generation_prompt", "tokenize"):
         with pytest.raises(ValueError, match=f"template_options.{set_by_the_product}"):
             choose("auto", characters(CHATML + "{% if tokenize %}{% endif %}"), ORDER, {set_by_the_product: False})
+
+
+def test_a_variable_that_the_template_sets_itself_is_an_option_only_where_it_looks_for_one_first():
+    own = "{% if messages %}{% set tail = '!' %}{% endif %}{{ tail }}" + CHATML
+    with pytest.raises(ValueError, match=r"template_options\.tail: .*it has none to set"):
+        choose("auto", characters(own), ORDER, {"tail": "?"})
+    looks = "{% if tail is not defined %}{% set tail = '!' %}{% endif %}{{ tail }}" + CHATML
+    assert choose("auto", characters(looks), ORDER, {"tail": "?"}).render("1+1").startswith("?<im>")
+    default = "{% set tail = tail | default('!') %}{{ tail }}" + CHATML
+    assert choose("auto", characters(default), ORDER, {"tail": "?"}).render("1+1").startswith("?<im>")
+
+
+def trl_templates():
+    spec = importlib.util.find_spec("trl")
+    folders = spec.submodule_search_locations if spec else None
+    paths = Path(folders[0]).glob("chat_templates/*.jinja") if folders else []
+    return sorted(path for path in paths if not path.stem.endswith("_training"))
+
+
+@pytest.mark.parametrize("path", trl_templates(), ids=lambda path: path.stem)
+def test_templates_of_real_models_print_all_of_a_conversation(path):
+    """Those that TRL ships; none where it is not installed."""
+    own = characters(path.read_text())
+    own.bos_token = "<s>"
+    assert choose("auto", own, ORDER).name == (USER if path.stem == "gemma" else SYSTEM)
+    turns = [("system", "Be brief."), ("user", "2+2?"), ("assistant", "It is 4."), ("user", "1+1?")]
+    text = choose("auto", own, "").render([{"role": role, "content": content} for role, content in turns])
+    places = [text.index(content) for _, content in turns]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize(
