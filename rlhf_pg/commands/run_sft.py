@@ -14,12 +14,13 @@ from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.data.columns import names, value_at
-from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.data.stops import check_tokens
 from rlhf_pg.data.templates import continuation
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
-from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
+from rlhf_pg.models.export import export_dtype, save_model
+from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import gradient_step
@@ -61,7 +62,7 @@ def sft(recipe: SftRecipe) -> int:
                 row = {"step": step + 1, **{name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}}
                 folder.append_metrics(row)
                 view.finish_step(row, [])
-        save_model(model, tokenizer, folder.path / "model")
+        save_model(model, tokenizer, folder.path / "model", dtype=export_dtype(recipe.model.export_dtype))
         view.message(f"model: {folder.path / 'model'}")
     return 0
 
@@ -69,10 +70,14 @@ def sft(recipe: SftRecipe) -> int:
 def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], list[str]]:
     """Return the data as rollouts of an expert (the solution's tokens, then EOS), and what a person should know."""
     model_config = load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
-    context, end = context_length(model_config), eos_ids(tokenizer, model_config)[0]
+    context, vocabulary = context_length(model_config), model_config.get_text_config().vocab_size
     limits = dict(max_prompt_tokens=recipe.data.max_prompt_tokens, context=context, max_new_tokens=1)
     source = read_prompts(recipe.data.train, "train", tokenizer, **limits)
-    examples = [_expert(prompt, recipe.sft.completion or "solution", tokenizer, end) for prompt in source.prompts]
+    examples = [_expert(prompt, recipe.sft.completion or "solution", tokenizer) for prompt in source.prompts]
+    for example in examples:
+        check_tokens(
+            (*example.prompt.tokens, *example.completion.tokens.tolist()), example.prompt.id, tokenizer, vocabulary
+        )
     fitting = [r for r in examples if len(r.prompt.tokens) + len(r.completion.tokens) <= context]
     too_long = f"longer with their prompt than the model's context of {context} tokens"
     if not fitting:
@@ -84,7 +89,7 @@ def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[li
     return fitting, notes
 
 
-def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase, end: int) -> Rollout:
+def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> Rollout:
     try:
         text = value_at(prompt.columns, column)
     except KeyError:
@@ -92,6 +97,9 @@ def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase, end
         raise ValueError(f"sft.completion: no column {column!r} in {prompt.id}; there are {there}") from None
     if isinstance(text, bool) or not isinstance(text, str | int | float) or not str(text).strip():
         raise ValueError(f"sft.completion: column {column!r} of {prompt.id} is {str(text)[:60]!r}; text is needed")
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("the tokenizer has no eos_token: solutions could not end; set it in tokenizer_config.json")
     written = continuation(prompt.text, str(text), tokenizer)
     tokens = torch.tensor(written if written[-1:] == [end] else [*written, end])
     completion = Completion(tokens, torch.zeros(len(tokens)), "stop", version=0)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.data.stops import check_tokens, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
@@ -94,6 +95,9 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
+    vocabulary = model_config.get_text_config().vocab_size
+    for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
+        check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)
     longest_prompt = max(len(prompt.tokens) for prompt in train)
     recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
@@ -112,8 +116,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         frozen, frozen_policy = reference(
             policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
         )
-    eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    engine = make_engine(recipe, engine_model, eos_ids, longest_request(recipe, prompts), learn=learn)
+    stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
+    engine = make_engine(recipe, engine_model, stops, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -127,7 +131,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         train_prompts=train,
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
         sampler=sampler,
-        notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items())],
+        notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes],
         estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
     )

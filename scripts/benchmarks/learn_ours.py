@@ -14,6 +14,7 @@ from benchmarks.port import Answer, Port
 from reward_fns.gsm8k import gsm8k
 from rlhf_pg import config
 from rlhf_pg.rollout.engine import Engine
+from rlhf_pg.rollout.token_texts import hidden_ids, text_of
 from rlhf_pg.train import loop
 from rlhf_pg.types import Prompt, Sampling
 
@@ -27,8 +28,9 @@ def recipe_of(specification: dict[str, Any], folder: str) -> config.ResolvedReci
 def greedy_accuracy(engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> float:
     """Return the share of prompts whose most likely completion gsm8k accepts."""
     groups = engine.generate(prompts, Sampling(samples=1, max_new_tokens=max_new_tokens, temperature=0.0))
+    hidden = hidden_ids(tokenizer)
     verdicts = [
-        gsm8k(tokenizer.decode(c.tokens, skip_special_tokens=True), p.columns["answer"], c.finish)["reward"]
+        gsm8k(text_of(tokenizer, c.tokens.tolist(), hidden), p.columns["answer"], c.finish)["reward"]
         for p, (c,) in zip(prompts, groups, strict=True)
     ]
     return sum(verdicts) / len(verdicts)

@@ -15,7 +15,7 @@ from benchmarks.learn_ours import greedy_accuracy, recipe_of
 from benchmarks.port import Answer, Port
 from reward_fns.gsm8k import gsm8k
 from rlhf_pg import config
-from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.models.load import folder_or_name, load_model, load_tokenizer
 from rlhf_pg.rollout.engine import build
 from rlhf_pg.train.prompts import prompts_of
@@ -37,7 +37,7 @@ def _learn(specification: dict[str, Any]) -> Answer:
             name: source.prompts for name, source in prompts_of(recipe, tokenizer, context=10**6).items()
         }  # the same rows, rendered by the same template
         model = load_model(recipe.model.path)
-        stops = eos_ids(tokenizer, model.config, model.generation_config)
+        stops, _ = eos_ids(tokenizer, model.config, model.generation_config)
         engine = build("native", model, stops, recipe.rollout.slots, {}, dtype="float32", context=10**6)
         course = Course(
             specification["goal"],

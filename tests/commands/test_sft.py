@@ -79,7 +79,8 @@ def test_a_solution_that_is_no_text_is_refused_with_its_row(tmp_path, value):
         examples_of(tmp_path, rows, character_tokenizer(), "solution")
 
 
-def test_a_tokenizer_without_an_end_takes_the_models(tmp_path):
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     own = character_tokenizer()
     own.eos_token = None
-    assert examples_of(tmp_path, [{"q": "1+1=", "a": 2, "solution": "2"}], own) == [["2", "<eos>"]]
+    with pytest.raises(ValueError, match="no eos_token: solutions could not end"):
+        examples_of(tmp_path, [{"q": "1+1=", "a": 2, "solution": "2"}], own)
