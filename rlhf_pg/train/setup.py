@@ -93,7 +93,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
-    train = prompts["train"].prompts
+    train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
+    sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     vocabulary = model_config.get_text_config().vocab_size
@@ -135,7 +136,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         scorer=Scorer(rewards),
         train_prompts=train,
         eval_prompts=held_out,
-        sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
+        sampler=sampler,
         notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes],
         estimate=estimate_run(recipe, model_config, longest_prompt, len(held_out), longest_problem),
         reference_digest=digest,
