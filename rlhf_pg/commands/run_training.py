@@ -48,7 +48,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
         folder.write_text("config.yaml", config.dump(recipe))
         backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
-        if live != "off":
+        if live != "off" and session.estimate:
             show_run(session.estimate, Console())
         view = stack.enter_context(LiveView(recipe.run.steps, live))
         for note in session.notes:

@@ -14,6 +14,7 @@ from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
+from rlhf_pg.estimate.model_size import UnknownShape
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
@@ -50,7 +51,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
-    estimate: RunEstimate
+    estimate: RunEstimate | None  # None: the model's shape is not one that is counted; a note says why
     reference_digest: str | None = None  # of its weights, computed once
 
     def sampling(self, step: int) -> Sampling:
@@ -111,6 +112,12 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
             policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
         )
     eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
+    notes = [note(name, source) for name, source in prompts.items()]
+    estimate = None
+    try:
+        estimate = estimate_run(recipe, model_config, longest_prompt=longest_prompt)
+    except UnknownShape as error:
+        notes.append(f"no estimate of memory: {error}")
     engine = make_engine(recipe, engine_model, eos_ids, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,
@@ -125,8 +132,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         train_prompts=train,
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
         sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
-        notes=[note(name, source) for name, source in prompts.items()],
-        estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
+        notes=notes,
+        estimate=estimate,
         reference_digest=digest,
     )
 
