@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "storage",
         "train",
     ),
-    "preflight": ("config", "data", "display", "functional", "rollout", "storage", "train"),
+    "preflight": ("config", "data", "display", "functional", "models", "rollout", "storage", "train"),
     "train": (
         "algorithms",
         "config",

@@ -13,10 +13,12 @@ from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
+from rlhf_pg.data.stops import check_tokens
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
-from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, save_model
+from rlhf_pg.models.export import export_dtype, save_model
+from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import gradient_step
@@ -59,17 +61,22 @@ def sft(recipe: SftRecipe) -> int:
                 row = {"step": step + 1, **{name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}}
                 folder.append_metrics(row)
                 view.finish_step(row, [])
-        save_model(model, tokenizer, folder.path / "model")
+        save_model(model, tokenizer, folder.path / "model", dtype=export_dtype(recipe.model.export_dtype))
         view.message(f"model: {folder.path / 'model'}")
     return 0
 
 
 def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], int]:
     """Return the data as rollouts of an expert (the solution's tokens, then EOS), and how many were too long."""
-    context = context_length(load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code))
+    model_config = load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
+    context, vocabulary = context_length(model_config), model_config.get_text_config().vocab_size
     limits = dict(max_prompt_tokens=recipe.data.max_prompt_tokens, context=context, max_new_tokens=1)
     source = read_prompts(recipe.data.train, "train", tokenizer, **limits)
     examples = [_expert(prompt, recipe.sft.completion or "solution", tokenizer) for prompt in source.prompts]
+    for example in examples:
+        check_tokens(
+            (*example.prompt.tokens, *example.completion.tokens.tolist()), example.prompt.id, tokenizer, vocabulary
+        )
     fitting = [r for r in examples if len(r.prompt.tokens) + len(r.completion.tokens) <= context]
     if not fitting:
         raise ValueError(f"all {len(examples)} solutions are longer than the model's context of {context} tokens")
@@ -80,6 +87,8 @@ def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> 
     if column not in prompt.columns:
         raise ValueError(f"sft.completion: no column {column!r} in the data; there are {', '.join(prompt.columns)}")
     text = str(prompt.columns[column])
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token: solutions could not end; set it in tokenizer_config.json")
     tokens = torch.tensor([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
     completion = Completion(tokens, torch.zeros(len(tokens)), "stop", version=0)
     return Rollout(prompt, completion, text, Score(1.0, {}, "scored"))

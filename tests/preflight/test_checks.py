@@ -30,7 +30,7 @@ def test_a_sound_session_passes_every_check_and_is_left_bit_for_bit_as_it_was(se
         p.grad = torch.randn_like(p)
     session.learner.optimizer.step()
     before = everything(session)
-    assert [f.ok for f in checks.findings(session)] == [True] * 6
+    assert [f.ok for f in checks.findings(session)] == [True] * 7
     assert everything(session) == before
     assert session.model.training and not session.model.model.layers[0].training
 
@@ -50,7 +50,7 @@ def test_random_streams_that_an_engine_draws_from_are_put_back(session):
 def test_passing_is_said_in_one_line(session):
     said = []
     checks.preflight(session, said.append)
-    assert len(said) == 1 and said[0].startswith("preflight: 6 checks passed in ")
+    assert len(said) == 1 and said[0].startswith("preflight: 7 checks passed in ")
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -153,7 +153,7 @@ def test_the_reference_is_not_asked_for_where_there_is_none_nor_after_a_resume(s
     session.reference = None
     said = []
     checks.preflight(session, said.append)
-    assert "5 checks passed" in said[0] and "reference kl skipped, no KL term" in said[0]
+    assert "6 checks passed" in said[0] and "reference kl skipped, no KL term" in said[0]
 
 
 # ---- prompt sharing
