@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_models import MODEL_TYPES, tiny_config, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -40,6 +39,7 @@ from rlhf_pg.preflight import checks
 from rlhf_pg.train import loop
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.setup import Session, build
+from tiny_models import MODEL_TYPES, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"

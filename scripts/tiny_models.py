@@ -44,7 +44,7 @@ _KINDS = ("sliding_attention", "full_attention")
 CHANGES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | dict(attn_layer_indices=[1]),
     "cohere_compass_text": dict(
-        layer_types=[*_KINDS], rope_parameters=dict.fromkeys(_KINDS, {"rope_type": "default", "rope_theta": 1e4})
+        layer_types=[*_KINDS], rope_parameters={kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _KINDS}
     ),
     "dots1": dict(n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1),
     "falcon_h1": _MAMBA | dict(mamba_d_ssm=64),
@@ -120,7 +120,7 @@ def _shrunk(kind: type[PretrainedConfig], changes: dict[str, Any]) -> Pretrained
     present = {n: _value(default, n) for n in {*vars(default), *kind.attribute_map}}
     fields = getattr(kind, "__dataclass_fields__", {})
     accepted = {*inspect.signature(kind.__init__).parameters, *fields, *present}
-    sizes = {name: SIZES[name] for name in accepted & SIZES.keys() if _value(default, name) is not None}
+    sizes: dict[str, Any] = {name: SIZES[name] for name in accepted & SIZES.keys() if _value(default, name) is not None}
     sizes |= {name: value for name, value in SPECIAL.items() if name in accepted}
     sizes |= {"is_decoder": True} if "is_decoder" in accepted and not _value(default, "decoder_layers") else {}
     layers = _value(default, "layer_types")

@@ -114,12 +114,20 @@ def context_length(config: PretrainedConfig) -> int:
 
 
 def switch_off_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout to 0: with dropout, scoring and sampling would disagree at the same weights."""
+    """Switch off all that is random in training: with it, scoring and sampling would disagree at the same weights.
+
+    Every module goes into evaluation mode, since some read their dropout from the configuration; but those that can
+    checkpoint, which they do in training mode only. Dropouts and layer drops kept as numbers become 0.
+    """
+    model.eval()
     for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.training = True
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if getattr(module, "attention_dropout", 0):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010, a plain number on a Module
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
 
 
 def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) -> Qwen2ForCausalLM:
