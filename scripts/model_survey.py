@@ -101,7 +101,7 @@ def _train(row: Row, folder: Path) -> None:
         row.attention = base_attention(session.model.config.get_text_config())
         policy = session.learner.backend.unwrap(session.learner.policy)
         row.prompts = "shared" if policy.share_prompts else "with every row"
-        row.decoding = "cached" if getattr(session.engine, "cached", True) else "whole rows"
+        row.decoding = "cached" if not getattr(session.engine, "uncached", "") else "whole rows"
         right = row.error < ROUNDING and abs(row.mismatch) < ROUNDING
         row.verdict, row.reason = ("trains", "") if right else ("wrong", "log-probs are off")
     finally:

@@ -19,6 +19,7 @@ from transformers import (
 
 from rlhf_pg.models import folder, gguf
 from rlhf_pg.models.adapter import quantization
+from rlhf_pg.models.exact import possible_attention, with_exact_attention
 from rlhf_pg.models.export import remember_origin
 from rlhf_pg.models.tokenizer import character_tokenizer
 
@@ -49,11 +50,11 @@ def load_model(
     "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize` puts linear
     layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained.
     Raises ValueError, with file and cause, for weights that cannot be read or do not cover the model, and where
-    quantized weights are not possible.
+    quantized weights are not possible. Attention is eager where only that computes all that the model asks for.
     """
     if path == TINY:
         return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
-    configured: Any = load_config(path, trust_remote_code=trust_remote_code).dtype
+    configured: Any = load_config(path, trust_remote_code=trust_remote_code)
     path = folder_or_name(path)
     folder.check_weights(Path(path))
     quantized: dict[str, Any] = {}
@@ -66,7 +67,7 @@ def load_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
-            attn_implementation=attention,
+            attn_implementation=possible_attention(configured, attention),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -75,7 +76,9 @@ def load_model(
         )
     model, loading = loaded
     _refuse_gaps(path, loading)
-    return remember_origin(model.train(), path, folder.dtype_of(Path(path)) or configured)
+    if not quantize:
+        model = with_exact_attention(model.eval())
+    return remember_origin(model.train(), path, folder.dtype_of(Path(path)) or configured.dtype)
 
 
 def _refuse_gaps(path: str, loading: dict[str, Any]) -> None:
@@ -106,11 +109,6 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConf
 def folder_or_name(path: str) -> str:
     """Return what transformers loads for a model path: of a GGUF file, the folder it is converted into."""
     return str(gguf.converted(path)) if gguf.is_gguf(path) else path
-
-
-def context_length(config: PretrainedConfig) -> int:
-    """Return the largest number of positions that the model was made for."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
 
 def switch_off_dropout(model: PreTrainedModel) -> None:

@@ -19,8 +19,9 @@ from rlhf_pg.estimate.model_size import UnknownShape
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
 from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import add_adapter
+from rlhf_pg.models.context import context_length
 from rlhf_pg.models.critic import Critic, ValueHead
-from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.load import load_config, load_model, load_tokenizer, switch_off_dropout
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
