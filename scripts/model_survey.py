@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import logging
+import re
 import signal
 import sys
 import tempfile
@@ -67,12 +68,11 @@ class _NoRunDir:
     def write_rollouts(self, step: int, rows: Any) -> None: ...
 
 
-def survey(model_type: str, folder: Path) -> Row:
-    """Build, check and train one architecture in `folder`."""
+def survey(model_type: str, folder: Path, **changes: Any) -> Row:
+    """Build, check and train one architecture in `folder`; `changes` are to its configuration."""
     started = time.monotonic()
     try:
-        shape = tiny_config(model_type)
-        model = tiny_model(shape)
+        model = tiny_model(tiny_config(model_type, **changes))
         model.save_pretrained(folder / "model")
         character_tokenizer().save_pretrained(folder / "model")
     except Exception as error:
@@ -187,7 +187,21 @@ def main() -> None:
 
 
 def markdown(rows: list[Row]) -> str:
-    return ""
+    """Return a table of the architectures that train, and one of those that do not with the reason."""
+    trained = [row for row in rows if row.verdict == "trains"]
+    lines = [f"{len(trained)} of {len(rows)} train, with log-probs at rounding level.", ""]
+    lines += ["| model type | attention | prompts | decoding | error |", "|---|---|---|---|---|"]
+    lines += [f"| {r.model_type} | {r.attention} | {r.prompts} | {r.decoding} | {r.error:.0e} |" for r in trained]
+    lines += ["", "| model type | | reason |", "|---|---|---|"]
+    others = [row for row in rows if row.verdict != "trains"]
+    lines += [f"| {r.model_type} | {r.verdict} | {_in_cell(r.reason)} |" for r in others]
+    return "\n".join([*lines, ""])
+
+
+def _in_cell(reason: str) -> str:
+    """Return a reason as one line of a table, without a temporary folder's name."""
+    text = " ".join(re.sub(r"/\S*/model: ", "", reason).split()).replace("|", "\\|")
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         layer_types=[*_KINDS], rope_parameters={kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _KINDS}
     ),
     "dots1": dict(n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1),
-    "falcon_h1": _MAMBA | dict(mamba_d_ssm=64),
+    "falcon_h1": _MAMBA | dict(mamba_d_ssm=64, lm_head_multiplier=0.5, key_multiplier=0.5),
     "gemma3n_text": dict(
         layer_types=[*_KINDS] * 2,
         num_hidden_layers=4,
@@ -57,8 +57,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     ),
     "gemma4_text": dict(per_layer_config={"1": {"head_dim": 8}}, num_kv_shared_layers=0, num_global_key_value_heads=2),
     "zamba2": dict(
-        layer_types=["linear_attention", "hybrid"] * 2,
-        num_hidden_layers=4,
+        attention_hidden_size=64,
+        layer_types=["linear_attention", "hybrid"],
+        num_hidden_layers=2,
         num_mem_blocks=1,
         n_mamba_heads=4,
         mamba_headdim=16,
@@ -66,6 +67,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         chunk_size=4,
         attention_head_dim=16,
     ),
+    "deepseek_v2": dict(num_experts_per_tok=2, n_routed_experts=4, topk_group=1, n_group=1),
+    "codegen": dict(rotary_dim=4),
+    "gptj": dict(rotary_dim=4),
+    "granite": dict(logits_scaling=4.0, attention_multiplier=0.2, embedding_multiplier=3.0, residual_multiplier=0.5),
+    "gemma3_text": dict(final_logit_softcapping=5.0),
+    "gemma4_unified_text": dict(num_kv_shared_layers=0, per_layer_config={"1": {"head_dim": 8}}, layer_types=[*_KINDS]),
     "gpt_neo": dict(attention_types=[[["global", "local"], 1]]),
     "granitemoehybrid": _MAMBA | dict(layer_types=["linear_attention", "full_attention"], num_hidden_layers=2),
     "hunyuan_v1_dense": _WITHOUT_DEFAULTS,
@@ -73,6 +80,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kimi_linear": dict(linear_head_dim=8, linear_num_heads=4),
     "lfm2_moe": dict(layer_types=["conv", "full_attention"], num_hidden_layers=2),
     "mamba2": dict(num_heads=4, head_dim=16, n_groups=1, expand=2, chunk_size=4),
+    "minicpm3": dict(dim_model_base=16, scale_depth=1.4, scale_emb=2),
     "ministral": _WITHOUT_DEFAULTS,
     "nemotron": _WITHOUT_DEFAULTS,
     "qwen4_exp_text": dict(
@@ -130,6 +138,9 @@ def _shrunk(kind: type[PretrainedConfig], changes: dict[str, Any]) -> Pretrained
         sizes["num_hidden_layers"] = len(sizes["layer_types"])
         if _value(default, "mlp_layer_types"):
             sizes["mlp_layer_types"] = [default.mlp_layer_types[-1]] * len(sizes["layer_types"])
+    if "qk_rope_head_dim" in sizes:  # keys and values of latent attention: expanded, so one head for each query head
+        sizes |= {"head_dim": 4, "qk_head_dim": 12, "num_key_value_heads": 4}
+        sizes = {name: size for name, size in sizes.items() if name in accepted}
     if "text_config" not in present:
         sizes |= changes
     for name, part in present.items():

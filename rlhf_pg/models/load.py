@@ -55,6 +55,7 @@ def load_model(
     if path == TINY:
         return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
     configured: Any = load_config(path, trust_remote_code=trust_remote_code)
+    attention = possible_attention(configured, attention)
     path = folder_or_name(path)
     folder.check_weights(Path(path))
     quantized: dict[str, Any] = {}
@@ -67,7 +68,7 @@ def load_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
-            attn_implementation=possible_attention(configured, attention),
+            attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name

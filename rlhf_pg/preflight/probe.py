@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_pg.data import collate
-from rlhf_pg.rollout.native import evaluation_mode
+from rlhf_pg.models.exact import evaluation_mode
 from rlhf_pg.storage import random_state
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Completion, Prompt, Rollout, Sampling, Score
 
-PROMPTS, SAMPLES, NEW_TOKENS = 2, 2, 12  # of a probe: seconds for half a billion parameters on two CPU cores
+PROMPTS, SAMPLES, NEW_TOKENS = 3, 2, 20  # of a probe: seconds for half a billion parameters on two CPU cores
 PROMPT_TOKENS = 48  # of a probe's prompts, at most
 CANDIDATES = 64  # prompts looked at for short ones
 FLIPPED_BIT = 4  # a perturbed weight moves by 2**-4 of its power of two: by 3 to 6 %

@@ -8,15 +8,14 @@ the queue. rows.py says how they are forwarded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_pg.models.context import context_length
-from rlhf_pg.models.exact import random_tokens
+from rlhf_pg.models.exact import evaluation_mode, random_tokens
 from rlhf_pg.models.llama_family import in_llama_family
 from rlhf_pg.rollout.attention import Attention, embedding_weight
 from rlhf_pg.rollout.engine import Engine, Finished, Progress, check_request, check_settings
@@ -112,19 +111,6 @@ class NativeEngine(Engine):
 
     def close(self) -> None:
         """Do nothing: keys and values have memory during a `generate` only."""
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Be in evaluation mode inside (no dropout; checkpointing would drop the cache); undo that for every submodule."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Generation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.context import context_length
 from rlhf_pg.models.critic import Critic, ValueHead
 from rlhf_pg.models.load import load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
@@ -120,6 +121,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
     engine = make_engine(recipe, engine_model, stops, longest_request(recipe, prompts), learn=learn)
     notes = [*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes]
+    notes += _slower_ways(recipe, model, policy, engine)
     estimate = None
     try:
         estimate = estimate_run(recipe, model_config, longest_prompt=longest_prompt)
@@ -147,6 +149,17 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
 def model_notes(recipe: ResolvedRecipe) -> list[str]:
     """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
     return [gguf.description(recipe.model.path)] if gguf.is_gguf(recipe.model.path) else []
+
+
+def _slower_ways(recipe: ResolvedRecipe, model: PreTrainedModel, policy: Policy, engine: Engine) -> Iterator[str]:
+    """Say which of the faster ways to compute the model are not used, since they would not give its own numbers."""
+    attention = base_attention(model.config.get_text_config())
+    if attention != recipe.model.attention:
+        yield f"attention is {attention}: {recipe.model.attention} leaves out part of what this model's attention does"
+    if recipe.update.share_prompts and not policy.share_prompts:
+        yield "prompts are forwarded with every row: this model's attention or positions do not allow sharing them"
+    if uncached := getattr(engine, "uncached", ""):
+        yield f"rollouts are slow: every row is forwarded whole for each token ({uncached})"
 
 
 def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:
