@@ -54,7 +54,7 @@ class Row:
     """What came out for one architecture."""
 
     model_type: str
-    verdict: str  # "trains", "refused", "crash", "not built"
+    verdict: str  # "trains", "refused", "crash", "not built": no tiny model, or none that reads text alone
     reason: str = ""
     error: float | None = None  # largest, of a sampled token's log-prob
     mismatch: float | None = None  # largest mismatch/kl of the steps
@@ -73,6 +73,7 @@ def survey(model_type: str, folder: Path, **changes: Any) -> Row:
     started = time.monotonic()
     try:
         model = tiny_model(tiny_config(model_type, **changes))
+        model.eval()(input_ids=torch.arange(2, 12)[None], use_cache=False)
         model.save_pretrained(folder / "model")
         character_tokenizer().save_pretrained(folder / "model")
     except Exception as error:

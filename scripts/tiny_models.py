@@ -81,6 +81,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "lfm2_moe": dict(layer_types=["conv", "full_attention"], num_hidden_layers=2),
     "mamba2": dict(num_heads=4, head_dim=16, n_groups=1, expand=2, chunk_size=4),
     "minicpm3": dict(dim_model_base=16, scale_depth=1.4, scale_emb=2),
+    "nemotron_h": dict(chunk_size=4),
     "ministral": _WITHOUT_DEFAULTS,
     "nemotron": _WITHOUT_DEFAULTS,
     "qwen4_exp_text": dict(

@@ -6,22 +6,6 @@ from model_survey import ROUNDING, survey
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "bloom", "falcon", "phi")
 FAMILIES += ("gemma2", "gemma3_text", "mixtral", "mistral", "biogpt", "mamba")
-    "llama",
-    "qwen2",
-    "qwen3",
-    "gpt2",
-    "gpt_neox",
-    "opt",
-    "bloom",
-    "falcon",
-    "phi",
-    "gemma2",
-    "gemma3_text",
-    "mixtral",
-    "mistral",
-    "biogpt",
-    "mamba",
-]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
