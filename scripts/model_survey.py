@@ -200,8 +200,9 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _in_cell(reason: str) -> str:
-    """Return a reason as one line of a table, without a temporary folder's name."""
+    """Return a reason as one line of a table: no temporary folder's name, of preflight the first that failed."""
     text = " ".join(re.sub(r"/\S*/model: ", "", reason).split()).replace("|", "\\|")
+    text = re.sub(r"preflight: .*? - ", "preflight: ", text).partition("; needed")[0]
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
