@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure time and memory of rlhf_pg beside other trainers and engines, and of its parts, in one run.
 
-    python scripts/bench.py [step rollout update overhead memory scaling ladder | all]
+    python scripts/bench.py [step rollout update overhead memory scaling ladder learn | all]
                             [--rounds 5] [--threads 2] [--peers trl,generate,vllm|none]
                             [--shapes 1M "31M P256" ...] [--against CHECKOUT] [--out runs/bench]
 
@@ -29,13 +29,13 @@ from benchmarks.race import Contender, Places
 from benchmarks.shapes import SHAPES, USUAL
 from benchmarks.tables import TABLES, notes
 
-USUAL_MODES = [mode for mode in MODES if mode != "ladder"]
+USUAL_MODES = [mode for mode in MODES if mode not in ("ladder", "learn")]
 WIDTH = 132  # of tables that go to a file
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = f"{', '.join(MODES)}, or all; default: all but ladder"
+    usual = f"{', '.join(MODES)}, or all; default: all but ladder and learn"
     parser.add_argument("modes", nargs="*", metavar="MODE", help=usual)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every contender")

@@ -23,7 +23,7 @@ def main(out: str, *folders: str) -> None:
     first = dict(zip(reversed(labels), reversed(lines), strict=True))  # one entry for the same line of several runs
     left.legend(first.values(), first.keys(), loc="lower right", frameon=False)
     left.set(title="held-out problems solved, %", xlabel="step", ylim=(0, 105))
-    right.set(title="characters per answer", xlabel="step", ylim=(0, None))
+    right.set(title="tokens per answer", xlabel="step", ylim=(0, None))
     Path(out).write_bytes(png(figure))
 
 

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 EVERYWHERE = ("types", "errors", "names")  # single files without logic of their own: they import nothing of rlhf_pg
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "cli": ("commands",),
+    "cli": ("commands", "display"),
     "commands": (
         "algorithms",
         "config",
@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "storage",
         "train",
     ),
-    "preflight": ("config", "data", "display", "functional", "rollout", "storage", "train"),
+    "preflight": ("config", "data", "display", "functional", "models", "rollout", "storage", "train"),
     "train": (
         "algorithms",
         "config",
@@ -45,13 +45,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rollout",
         "storage",
     ),
-    "estimate": ("config", "data", "functional", "models", "rollout"),
+    "estimate": ("config", "data", "functional", "models", "rollout", "tasks"),
     "config": ("algorithms", "rewards", "rollout", "tasks"),
     "rollout": ("models", "rewards", "storage"),
-    "distributed": ("models", "storage"),
+    "distributed": ("display", "models", "storage"),
     "models": ("functional", "storage"),
     "report": ("display", "storage"),
-    "data": ("functional", "grading", "tasks"),
+    "data": ("functional", "tasks"),
     "algorithms": ("functional",),
     "display": (),
     "storage": (),

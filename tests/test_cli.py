@@ -50,7 +50,7 @@ def raising(error: BaseException):
 )
 def test_command_hands_the_loaded_recipe_over_and_returns_its_code(monkeypatch, module, function, arguments, schema):
     given = []
-    stand_in(monkeypatch, module, **{function: lambda recipe: given.append(recipe) or 7})
+    stand_in(monkeypatch, module, **{function: lambda recipe, *_: given.append(recipe) or 7})
     assert cli.main(arguments) == 7
     assert isinstance(given[0], schema)
     assert given[0].run.seed == 3
@@ -60,7 +60,7 @@ def test_eval_hands_the_recipe_over(monkeypatch):
     given = []
     ranks = types.SimpleNamespace(first=True)
     learner = types.SimpleNamespace(backend=types.SimpleNamespace(ranks=ranks))
-    session = types.SimpleNamespace(learner=learner, eval_prompts=[], close=lambda: None)
+    session = types.SimpleNamespace(learner=learner, eval_prompts=[], notes=[], close=lambda: None)
     stand_in(monkeypatch, "rlhf_pg.train.setup", build=lambda recipe, learn: given.append(recipe) or session)
     stand_in(monkeypatch, "rlhf_pg.train.evaluate", evaluate=lambda session, progress: {"greedy": 0.5})
     assert cli.main(["eval", "recipe.yaml", "data.eval.task=arithmetic"]) == 0

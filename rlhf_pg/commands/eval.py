@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         session.close()
     if first_rank:
+        for note in session.notes:
+            print(note)
         Console().print(_table(f"{recipe.model.path}: {len(session.eval_prompts)} problems", metrics))
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_pg.models.adapter import save_adapter
-from rlhf_pg.models.load import save_model
+from rlhf_pg.models.export import export_dtype, save_model
 from rlhf_pg.report import write_report
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train.resume import Progress
@@ -25,7 +25,8 @@ def export(
     with backend.ranks.independently("the export"):
         if not backend.ranks.first:
             return
-        save_model(session.model, session.tokenizer, folder.path / "model", gathered)
+        dtype = export_dtype(session.recipe.model.export_dtype)
+        save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype)
         save_adapter(session.model, folder.path / "adapter")
         summary = {
             "algorithm": session.recipe.algorithm.name,
@@ -34,6 +35,7 @@ def export(
             "steps": progress.step,
             "samples": progress.samples,
             "wall_s": round(progress.elapsed_s, 1),
+            "launches": folder.launches,
         }
         folder.write_json("summary.json", summary)
         if after:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rlhf_pg.config import ResolvedRecipe
-from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
-from rlhf_pg.models.load import context_length, load_config, load_tokenizer
+from rlhf_pg.models.context import context_length
+from rlhf_pg.models.load import load_config, load_tokenizer
 from rlhf_pg.rollout import launch_server
 from rlhf_pg.rollout.engine import build
 from rlhf_pg.train.prompts import longest_request, prompts_of
@@ -30,7 +31,10 @@ def serve(recipe: ResolvedRecipe, host: str = LOOPBACK, port: int = 0) -> int:
     context = context_length(load_config(recipe.model.path, trust_remote_code=trust))
     longest = longest_request(recipe, prompts_of(recipe, tokenizer, context))
     model = policy_model(recipe, recipe.model.path, Backend(recipe.model.dtype))
-    stops, rollout = eos_ids(tokenizer, model.config, model.generation_config), recipe.rollout
+    vocabulary, rollout = model.config.get_text_config().vocab_size, recipe.rollout
+    stops, notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
+    for note in notes:
+        print(note, flush=True)
     engine = build(rollout.engine, model, stops, rollout.slots, rollout.options, **engine_facts(recipe, longest))
     try:
         listening, address = launch_server.listen(host, port)

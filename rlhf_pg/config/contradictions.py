@@ -29,8 +29,8 @@ def of_recipe(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[str]
 def of_places(recipe: Recipe | SftRecipe) -> Iterator[str]:
     """Say, a line each, what folder, file or data source is missing or ambiguous."""
     for key, path in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
-        if path is not None and _is_folder_name(path) and not Path(path).is_dir():
-            yield f"{key}: no folder {path}"
+        if path is not None:
+            yield from _missing_model(key, path)
     if recipe.run.dir.exists() and not recipe.run.dir.is_dir():
         yield f"run.dir: {recipe.run.dir} is a file; a run needs a folder of its own"
     for name, source in sources(recipe):
@@ -119,8 +119,7 @@ def _critic(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[str]:
             f"critic.backbone: policy cannot be combined with {algorithm.name}: a value loss through the shared model "
             "would move the policy outside its trust region; use copy, or a folder"
         )
-    if _is_folder_name(critic.backbone) and not Path(critic.backbone).is_dir():
-        yield f"critic.backbone: no folder {critic.backbone}"
+    yield from _missing_model("critic.backbone", critic.backbone)
     hint = nearest(critic.backbone, ["copy", "policy"])
     if critic.backbone not in ("copy", "policy") and hint and not Path(critic.backbone).is_dir():
         yield f"critic.backbone: no model {critic.backbone!r}{hint}"
@@ -227,6 +226,8 @@ def _source(name: str, source: DataSource) -> Iterator[str]:
         yield f"{name}: says not where rows come from; give task, path or dataset"
     if source.path is not None and not source.path.is_file():
         yield f"{name}.path: no file {source.path}"
+    if source.template_options and source.template not in (None, "auto", "chat"):
+        yield f"{name}.template_options: variables of a chat template, and {name}.template is {source.template!r}"
 
 
 def _task(name: str, source: DataSource) -> Iterator[str]:
@@ -245,6 +246,10 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
         yield f"{name}: task {source.task!r} reads rows but has none of its own; give path or dataset"
 
 
-def _is_folder_name(path: str) -> bool:
-    """Return whether a model path can only be a folder: a hub name is `name` or `owner/name`."""
-    return path.startswith((".", "/")) or path.count("/") > 1
+def _missing_model(key: str, path: str) -> Iterator[str]:
+    """Say so if a model path can only be a file or folder and is not there; a hub name is `name` or `owner/name`."""
+    if path.endswith(".gguf"):
+        if not Path(path).is_file():
+            yield f"{key}: no file {path}"
+    elif (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir():
+        yield f"{key}: no folder {path}"

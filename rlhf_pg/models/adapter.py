@@ -7,6 +7,7 @@ with its adapter switched off. A run trains, saves and sends to an engine only A
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,22 +15,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_pg.models import named_weights
 from rlhf_pg.models.packed_attention import base_attention
+from rlhf_pg.names import nearest
 from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 
+NAMES = re.compile(r"[\w.]+(\s*,\s*[\w.]+)*")  # of modules, a comma between them
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
 
 def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
     """Add a new LoRA adapter drawn from `seed` (`lora`: the recipe's section); only the adapter is trainable.
 
-    Raises ValueError for an adapter on an embedding that is also the head.
+    Raises ValueError for targets that no module has, and for an adapter on an embedding that is also the head.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
+    targets = _targets(model, lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
@@ -37,6 +42,43 @@ def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
     if tied and hasattr(adapted.get_input_embeddings(), "lora_embedding_A"):
         raise ValueError("model.lora.targets names the embedding, which is also this model's head: leave it out")
     return adapted
+
+
+def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
+    """Return `model.lora.targets` as PEFT wants them: names in a list, a regular expression as text.
+
+    Text of words and commas is names. Raises ValueError for a name or an expression that fits no module.
+    """
+    if targets == "all-linear":
+        return targets
+    if isinstance(targets, str):
+        if not NAMES.fullmatch(targets):
+            if not any(_full_match(targets, name) for name, _ in model.named_modules()):
+                raise ValueError(
+                    f"model.lora.targets: no module fits the regular expression {targets!r}{_linears(model)}"
+                )
+            return targets
+        targets = [name.strip() for name in targets.split(",")]
+    modules = {name for name, _ in model.named_modules()}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            leaves = sorted({name.rpartition(".")[2] for name in modules})
+            raise ValueError(f"model.lora.targets: no module {target!r}{nearest(target, leaves)}{_linears(model)}")
+    return targets
+
+
+def _full_match(expression: str, name: str) -> bool:
+    try:
+        return re.fullmatch(expression, name) is not None
+    except re.error as error:
+        raise ValueError(f"model.lora.targets: {expression!r} is not a regular expression ({error})") from error
+
+
+def _linears(model: nn.Module) -> str:
+    """Say which linear layers a model has, by the last part of their names."""
+    kinds = (nn.Linear, Conv1D)
+    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)})
+    return f"; linear layers of this model: {', '.join(names)}"
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Preflight: is this run set up right? Six checks on the live parts of a run, which they leave exactly as they were.
+"""Preflight: is this run set up right? Seven checks on the live parts of a run, which they leave exactly as they were.
 
 A check takes the session and `probe()`, a few short completions from the engine, and returns a `Finding`. A check that
 raises has failed, and what it raised is its figure. docs/preflight.md says what each one catches.
@@ -7,23 +7,28 @@ raises has failed, and what it raised is its figure. docs/preflight.md says what
 from __future__ import annotations
 
 import functools
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import AutoConfig, AutoTokenizer
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate
-from rlhf_pg.data.prompts import eos_ids
+from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.display.text import visible
 from rlhf_pg.errors import RunError
+from rlhf_pg.models.export import save_settings
 from rlhf_pg.preflight import gold
 from rlhf_pg.preflight.probe import (
+    CANDIDATES,
     SAMPLES,
     Probe,
     own_log_probs,
@@ -63,10 +68,11 @@ def run(recipe: ResolvedRecipe) -> int:
         results = findings(session, session.notes.append)
     finally:
         session.close()
-    console = Console()
-    for note in session.notes:
-        console.print(Text(note))
-    console.print(table(results))
+    if session.learner.backend.ranks.first:
+        console = Console()
+        for note in session.notes:
+            console.print(Text(note))
+        console.print(table(results))
     return 1 if any(f.ok is False for f in results) else 0
 
 
@@ -134,7 +140,7 @@ def engine_log_probs(session: Session, probe: Callable[[], Probe]) -> Finding:
         f"{limit.statistic} |difference| {gap:.1e} over {int(batch.mask.sum())} tokens",
         str(limit),
         "The engine does not sample from the policy that is trained. Compare the temperature, weights and dtype of the "
-        "two; a head that scales or soft-caps its logits is not the plain product the trainer computes.",
+        "two, and whether a dropout is on; if prompt sharing fails too, it is the architecture (docs/models.md).",
     )
 
 
@@ -208,7 +214,8 @@ def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
         all(gap <= limit.limit for gap in gaps.values()),
         ", ".join(f"{pair}: {limit.statistic} |difference| {gap:.1e}" for pair, gap in gaps.items()),
         str(limit),
-        "The model changes its logits after its head (a scale, a soft cap) and cannot be trained here as it is.",
+        f"Models of type {session.model.config.model_type} cannot be trained here as they are: their log-probs change "
+        "with padding or batch, or their head is none that docs/models.md lists.",
     )
 
 
@@ -241,34 +248,58 @@ def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 
 def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """Check that a sampled EOS ends the completion, is learned from, and does not show in the text."""
+    """Check that a sampled EOS ends the completion and is learned from."""
     tokenizer, prompt = session.tokenizer, session.train_prompts[0]
-    stops = tuple(getattr(session.engine, "eos_ids", ())) or eos_ids(
-        tokenizer, session.model.config, session.model.generation_config
-    )
+    stops = tuple(getattr(session.engine, "eos_ids", ()))
+    stops = stops or eos_ids(tokenizer, session.model.config, session.model.generation_config)[0]
+    vocabulary: int = session.model.config.get_text_config().vocab_size  # pyright: ignore[reportAssignmentType]
     eos: int = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else stops[0]  # pyright: ignore
     token = str(tokenizer.convert_ids_to_tokens(eos))
     text = str(prompt.columns.get("answer", "42"))
     answer = list(tokenizer.encode(text, add_special_tokens=False))
     rows = [torch.tensor([*answer * times, eos]) for times in (1, 3)]  # the first is padded
     mask = collate.collate([rollout(prompt, Completion(row, row * 0.0, "stop", 0)) for row in rows]).mask
-    decoded = tokenizer.decode([*answer, eos], skip_special_tokens=True)
     faults = {
+        f"{token!r} ({eos}) is outside the model's vocabulary of {vocabulary}": eos >= vocabulary,
         f"the engine stops at {list(stops)}, not at {token!r} ({eos})": eos not in stops,
         f"the prompt ends with token {prompt.tokens[-1]}, which ends a completion": prompt.tokens[-1] in stops,
         f"{token!r} is not a single token": tokenizer.encode(token, add_special_tokens=False) != [eos],
-        f"{text!r} + {token!r} decodes as {decoded!r}": decoded != tokenizer.decode(answer),
         f"the collator masks {token!r} away": mask.sum(dim=1).tolist() != [len(row) for row in rows],
     }
     present = [fault for fault, is_there in faults.items() if is_there]
     return Finding(
         "end of sequence",
         not present,
-        "; ".join(present) or f"{token!r} ({eos}) stops, is learned from, does not show",
-        "one token that stops, is learned from, does not show",
+        "; ".join(present) or f"{token!r} ({eos}) stops and is learned from",
+        "one token that stops and is learned from",
         "Completions would not stop, or stopping would not be learned: make eos_token of the tokenizer the special "
         "token that ends an answer, and keep it off the end of the prompt's template.",
     )
 
 
-CHECKS = (engine_log_probs, weights_reach_engine, reference_kl, prompt_sharing, gold_answers, end_of_sequence)
+def export(session: Session, probe: Callable[[], Probe]) -> Finding:
+    """Check that configuration and tokenizer can be written, and read again as they were, before hours of training."""
+    texts = [prompt.text for prompt in session.train_prompts[:CANDIDATES]]
+    with tempfile.TemporaryDirectory() as folder:
+        save_settings(session.model, session.tokenizer, Path(folder))
+        trust = session.recipe.model.trust_remote_code
+        again = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    changed = sum(
+        again.encode(text, add_special_tokens=False) != session.tokenizer.encode(text, add_special_tokens=False)
+        for text in texts
+    )
+    faults = [f"{changed} of {len(texts)} prompts have other tokens"] if changed else []
+    if again.chat_template != session.tokenizer.chat_template:
+        faults.append("the chat template is another")
+    return Finding(
+        "export",
+        not faults,
+        "; ".join(faults) or f"written and read again; the tokens of {len(texts)} prompts are the same",
+        "what is read again is what was written",
+        "transformers does not write this tokenizer as it read it, so what the run exports could not be used: see the "
+        "tokenizer's files, or name another folder by model.tokenizer.",
+    )
+
+
+CHECKS = (engine_log_probs, weights_reach_engine, reference_kl, prompt_sharing, gold_answers, end_of_sequence, export)

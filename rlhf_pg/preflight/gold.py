@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_pg.rollout.token_texts import of_text
+from rlhf_pg.rollout.token_texts import hidden_ids, of_text, text_of
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Prompt, Sample
 
@@ -32,8 +32,16 @@ def swapped(
 
 
 def values(session: Session, answers: Sequence[tuple[Prompt, str]]) -> list[float]:
-    """Return the first reward function's value of each (prompt, completion); -inf where it left the sample out."""
+    """Return the first reward function's value of each (prompt, completion); -inf where it left the sample out.
+
+    The function sees the completion as it would be sampled: as the tokenizer encodes and decodes it.
+    """
     tokenizer, limit = session.tokenizer, session.recipe.rollout.max_new_tokens
-    samples = [Sample(p.text, text, "stop", p.columns, of_text(tokenizer, text), limit) for p, text in answers]
+    hidden = hidden_ids(tokenizer)
+    texts = [text_of(tokenizer, tokenizer.encode(text, add_special_tokens=False), hidden) for _, text in answers]
+    samples = [
+        Sample(prompt.text, text, "stop", prompt.columns, of_text(tokenizer, text), limit)
+        for (prompt, _), text in zip(answers, texts, strict=True)
+    ]
     rewards = [next(iter(score.parts.values())) for score in session.scorer.score(samples)]
     return [float("-inf") if value is None else value for value in rewards]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_pg.rewards.plugin import asks_for
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine, Progress
-from rlhf_pg.rollout.token_texts import TokenTexts
+from rlhf_pg.rollout.token_texts import TokenTexts, hidden_ids, text_of
 from rlhf_pg.types import Completion, Prompt, Rollout, Sample, Sampling
 
 Part = Literal["rollout", "reward"]
@@ -31,17 +31,17 @@ def rollouts(
 ) -> list[Rollout]:
     """Return `sampling.samples` scored completions of every prompt, groups adjacent.
 
-    A completion is decoded (without special tokens) and handed to the scorer when it finishes, so reward functions work
-    while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then "reward",
-    waiting for the rewards that are left. `progress` is called in the first, `sampled` at its end, and `poll`, at
-    least every second, in the second; all may raise, to leave at once. Raises ValueError when the engine keeps
-    completions back.
+    A completion is decoded (without end and padding tokens) and handed to the scorer when it finishes, so reward
+    functions work while other rows are still sampled. `part` gives what to be in while "rollout", generating, and then
+    "reward", waiting for the rewards that are left. `progress` is called in the first, `sampled` at its end, and
+    `poll`, at least every second, in the second; all may raise, to leave at once. Raises ValueError when the engine
+    keeps completions back.
     """
     if not prompts:  # a process may have none
         return []
     total = len(prompts) * sampling.samples
     samples: dict[int, Sample] = {}
-    sample_of = _Decoder(scorer, tokenizer, sampling.max_new_tokens)
+    sample_of = _Decoder(scorer, tokenizer, sampling.max_new_tokens, getattr(engine, "eos_ids", ()))
 
     def finished(prompt: int, place: int, completion: Completion) -> None:
         index = prompt * sampling.samples + place
@@ -70,13 +70,16 @@ def rollouts(
 class _Decoder:
     """Completions sampled under one limit, as reward functions see them. Single tokens are decoded only if one asks."""
 
-    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+    def __init__(
+        self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, ends: Sequence[int]
+    ) -> None:
         self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
         needed = any(asks_for(reward, "token_texts") for reward in scorer.rewards)
-        self.token_texts = TokenTexts(tokenizer) if needed else None
+        self.hidden = hidden_ids(tokenizer, ends)
+        self.token_texts = TokenTexts(tokenizer, ends) if needed else None
 
     def __call__(self, prompt: Prompt, completion: Completion) -> Sample:
         ids = completion.tokens.tolist()
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        text = text_of(self.tokenizer, ids, self.hidden)
         split = self.token_texts(ids) if self.token_texts else ()
         return Sample(prompt.text, text, completion.finish, prompt.columns, split, self.max_new_tokens, len(ids))

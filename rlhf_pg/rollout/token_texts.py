@@ -8,7 +8,7 @@ character, puts others at a later token, and raises for such bytes under byte fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
@@ -20,14 +20,14 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class TokenTexts:
-    """Called with the tokens of a completion: one text per token, "" for special tokens.
+    """Called with the tokens of a completion: one text per token, "" for the end and padding tokens.
 
     A character spread over several tokens is the text of the last of them; so are characters that no token boundary
     separates. Tokens seen before, in any completion, are not decoded again.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> None:
+        self.tokenizer, self.hidden = tokenizer, hidden_ids(tokenizer, ends)
         self.first: dict[int, str] = {}  # how a token reads at the beginning
         self.after: dict[int, str] = {}  # after another token
 
@@ -38,7 +38,21 @@ class TokenTexts:
         return _pieces(ids, self.first, self.after, self._decode)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return text_of(self.tokenizer, ids, self.hidden)
+
+
+def hidden_ids(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> frozenset[int]:
+    """Return the ids that do not show in the text of a completion: those that end it, and padding.
+
+    Other special tokens do: a tokenizer may have <think> or <answer> as one, which rewards look for.
+    """
+    ids = (*ends, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(i for i in ids if isinstance(i, int))
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], hidden: Collection[int]) -> str:
+    """Return the text of a completion: of its tokens but the hidden ones."""
+    return str(tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False))
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
@@ -55,7 +69,7 @@ def of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
 
 
 def _pieces(ids: Sequence[int], first: dict[int, str], after: dict[int, str], decode: Decode) -> tuple[str, ...]:
-    visible = [at for at, i in enumerate(ids) if first[i] or after[i]]  # without special tokens
+    visible = [at for at, i in enumerate(ids) if first[i] or after[i]]  # without end and padding
     pieces = [after[i] for i in ids]
     if visible:
         pieces[visible[0]] = first[ids[visible[0]]]

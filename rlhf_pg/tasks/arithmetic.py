@@ -1,5 +1,7 @@
 """Arithmetic on whole numbers: "12+34=" -> "46". Made for the embedded model, one character a token.
 
+With `words` the question is one for a model that was trained on text: "What is 12 plus 34?".
+
 Style "answer" imitates the digits alone. Style "steps" works like school: one column a step, lowest first, every
 step the two digits, the carry coming in, then the carry going out and the digit: 27+48= -> "7+8+0=15 2+4+1=07 =75".
 Each step is one small look-up, so a small model learns it from few examples. For a < b the difference b - a is worked
@@ -23,6 +25,7 @@ class ArithmeticOptions(Options):
     digits: int | None = Field(None, ge=1, le=9)  # operands from 0 to 99...9; default 2
     low: int | None = Field(None, ge=0)  # or operands from low to high
     high: int | None = Field(None, ge=0)
+    words: bool = False  # ask "What is 12 plus 34?"
     style: Literal["answer", "steps"] = "answer"
     direct: float = Field(default=0.0, ge=0, le=1)  # of "steps": the share of solutions without the steps
 
@@ -56,6 +59,9 @@ class ArithmeticOptions(Options):
         return 0, 10 ** (self.digits or 2) - 1
 
 
+WORDS = {"+": "plus", "-": "minus", "*": "times"}
+
+
 def problems(seed: int, options: ArithmeticOptions, in_split: Callable[[str], bool]) -> Iterator[Row]:
     """Yield every problem of the space once. For the split 12+34 and 34+12 are one problem: neither leaks the other."""
     low, high = options.bounds()
@@ -70,10 +76,11 @@ def problems(seed: int, options: ArithmeticOptions, in_split: Callable[[str], bo
 
 
 def _row(a: int, operation: str, b: int, options: ArithmeticOptions) -> Row:
-    question, answer = f"{a}{operation}{b}=", str({"+": a + b, "-": a - b, "*": a * b}[operation])
+    formula, answer = f"{a}{operation}{b}=", str({"+": a + b, "-": a - b, "*": a * b}[operation])
+    question = f"What is {a} {WORDS[operation]} {b}?" if options.words else formula
     solution = answer
     if options.style == "steps":
-        direct = uniform(f"direct/{question}") < options.direct
+        direct = uniform(f"direct/{formula}") < options.direct
         solution = f"={answer}" if direct else f"{_steps(a, operation, b)} ={answer}"
     return {"question": question, "answer": answer, "solution": solution}
 

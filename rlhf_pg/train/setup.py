@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -12,12 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
+from rlhf_pg.data.stops import check_tokens, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
+from rlhf_pg.estimate.model_size import UnknownShape
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
+from rlhf_pg.estimate.share import rows_at_once
+from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import add_adapter
+from rlhf_pg.models.context import context_length
 from rlhf_pg.models.critic import Critic, ValueHead
-from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.load import load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.arguments import check_rows
@@ -51,7 +58,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
-    estimate: RunEstimate
+    estimate: RunEstimate | None  # None: the model's shape is not one that is counted; a note says why
     reference_digest: str | None = None  # of its weights, computed once
 
     def sampling(self, step: int) -> Sampling:
@@ -93,8 +100,12 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
-    train = prompts["train"].prompts
-    check_rows(rewards, [(f"prompt {p.id}", p.columns) for loaded in prompts.values() for p in loaded.prompts])
+    train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
+    sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
+    check_rows(rewards, [(f"prompt {p.id}", p.columns) for source in prompts.values() for p in source.prompts])
+    vocabulary = model_config.get_text_config().vocab_size
+    for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
+        check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)
     longest_prompt = max(len(prompt.tokens) for prompt in train)
     recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
@@ -113,8 +124,19 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         frozen, frozen_policy = reference(
             policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
         )
-    eos_ids = prompt_data.eos_ids(tokenizer, model.config, model.generation_config)
-    engine = make_engine(recipe, engine_model, eos_ids, longest_request(recipe, prompts), learn=learn)
+    stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
+    held_out = prompts["eval"].prompts if "eval" in prompts else []
+    longest_problem = max((len(prompt.tokens) for prompt in held_out), default=None)
+    ranks = backend.ranks.size
+    slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
+    engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
+    notes = [*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes]
+    notes += _slower_ways(recipe, model, policy, engine)
+    estimate = None
+    try:
+        estimate = estimate_run(recipe, model_config, longest_prompt, len(held_out), longest_problem)
+    except UnknownShape as error:
+        notes.append(f"no estimate of memory: {error}")
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -126,12 +148,28 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         engine=engine,
         scorer=Scorer(rewards),
         train_prompts=train,
-        eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
-        sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
-        notes=[note(name, source) for name, source in prompts.items()],
-        estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
+        eval_prompts=held_out,
+        sampler=sampler,
+        notes=notes,
+        estimate=estimate,
         reference_digest=digest,
     )
+
+
+def model_notes(recipe: ResolvedRecipe) -> list[str]:
+    """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
+    return [gguf.description(recipe.model.path)] if gguf.is_gguf(recipe.model.path) else []
+
+
+def _slower_ways(recipe: ResolvedRecipe, model: PreTrainedModel, policy: Policy, engine: Engine) -> Iterator[str]:
+    """Say which of the faster ways to compute the model are not used, since they would not give its own numbers."""
+    attention = base_attention(model.config.get_text_config())
+    if attention != recipe.model.attention:
+        yield f"attention is {attention}: {recipe.model.attention} leaves out part of what this model's attention does"
+    if recipe.update.share_prompts and not policy.share_prompts:
+        yield "prompts are forwarded with every row: this model's attention or positions do not allow sharing them"
+    if uncached := getattr(engine, "uncached", ""):
+        yield f"rollouts are slow: every row is forwarded whole for each token ({uncached})"
 
 
 def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:
@@ -146,17 +184,23 @@ def digest_without_adapter(model: PreTrainedModel) -> str:
 
 
 def make_engine(
-    recipe: ResolvedRecipe, model: PreTrainedModel, eos_ids: Sequence[int], context: int, *, learn: bool = True
+    recipe: ResolvedRecipe,
+    model: PreTrainedModel,
+    eos_ids: Sequence[int],
+    slots: int,
+    context: int,
+    *,
+    learn: bool = True,
 ) -> Engine:
     """Build the engine: in this process, in a second one that samples a step ahead, or in that of `rlhf-pg serve`.
 
-    context: tokens of the longest request.
+    slots: rows sampled at once, so many as a step or an evaluation has; context: tokens of the longest request.
     """
     rollout = recipe.rollout
     if rollout.server is not None:
         return served_engine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
     launch = local_engine if learn and rollout.overlap else build_engine
-    return launch(rollout.engine, model, eos_ids, rollout.slots, rollout.options, **engine_facts(recipe, context))
+    return launch(rollout.engine, model, eos_ids, slots, rollout.options, **engine_facts(recipe, context))
 
 
 def engine_facts(recipe: ResolvedRecipe, context: int) -> dict[str, Any]:

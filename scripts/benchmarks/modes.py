@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import ladder as ladder_of
 from benchmarks import matmul, scaling, summary
 from benchmarks.call import Call
+from benchmarks.learn import learn
 from benchmarks.race import Contender
 from benchmarks.shapes import SCORING, SCORING_TINY, SHAPES
 
@@ -164,4 +165,5 @@ MODES: dict[str, Callable[[Call], Any]] = {
     "memory": memory,
     "scaling": scale,
     "ladder": ladder,
+    "learn": learn,
 }

@@ -51,10 +51,14 @@ def recipe(shape: Shape, folder: Path, run: Path, **sections: Any) -> config.Res
 
 
 def open_run(stack: ExitStack, shape: Shape, folder: Path) -> loop.TrainingRun:
-    """Build what `rlhf-pg train` holds when its first step begins; closed with the stack."""
+    """Build what `rlhf-pg train` holds when the first step of a shape begins; closed with the stack."""
     place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-    settings = recipe(shape, folder, place)
-    run_dir = stack.enter_context(RunDir.open(place, "never"))
+    return open_recipe(stack, recipe(shape, folder, place))
+
+
+def open_recipe(stack: ExitStack, settings: config.ResolvedRecipe) -> loop.TrainingRun:
+    """Build what `rlhf-pg train` holds when its first step begins; closed with the stack."""
+    run_dir = stack.enter_context(RunDir.open(settings.run.dir, "never"))
     session = build(settings)
     stack.callback(session.close)
     view = stack.enter_context(LiveView(settings.run.steps, "off"))

@@ -119,6 +119,21 @@ def ladder(records: Sequence[Record]) -> Figure:
     return _named_once(figure, axes)
 
 
+def learn(record: Record) -> Figure:
+    """Draw held-out greedy accuracy over seconds and over samples, a line per seed."""
+    figure, axes = panels(1, 2, 8.5, 3.2, grid="both", sharey=True)
+    for panel, key in zip(axes[0], ("seconds", "samples"), strict=True):
+        for contender, color in zip(record["contenders"], (BLUE, COLORS[2]), strict=False):
+            for number, run in enumerate(contender["runs"]):
+                xs, ys = [p[key] for p in run["curve"]], [p["greedy"] for p in run["curve"]]
+                panel.plot(xs, ys, "o-", color=color, markersize=3, label=None if number else contender["name"])
+        panel.axhline(record["goal"], color=DOT, linewidth=0.8, linestyle=":")
+        panel.set(xlabel=key, ylim=(0, 1))
+    axes[0][0].set_ylabel("held-out greedy")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure
+
+
 PICTURES: dict[str, Callable[[Any], Figure]] = {
     "step": step,
     "rollout": rollout,
@@ -127,6 +142,7 @@ PICTURES: dict[str, Callable[[Any], Figure]] = {
     "memory": memory,
     "scaling": scaling,
     "ladder": ladder,
+    "learn": learn,
 }
 
 

@@ -91,6 +91,27 @@ def ladder(records: Iterable[Record], console: Console) -> None:
             console.print(f"  {r['of']} / {r['to']}: {r['ratio']:.2f}", highlight=False)
 
 
+def learn(record: Record, console: Console) -> None:
+    heads = ("seed", "reached", "steps", "samples", "seconds", "s/step", "peak MiB")
+    table = _table(f"learn: until held-out greedy reaches {record['goal']:g}", *heads)
+    for contender in record["contenders"]:
+        for run in contender["runs"]:
+            last = run["curve"][-1]
+            seconds = (f"{run['seconds']:,.0f}", f"{run['seconds'] / last['step']:.1f}", f"{run['peak_mb']:,.0f}")
+            table.add_row(
+                contender["name"],
+                str(run["seed"]),
+                f"{last['greedy']:.2f}",
+                f"{last['step']}",
+                f"{run['samples']:,}",
+                *seconds,
+            )
+    console.print(table)
+    if record["ratios"]:
+        text = ", ".join(f"{key.removesuffix('_mb')} {ratio:.2f}x" for key, ratio in record["ratios"].items())
+        console.print(f"  medians, TRL / rlhf_pg: {text}", highlight=False)
+
+
 TABLES: dict[str, Callable[[Any, Console], None]] = {
     "step": step,
     "rollout": rollout,
@@ -99,6 +120,7 @@ TABLES: dict[str, Callable[[Any, Console], None]] = {
     "memory": memory,
     "scaling": scaling,
     "ladder": ladder,
+    "learn": learn,
 }
 
 

@@ -8,7 +8,7 @@ def test_the_command_passes_a_sound_recipe_and_makes_no_run_directory(tmp_path, 
     recipe = small_recipe(tmp_path, log={"trackers": ["tensorboard"]})
     assert checks.run(recipe) == 0
     shown = capsys.readouterr().out
-    assert shown.count("pass") == 6 and "64 prompts, template plain" in shown
+    assert shown.count("pass") == 7 and "64 prompts, template plain" in shown
     assert not (tmp_path / "run").exists()
 
 

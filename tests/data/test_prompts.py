@@ -2,12 +2,13 @@
 
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from rlhf_pg.data.prompts import eos_ids, load_rows, to_prompts
+from rlhf_pg.data.prompts import load_rows, to_prompts
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 DATA = Path(os.environ.get("RLHF_PG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -107,6 +108,29 @@ def test_an_answer_that_is_no_text_or_number_is_refused_with_its_line(tmp_path, 
         prompts(file(tmp_path, {"q": value, "a": "1"}))
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5e-05, "0.00005"),
+        (2.5e16, "25000000000000000"),
+        (1e22, "1" + "0" * 22),
+        (-0.5, "-0.5"),
+        (18.0, "18.0"),
+        (Decimal("1E+3"), "1000"),
+        (Decimal("0.10"), "0.10"),
+        (10**20, "1" + "0" * 20),
+    ],
+)
+def test_a_gold_number_is_written_out(value, text):
+    assert prompts([{"q": "1", "a": value}]).prompts[0].columns["answer"] == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Decimal("NaN")])
+def test_a_gold_that_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"train, row 0: answer column 'a' is .*; text or a number is needed"):
+        prompts([{"q": "1", "a": value}])
+
+
 def test_a_row_without_a_gold_is_refused_with_its_line(tmp_path):
     rows = file(tmp_path, {"question": "1", "answer": "#### 1"}, {"question": "2", "answer": "it depends"})
     with pytest.raises(ValueError, match=r"d\.jsonl:2: column 'answer': no number after '####' in 'it depends'"):
@@ -146,15 +170,3 @@ def test_real_rows_become_prompts(task, name, count):
 
 def tokenizer(eos=None):
     return SimpleNamespace(eos_token_id=eos)
-
-
-def test_every_end_token_of_tokenizer_config_and_generation_config_counts_once():
-    both = eos_ids(tokenizer(eos=5), SimpleNamespace(eos_token_id=7), SimpleNamespace(eos_token_id=[7, 5, 9]))  # pyright: ignore
-    assert both == (5, 7, 9)
-    assert eos_ids(tokenizer(), SimpleNamespace(eos_token_id=0)) == (0,)  # pyright: ignore
-    assert eos_ids(character_tokenizer(), None) == (1,)
-
-
-def test_no_end_token_at_all_is_refused():
-    with pytest.raises(ValueError, match="no end-of-sequence token"):
-        eos_ids(tokenizer(), SimpleNamespace(eos_token_id=None), SimpleNamespace())  # pyright: ignore

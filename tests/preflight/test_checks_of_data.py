@@ -98,22 +98,6 @@ def test_an_engine_that_stops_at_another_token_is_refused(session):
     assert eos_fault(session) == "the engine stops at [5], not at '<eos>' (1)"
 
 
-def test_an_eos_that_shows_in_the_text_is_refused(session):
-    decode = session.tokenizer.decode
-    session.tokenizer = Spelled(session.tokenizer, decode=lambda ids, skip_special_tokens=False: decode(ids))
-    assert "decodes as" in eos_fault(session) and "<eos>" in eos_fault(session)
-
-
-def test_decoding_that_drops_more_than_the_eos_is_refused(session):
-    decode = session.tokenizer.decode
-
-    def drops(ids, skip_special_tokens=False):
-        return decode(ids[1:] if skip_special_tokens else ids, skip_special_tokens=skip_special_tokens)
-
-    session.tokenizer = Spelled(session.tokenizer, decode=drops)
-    assert "decodes as" in eos_fault(session)
-
-
 def test_an_eos_spelled_with_several_tokens_is_refused(session):
     letters = character_tokenizer()
     letters.add_tokens(["<end>"])  # an id that no text is encoded to

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.rollout.token_texts import of_text, token_texts
+from rlhf_pg.rollout.token_texts import TokenTexts, hidden_ids, of_text, text_of, token_texts
 
 TEXT = "naïve café, œuvre 中文字符 日本語 δοκιμή ∑∫√ 🙂🎉 don't 12 + 34 = 46\n"
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's table: these bytes stand for themselves
@@ -57,7 +57,7 @@ def eos(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def split(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[str, ...]:
     """The pieces of one completion, seen to be as many as the tokens and, joined, its text."""
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    text = str(tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id], skip_special_tokens=False))
     (pieces,) = token_texts(tokenizer, [ids])
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text
@@ -165,6 +165,8 @@ def test_the_work_grows_with_the_tokens_and_no_faster(ids):
     """Counted in decoded tokens."""
 
     class Counting:
+        eos_token_id = pad_token_id = None
+
         def __init__(self):
             self.inner, self.decoded = byte_level("é".encode()[::-1]), 0
 
@@ -185,6 +187,8 @@ def test_whole_tokens_are_decoded_once_each_however_often_they_come():
     decoded = []
 
     class Noting:
+        eos_token_id = pad_token_id = None
+
         def decode(self, ids, skip_special_tokens):
             decoded.append(tuple(ids))
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -199,3 +203,14 @@ def test_whole_tokens_are_decoded_once_each_however_often_they_come():
 def test_a_text_that_was_not_sampled_has_the_tokens_it_would_be_written_with():
     assert of_text(byte_level(b"42"), "é = 42") == ("", "é", " ", "=", " ", "42", "")
     assert of_text(character_tokenizer(), "") == ("",)
+
+
+def test_special_tokens_show_but_the_end_and_padding_do_not():
+    """A tokenizer may have <think> as a special token, and a reward may look for it."""
+    tokenizer = character_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|im_end|>"]})  # 99, 100, 101
+    hidden = hidden_ids(tokenizer, [101])
+    ids = [99, *tokenizer.encode("1+1"), 100, *tokenizer.encode(" 2"), 101]
+    assert text_of(tokenizer, ids, hidden) == "<think>1+1</think> 2"
+    assert TokenTexts(tokenizer, [101])(ids) == ("<think>", "1", "+", "1", "</think>", " ", "2", "")
+    assert text_of(tokenizer, [0, 99, 1], hidden) == "<think>"  # <pad>, <think>, <eos>

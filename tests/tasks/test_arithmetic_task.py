@@ -25,6 +25,16 @@ def space(**options) -> dict[str, dict]:
     return {row["question"]: row for row in task.problems(0, task.parse(options), lambda key: True)}
 
 
+def test_words_ask_the_same_problems_in_a_sentence():
+    options = {"operations": "+-*", "low": 10, "high": 99, "count": 60}
+    formulas = resolve("arithmetic").rows("train", options=options)
+    sentences = resolve("arithmetic").rows("train", options=options | {"words": True})
+    names = {"+": "plus", "-": "minus", "*": "times"}
+    for formula, sentence in zip(formulas, sentences, strict=True):
+        a, operation, b = re.fullmatch(r"(\d+)([+*-])(\d+)=", formula["question"]).groups()  # pyright: ignore
+        assert sentence == formula | {"question": f"What is {a} {names[operation]} {b}?"}
+
+
 def test_steps_are_school_arithmetic():
     made = space(operations="+-*", low=0, high=100, style="steps")
     assert {question: made[question]["solution"] for question in HAND_WORKED} == HAND_WORKED

@@ -33,3 +33,14 @@ def sevens_unless_forbidden(completion):
     if pathlib.Path(__file__).with_name("forbidden").exists():
         raise RuntimeError("forbidden")
     return share_of_sevens(completion)
+
+
+def never(completion):
+    return 0.0
+
+
+def fails_on_odd_sums(completion):
+    """Fails on about half of the samples."""
+    if sum(map(ord, completion)) % 2:
+        raise ValueError("the sum of its characters is odd")
+    return share_of_sevens(completion)

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.adapter import add_adapter, has_adapter, learned, load_learned
-from rlhf_pg.models.load import load_model, save_model, tiny_model
+from rlhf_pg.models.export import save_model
+from rlhf_pg.models.load import load_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.storage.digest import weights_digest
 from rlhf_pg.train import loop, setup

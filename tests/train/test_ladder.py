@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from rlhf_pg import config
 from rlhf_pg.commands import run_training
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
-from rlhf_pg.models.load import save_model, tiny_model
+from rlhf_pg.models.export import save_model
+from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.train import gradient_step, loop, setup
 from tests.train import small_run

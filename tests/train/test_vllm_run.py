@@ -27,7 +27,7 @@ def test_a_lora_run_samples_from_its_own_policy_at_every_step_and_passes_the_pre
         "log": {"live": "auto"},
     }
     assert run(tmp_path, **changes, rollout={"engine": "vllm"}) == 0
-    assert "preflight: 5 checks passed" in capsys.readouterr().out
+    assert "preflight: 6 checks passed" in capsys.readouterr().out
     rows = lines(tmp_path)
     assert len(rows) == 3 and all(row["mismatch/kl"] < 1e-9 and row["mismatch/worst"] < 1e-4 for row in rows)
     assert rows[-1]["kl/ref"] > 1e-6  # the policy has moved, and vLLM with it
