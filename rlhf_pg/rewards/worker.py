@@ -149,7 +149,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _message(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    return f"{type(error).__name__}: {error}"[:500].removesuffix(": ")
 
 
 def _send(replies: int, *messages: dict[str, Any]) -> None:
