@@ -20,7 +20,7 @@ from rlhf_pg.data.templates import continuation
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
-from rlhf_pg.models.export import export_dtype, save_model
+from rlhf_pg.models.export import UNUSABLE, export_dtype, faults, save_model
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
@@ -30,6 +30,8 @@ from rlhf_pg.train.prompts import note, read_prompts
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.setup import adamw
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
+
+EXPORTED = 64  # prompts whose tokens an export must keep
 
 
 def sft(recipe: SftRecipe, source: Path | None = None) -> int:
@@ -55,6 +57,9 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
         for note in notes:
             view.message(note)
         learner, model = _learner(recipe, backend, batches)
+        texts = [example.prompt.text for example in examples[:EXPORTED]]
+        if wrong := faults(model, tokenizer, texts, trust_remote_code=recipe.model.trust_remote_code):
+            raise ValueError(f"export, tried before training: {'; '.join(wrong)}. {UNUSABLE}")
         launch = launch_facts.facts(recipe, backend, learner.policy, source)
         folder.add_launch(launch)
         view.message("\n".join(launch_facts.lines(launch)))

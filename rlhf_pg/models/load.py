@@ -19,7 +19,7 @@ from transformers import (
 
 from rlhf_pg.models import folder, gguf
 from rlhf_pg.models.adapter import quantization
-from rlhf_pg.models.export import remember_origin
+from rlhf_pg.models.export import remember_model, remember_tokenizer
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 TINY = "tiny"
@@ -32,7 +32,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     path = folder_or_name(path)
     folder.check_tokenizer(Path(path))
     with folder.reading(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return remember_tokenizer(tokenizer, path)
 
 
 def load_model(
@@ -75,7 +76,7 @@ def load_model(
         )
     model, loading = loaded
     _refuse_gaps(path, loading)
-    return remember_origin(model.train(), path, folder.dtype_of(Path(path)) or configured)
+    return remember_model(model.train(), path, configured)
 
 
 def _refuse_gaps(path: str, loading: dict[str, Any]) -> None:

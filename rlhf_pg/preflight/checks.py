@@ -7,17 +7,14 @@ raises has failed, and what it raised is its figure. docs/preflight.md says what
 from __future__ import annotations
 
 import functools
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoTokenizer
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import ResolvedRecipe
@@ -25,7 +22,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.display.text import visible
 from rlhf_pg.errors import RunError
-from rlhf_pg.models.export import save_settings
+from rlhf_pg.models.export import UNUSABLE, faults
 from rlhf_pg.preflight import gold
 from rlhf_pg.preflight.probe import (
     CANDIDATES,
@@ -279,25 +276,13 @@ def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
 def export(session: Session, probe: Callable[[], Probe]) -> Finding:
     """Check that configuration and tokenizer can be written, and read again as they were, before hours of training."""
     texts = [prompt.text for prompt in session.train_prompts[:CANDIDATES]]
-    with tempfile.TemporaryDirectory() as folder:
-        save_settings(session.model, session.tokenizer, Path(folder))
-        trust = session.recipe.model.trust_remote_code
-        again = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-        AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    changed = sum(
-        again.encode(text, add_special_tokens=False) != session.tokenizer.encode(text, add_special_tokens=False)
-        for text in texts
-    )
-    faults = [f"{changed} of {len(texts)} prompts have other tokens"] if changed else []
-    if again.chat_template != session.tokenizer.chat_template:
-        faults.append("the chat template is another")
+    wrong = faults(session.model, session.tokenizer, texts, trust_remote_code=session.recipe.model.trust_remote_code)
     return Finding(
         "export",
-        not faults,
-        "; ".join(faults) or f"written and read again; the tokens of {len(texts)} prompts are the same",
+        not wrong,
+        "; ".join(wrong) or f"written and read again; the tokens of {len(texts)} prompts are the same",
         "what is read again is what was written",
-        "transformers does not write this tokenizer as it read it, so what the run exports could not be used: see the "
-        "tokenizer's files, or name another folder by model.tokenizer.",
+        UNUSABLE,
     )
 
 
