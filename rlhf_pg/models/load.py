@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -102,6 +103,16 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConf
     folder.check_config(Path(path))
     with folder.reading(path, "configuration"):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_generation(path: str) -> GenerationConfig | None:
+    """Load the settings of generation_config.json; None where there is no such file."""
+    if path == TINY:
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder_or_name(path))
+    except OSError:
+        return None
 
 
 def folder_or_name(path: str) -> str:

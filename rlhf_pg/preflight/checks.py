@@ -38,7 +38,7 @@ from rlhf_pg.preflight.probe import (
 from rlhf_pg.train import packing_check
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build
-from rlhf_pg.types import Completion
+from rlhf_pg.types import Completion, Prompt
 
 GOLD_ROWS = 16
 
@@ -236,11 +236,17 @@ def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
         "gold answers",
         not missed and accepted <= 0.1 * len(swapped),
         f"gold right {len(prompts) - len(missed)} of {len(prompts)}, other rows' answers {accepted} of {len(swapped)}"
-        + "".join(f"; judged wrong: {p.id}, gold {p.columns['answer']!r}" for p in missed[:1]),
+        + "".join(f"; judged wrong: {p.id}, gold {p.columns['answer']!r}{_changed(session, p)}" for p in missed[:1]),
         "all gold right, at most 10 % of the others",
         f"Reward {reward.name!r} does not tell right from wrong on this data: see data.train.answer and the form of "
         "answer it expects, try it by `rlhf-pg rewards check`, and list the function that judges answers first.",
     )
+
+
+def _changed(session: Session, prompt: Prompt) -> str:
+    """Say which form of the gold answer does not come out of the tokenizer as it went in."""
+    forms = ((text, gold.as_sampled(session, text)) for text in gold.answer_forms(prompt))
+    return next((f", which the tokenizer makes {out!r} of {text!r}" for text, out in forms if text != out), "")
 
 
 def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
@@ -256,7 +262,8 @@ def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
     rows = [torch.tensor([*answer * times, eos]) for times in (1, 3)]  # the first is padded
     mask = collate.collate([rollout(prompt, Completion(row, row * 0.0, "stop", 0)) for row in rows]).mask
     faults = {
-        f"{token!r} ({eos}) is outside the model's vocabulary of {vocabulary}": eos >= vocabulary,
+        f"{token!r} ({eos}), the tokenizer's eos_token, is outside the model's vocabulary of {vocabulary}": eos
+        >= vocabulary,
         f"the engine stops at {list(stops)}, not at {token!r} ({eos})": eos not in stops,
         f"the prompt ends with token {prompt.tokens[-1]}, which ends a completion": prompt.tokens[-1] in stops,
         f"{token!r} is not a single token": tokenizer.encode(token, add_special_tokens=False) != [eos],

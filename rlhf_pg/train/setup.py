@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
-from rlhf_pg.data.stops import check_tokens, eos_ids
+from rlhf_pg.data.stops import check_tokens, check_vocabulary, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
@@ -92,12 +92,13 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
+    vocabulary = model_config.get_text_config().vocab_size
+    check_vocabulary(tokenizer, vocabulary)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
     train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
-    vocabulary = model_config.get_text_config().vocab_size
     for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
         check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)
     longest_prompt = max(len(prompt.tokens) for prompt in train)
