@@ -63,17 +63,17 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
-) -> None:
-    """Write weights, configuration and tokenizer, with a LoRA adapter merged into the weights.
+) -> torch.dtype:
+    """Write weights, configuration and tokenizer, with a LoRA adapter merged into the weights. Returns their dtype.
 
     `weights`: by parameter name, if those of the model are sharded. `dtype`: of the weights; None = that of the files
     the model came from. The live model does not change. A killed writer leaves no partial folder.
     """
     origin = _origin(model)
-    dtype = dtype or origin["dtype"]
+    dtype = dtype or origin["dtype"] or without_adapter(model).dtype or torch.float32
     if has_adapter(model):
         model, weights = merged(model)
-    if dtype is not None and dtype != torch.float32:
+    if dtype != torch.float32:
         weights = _rounded(model.state_dict() if weights is None else weights, dtype)
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
     settings, model.generation_config = model.generation_config, GenerationConfig()
@@ -83,9 +83,9 @@ def save_model(
         model.generation_config = settings
     _save_generation(model, unfinished, origin)
     _save_tokenizer(tokenizer, unfinished)
-    if dtype is not None:  # transformers writes that of the live weights
-        _write_dtype(unfinished / CONFIG, dtype)
+    _write_dtype(unfinished / CONFIG, dtype)  # transformers writes that of the live weights
     replace_folder(unfinished, folder)
+    return dtype
 
 
 def faults(

@@ -74,6 +74,17 @@ def test_a_dtype_that_is_asked_for_is_written(tmp_path: Path):
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_weights_that_were_gathered_from_several_processes_are_written_in_it_too(tmp_path: Path, kind: str):
+    source = folder_of(tmp_path / "source", torch.bfloat16, kind)
+    model, tokenizer = load_model(str(source)), load_tokenizer(str(source))
+    gathered = {name: tensor.detach() + 1 for name, tensor in model.named_parameters()}
+    assert save_model(model, tokenizer, tmp_path / "model", gathered) == torch.bfloat16
+    came, went = load_file(source / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
+    assert came.keys() == went.keys()
+    assert all(torch.equal(went[name], (came[name].float() + 1).bfloat16()) for name in came)
+
+
 def test_weights_that_were_trained_are_rounded_to_the_nearest(tmp_path: Path):
     source = folder_of(tmp_path / "source", torch.bfloat16)
     model = load_model(str(source))
