@@ -70,11 +70,11 @@ def save_model(
     the model came from. The live model does not change. A killed writer leaves no partial folder.
     """
     origin = _origin(model)
-    dtype = dtype or origin["dtype"] or without_adapter(model).dtype or torch.float32
+    written: torch.dtype = dtype or origin["dtype"] or without_adapter(model).dtype or torch.float32
     if has_adapter(model):
         model, weights = merged(model)
-    if dtype != torch.float32:
-        weights = _rounded(model.state_dict() if weights is None else weights, dtype)
+    if written != torch.float32:
+        weights = _rounded(model.state_dict() if weights is None else weights, written)
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
     settings, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -83,9 +83,9 @@ def save_model(
         model.generation_config = settings
     _save_generation(model, unfinished, origin)
     _save_tokenizer(tokenizer, unfinished)
-    _write_dtype(unfinished / CONFIG, dtype)  # transformers writes that of the live weights
+    _write_dtype(unfinished / CONFIG, written)  # transformers writes that of the live weights
     replace_folder(unfinished, folder)
-    return dtype
+    return written
 
 
 def faults(

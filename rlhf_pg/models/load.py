@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +46,13 @@ def load_model(
     seed: int = 0,
     quantize: Literal["4bit", "8bit"] | None = None,
     arithmetic: torch.dtype = torch.float32,
+    head: bool = True,
 ) -> PreTrainedModel:
     """Load a folder, hub name or GGUF file in float32 (`model.dtype` is the arithmetic's, not the weights').
 
     "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize` puts linear
-    layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained.
+    layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained. `head`: whether
+    the output head is used, so that the files must have one.
     Raises ValueError, with file and cause, for weights that cannot be read or do not cover the model, and where
     quantized weights are not possible.
     """
@@ -76,13 +79,17 @@ def load_model(
             **quantized,
         )
     model, loading = loaded
-    _refuse_gaps(path, loading)
+    unused = set() if head else {id(p) for p in model.get_output_embeddings().parameters()}
+    _refuse_gaps(path, loading, {name for name, p in model.named_parameters() if id(p) in unused})
     return remember_model(model.train(), path, configured)
 
 
-def _refuse_gaps(path: str, loading: dict[str, Any]) -> None:
-    """Raise ValueError for tensors that transformers drew at random: absent from the files, or of other sizes there."""
-    absent = sorted(loading["missing_keys"])
+def _refuse_gaps(path: str, loading: dict[str, Any], unused: Collection[str]) -> None:
+    """Raise ValueError for tensors that transformers drew at random: absent from the files, or of other sizes there.
+
+    `unused`: names of tensors that may be random.
+    """
+    absent = sorted(loading["missing_keys"] - unused)
     others = [f"{name} {list(files)} (the model's: {list(model)})" for name, files, model in loading["mismatched_keys"]]
     if not absent and not others:
         return

@@ -186,8 +186,11 @@ def engine_facts(recipe: ResolvedRecipe, context: int) -> dict[str, Any]:
     return {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
 
 
-def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend) -> PreTrainedModel:
-    """Load a model as the recipe's `model` section has it: attention, adapter, dropout, checkpointing, device."""
+def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend, *, head: bool = True) -> PreTrainedModel:
+    """Load a model as the recipe's `model` section has it: attention, adapter, dropout, checkpointing, device.
+
+    `head` False: the files need not have one, as those of a reward model.
+    """
     section = recipe.model
     model = load_model(
         path,
@@ -196,6 +199,7 @@ def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend) -> PreTrai
         trust_remote_code=section.trust_remote_code,
         quantize=section.quantize,
         arithmetic=getattr(torch, section.dtype),
+        head=head,
     )
     if section.lora:
         model = add_adapter(model, section.lora, seed=recipe.run.seed)
@@ -246,7 +250,7 @@ def _critic(
     if section.backbone != "copy":
         _check_same_tokens(recipe, tokenizer)
     path = recipe.model.path if section.backbone == "copy" else section.backbone
-    backbone = policy_model(recipe, path, backend)
+    backbone = policy_model(recipe, path, backend, head=False)
     critic = Critic(backbone.get_decoder(), recipe.update.share_prompts).to(backend.device)
     trainable = [p for p in critic.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(critic, adamw(trainable, section.optimizer), section.optimizer.grad_clip)

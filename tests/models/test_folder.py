@@ -59,6 +59,15 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(model: Path):
     assert "lack 1 of the model's tensors: lm_head.weight." in refused(model)
 
 
+def test_a_model_without_use_for_a_head_may_lack_it_and_nothing_else(model: Path):
+    """As a critic that starts from a reward model."""
+    change(model, lambda tensors: tensors.update({"score.weight": tensors.pop("lm_head.weight")[:1]}))
+    load_model(str(model), head=False)
+    change(model, lambda tensors: tensors.pop("model.norm.weight"))
+    message = refused(model, lambda path: load_model(path, head=False))
+    assert "lack 1 of the model's tensors: model.norm.weight;" in message
+
+
 def test_weights_of_a_tied_head_are_complete_without_it(tmp_path: Path):
     random_model("qwen2").save_pretrained(tmp_path)  # writes no lm_head
     assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
