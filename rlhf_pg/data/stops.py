@@ -32,7 +32,9 @@ def eos_ids(
     for token, source in candidates:
         if token is None or token in stops:
             continue
-        if vocabulary is not None and not 0 <= token < vocabulary:
+        if not isinstance(token, int):
+            notes.append(f"stop token {token!r} ({source}) is no number: unused")
+        elif vocabulary is not None and not 0 <= token < vocabulary:
             notes.append(
                 f"stop token {token} ({source}) is outside the model's vocabulary of {vocabulary} tokens: unused"
             )

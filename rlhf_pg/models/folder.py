@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
-from rlhf_pg.names import nearest
+from rlhf_pg.names import nearest_folder
 
 LFS = b"version https://git-lfs"  # how a file begins whose content git did not fetch
 ADAPTER = "adapter_config.json"
@@ -125,7 +124,9 @@ def reading(path: str, what: str) -> Iterator[None]:
         cause = " ".join(str(error).split())
         cause = cause if len(cause) <= WHY else f"{cause[:WHY]}..."
         place = (
-            "" if Path(path).is_dir() else f" (no folder{_nearest_folder(Path(path))}; it was looked for on the hub)"
+            ""
+            if Path(path).is_dir()
+            else f" (no folder of that name{nearest_folder(Path(path))}; it was looked for on the hub)"
         )
         hint = ""
         if "trust_remote_code" in cause:
@@ -147,17 +148,7 @@ def _refuse_no_folder(path: Path) -> None:
     if path.is_file():
         raise ValueError(f"{path}: a file; name the folder that it is in, or a .gguf file")
     if not HUB_NAME.fullmatch(str(path)):
-        raise ValueError(f"{path}: no such folder{_nearest_folder(path)}")
-
-
-def _nearest_folder(path: Path) -> str:
-    """Say what of a path does not exist, and what there is of a similar name."""
-    missing = path
-    while not missing.parent.is_dir():
-        missing = missing.parent
-    place = missing.parent
-    siblings = [p.name for p in place.iterdir() if p.is_dir()] if os.access(place, os.R_OK) else []
-    return f": {place.resolve()} has no {missing.name!r}{nearest(missing.name, siblings)}"
+        raise ValueError(f"{path}: no such folder{nearest_folder(path)}")
 
 
 def _refuse_adapter(folder: Path) -> None:

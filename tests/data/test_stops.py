@@ -101,6 +101,11 @@ def test_what_names_an_end_that_cannot_be_sampled_is_said():
     ]
 
 
+def test_an_end_token_that_is_no_number_is_left_out_and_said():
+    stops, [note] = eos_ids(tokenizer(eos=5), config("</s>"), vocabulary=100)
+    assert stops == (5,) and note == "stop token '</s>' (eos_token_id of config.json) is no number: unused"
+
+
 def test_a_turn_end_that_is_named_already_is_not_noted():
     assert eos_ids(chat_tokenizer(), config(100), vocabulary=101) == ((1, 100), [])
 
