@@ -123,11 +123,9 @@ def reading(path: str, what: str) -> Iterator[None]:
     except Exception as error:  # from hub clients, parsers and models' own code
         cause = " ".join(str(error).split())
         cause = cause if len(cause) <= WHY else f"{cause[:WHY]}..."
-        place = (
-            ""
-            if Path(path).is_dir()
-            else f" (no folder of that name{nearest_folder(Path(path))}; it was looked for on the hub)"
-        )
+        place = ""
+        if not Path(path).is_dir():
+            place = f" (no folder of that name{nearest_folder(Path(path))}; it was looked for on the hub)"
         hint = ""
         if "trust_remote_code" in cause:
             hint = "; model.trust_remote_code=true runs code that comes with a model: set it only if you trust that"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_pg.rollout.native import evaluation_mode
+from rlhf_pg.models.exact import evaluation_mode
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 LENGTHS = (5, 24)  # of the prompts, at most
