@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -15,6 +17,20 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the choice closest to `word`, or "" when none is close."""
     closest = difflib.get_close_matches(str(word), list(choices), n=1)
     return f"; did you mean {closest[0]!r}?" if closest else ""
+
+
+def nearest_folder(path: Path) -> str:
+    """Return "; did you mean 'runs/r/model'?" for the path with the first part that does not exist spelled as one that
+    does, or "" when none is close."""
+    missing = path
+    while missing != missing.parent and not os.path.isdir(missing.parent):
+        missing = missing.parent
+    try:
+        folders = [entry.name for entry in os.scandir(missing.parent) if entry.is_dir()]
+    except OSError:
+        return ""
+    closest = difflib.get_close_matches(missing.name, folders, n=1)
+    return f"; did you mean {str(missing.with_name(closest[0]) / path.relative_to(missing))!r}?" if closest else ""
 
 
 def load_attribute(name: str, default_attribute: str | None, what: str, shipped: Sequence[str] = ()) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.export import export_dtype, save_model
 from rlhf_pg.report import write_report
@@ -26,7 +28,7 @@ def export(
         if not backend.ranks.first:
             return
         dtype = export_dtype(session.recipe.model.export_dtype)
-        save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype)
+        written = save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype)
         save_adapter(session.model, folder.path / "adapter")
         summary = {
             "algorithm": session.recipe.algorithm.name,
@@ -40,6 +42,11 @@ def export(
         folder.write_json("summary.json", summary)
         if after:
             message(f"after: {headline(after)}")
+        if written != torch.float32:
+            message(
+                f"model: weights rounded to {str(written).removeprefix('torch.')} (model.export_dtype: "
+                f"{session.recipe.model.export_dtype}); what was measured are the float32 ones that were trained"
+            )
         message(f"report: {write_report.write([folder.path])}")
 
 

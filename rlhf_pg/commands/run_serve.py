@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_pg.config import ResolvedRecipe
-from rlhf_pg.data.stops import eos_ids
+from rlhf_pg.data.stops import check_vocabulary, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
 from rlhf_pg.models.context import context_length
@@ -28,10 +28,11 @@ def serve(recipe: ResolvedRecipe, host: str = LOOPBACK, port: int = 0) -> int:
         )
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
-    context = context_length(load_config(recipe.model.path, trust_remote_code=trust))
-    longest = longest_request(recipe, prompts_of(recipe, tokenizer, context))
+    model_config = load_config(recipe.model.path, trust_remote_code=trust)
+    vocabulary, rollout = model_config.get_text_config().vocab_size, recipe.rollout
+    check_vocabulary(tokenizer, vocabulary)
+    longest = longest_request(recipe, prompts_of(recipe, tokenizer, context_length(model_config)))
     model = policy_model(recipe, recipe.model.path, Backend(recipe.model.dtype))
-    vocabulary, rollout = model.config.get_text_config().vocab_size, recipe.rollout
     stops, notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
     for note in notes:
         print(note, flush=True)

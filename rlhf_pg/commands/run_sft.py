@@ -15,14 +15,14 @@ from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.data.columns import names, value_at
-from rlhf_pg.data.stops import check_tokens
+from rlhf_pg.data.stops import check_tokens, check_vocabulary, eos_ids, turn_end
 from rlhf_pg.data.templates import continuation
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
 from rlhf_pg.models.context import context_length
-from rlhf_pg.models.export import export_dtype, save_model
-from rlhf_pg.models.load import load_config, load_model, load_tokenizer
+from rlhf_pg.models.export import UNUSABLE, export_dtype, faults, save_model
+from rlhf_pg.models.load import load_config, load_generation, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import gradient_step, launch_facts
@@ -31,6 +31,8 @@ from rlhf_pg.train.prompts import note, read_prompts
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.setup import adamw
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
+
+EXPORTED = 64  # prompts whose tokens an export must keep
 
 
 def sft(recipe: SftRecipe, source: Path | None = None) -> int:
@@ -56,6 +58,9 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
         for note in notes:
             view.message(note)
         learner, model = _learner(recipe, backend, batches)
+        texts = [example.prompt.text for example in examples[:EXPORTED]]
+        if wrong := faults(model, tokenizer, texts, trust_remote_code=recipe.model.trust_remote_code):
+            raise ValueError(f"export, tried before training: {'; '.join(wrong)}. {UNUSABLE}")
         launch = launch_facts.facts(recipe, backend, learner.policy, source)
         folder.add_launch(launch)
         view.message("\n".join(launch_facts.lines(launch)))
@@ -75,12 +80,20 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
 
 
 def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], list[str]]:
-    """Return the data as rollouts of an expert (the solution's tokens, then EOS), and what a person should know."""
+    """Return the data as rollouts of an expert, and what a person should know.
+
+    After the solution comes the token that ends a turn of the chat template, where that is in use, or else EOS.
+    """
     model_config = load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     context, vocabulary = context_length(model_config), model_config.get_text_config().vocab_size
+    check_vocabulary(tokenizer, vocabulary)
+    generation = load_generation(recipe.model.path)
+    stops, stop_notes = eos_ids(tokenizer, model_config, generation, vocabulary=vocabulary)
     limits = dict(max_prompt_tokens=recipe.data.max_prompt_tokens, context=context, max_new_tokens=1)
     source = read_prompts(recipe.data.train, "train", tokenizer, **limits)
-    examples = [_expert(prompt, recipe.sft.completion or "solution", tokenizer) for prompt in source.prompts]
+    ending = turn_end(tokenizer) if source.template.startswith("chat") else None
+    end = next(i for i in (ending, tokenizer.eos_token_id, *stops) if i in stops)
+    examples = [_expert(prompt, recipe.sft.completion or "solution", tokenizer, end) for prompt in source.prompts]
     for example in examples:
         check_tokens(
             (*example.prompt.tokens, *example.completion.tokens.tolist()), example.prompt.id, tokenizer, vocabulary
@@ -90,13 +103,13 @@ def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[li
     if not fitting:
         dropped = f" ({source.dropped_note})" if source.dropped else ""
         raise ValueError(f"all {len(examples)} solutions are {too_long}{dropped}; take shorter ones, or another model")
-    notes = [note("train", source)]
+    notes = [note("train", source), *stop_notes]
     if len(fitting) < len(examples):
         notes.append(f"data.train: {len(examples) - len(fitting)} of {len(examples)} solutions dropped: {too_long}")
     return fitting, notes
 
 
-def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> Rollout:
+def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase, end: int) -> Rollout:
     try:
         text = value_at(prompt.columns, column)
     except KeyError:
@@ -104,9 +117,6 @@ def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> 
         raise ValueError(f"sft.completion: no column {column!r} in {prompt.id}; there are {there}") from None
     if isinstance(text, bool) or not isinstance(text, str | int | float) or not str(text).strip():
         raise ValueError(f"sft.completion: column {column!r} of {prompt.id} is {str(text)[:60]!r}; text is needed")
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ValueError("the tokenizer has no eos_token: solutions could not end; set it in tokenizer_config.json")
     written = continuation(prompt.text, str(text), tokenizer)
     tokens = torch.tensor(written if written[-1:] == [end] else [*written, end])
     completion = Completion(tokens, torch.zeros(len(tokens)), "stop", version=0)

@@ -12,7 +12,7 @@ from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
 from rlhf_pg.config import messages
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
-from rlhf_pg.names import nearest
+from rlhf_pg.names import nearest, nearest_folder
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
@@ -252,4 +252,4 @@ def _missing_model(key: str, path: str) -> Iterator[str]:
         if not Path(path).is_file():
             yield f"{key}: no file {path}"
     elif (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir():
-        yield f"{key}: no folder {path}"
+        yield f"{key}: no folder {path}{nearest_folder(Path(path))}"

@@ -22,7 +22,10 @@ from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.names import nearest
 from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 
-NAMES = re.compile(r"[\w.]+(\s*,\s*[\w.]+)*")  # of modules, a comma between them
+ALL_LINEAR = "all-linear"  # PEFT's word for all linear layers but the head
+SEPARATORS = re.compile(r"[\s,|]+")
+NAME = re.compile(r"[\w.]+")  # of a module, or the end of it
+LAYERS = (nn.Linear, Conv1D)
 QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' weights
 
 
@@ -45,26 +48,47 @@ def add_adapter(model: PreTrainedModel, lora, seed: int = 0) -> PreTrainedModel:
 
 
 def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
-    """Return `model.lora.targets` as PEFT wants them: names in a list, a regular expression as text.
+    """Return `model.lora.targets` as PEFT wants them: names in a list, a regular expression on whole names as text.
 
-    Text of words and commas is names. Raises ValueError for a name or an expression that fits no module.
+    Text of names, with commas, bars or spaces between them, is names. Raises ValueError for a name or an expression
+    that fits no module, or one that an adapter cannot be put on.
     """
-    if targets == "all-linear":
+    if isinstance(targets, str) and targets.strip().lower() == ALL_LINEAR:
+        return ALL_LINEAR
+    text = targets if isinstance(targets, str) else ",".join(targets)
+    names = [name for name in SEPARATORS.split(text) if name]
+    if not names:
+        raise ValueError(f"model.lora.targets: it names no module{_linears(model)}")
+    modules = dict(model.named_modules())
+    if isinstance(targets, str) and not all(NAME.fullmatch(name) for name in names):
+        _refuse_unsupported(model, [name for name in modules if _full_match(targets, name)], targets)
         return targets
-    if isinstance(targets, str):
-        if not NAMES.fullmatch(targets):
-            if not any(_full_match(targets, name) for name, _ in model.named_modules()):
-                raise ValueError(
-                    f"model.lora.targets: no module fits the regular expression {targets!r}{_linears(model)}"
-                )
-            return targets
-        targets = [name.strip() for name in targets.split(",")]
-    modules = {name for name, _ in model.named_modules()}
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in modules):
-            leaves = sorted({name.rpartition(".")[2] for name in modules})
-            raise ValueError(f"model.lora.targets: no module {target!r}{nearest(target, leaves)}{_linears(model)}")
-    return targets
+    for target in names:
+        fitting = [name for name in modules if name == target or name.endswith(f".{target}")]
+        leaves = sorted({name.rpartition(".")[2] for name in modules})
+        if not fitting:
+            raise ValueError(
+                f"model.lora.targets: no module {target!r}{nearest(target.lower(), leaves)}{_linears(model)}"
+            )
+        _refuse_unsupported(model, fitting, target)
+    return names
+
+
+def _refuse_unsupported(model: nn.Module, fitting: list[str], target: str) -> None:
+    """Raise ValueError unless something fits a target, and all of it can have an adapter."""
+    if not fitting:
+        example = next(name for name, module in model.named_modules() if isinstance(module, LAYERS))
+        raise ValueError(
+            f"model.lora.targets: no module fits the regular expression {target!r}, which has to match a whole name, "
+            f"such as {example}{_linears(model)}"
+        )
+    other = next((name for name in fitting if not isinstance(model.get_submodule(name), (*LAYERS, nn.Embedding))), None)
+    if other is not None:
+        kind = type(model.get_submodule(other)).__name__
+        raise ValueError(
+            f"model.lora.targets: {target!r} fits {other or 'the whole model'}, a {kind}, and adapters go on linear "
+            f"layers{_linears(model)}"
+        )
 
 
 def _full_match(expression: str, name: str) -> bool:
@@ -74,11 +98,11 @@ def _full_match(expression: str, name: str) -> bool:
         raise ValueError(f"model.lora.targets: {expression!r} is not a regular expression ({error})") from error
 
 
-def _linears(model: nn.Module) -> str:
-    """Say which linear layers a model has, by the last part of their names."""
-    kinds = (nn.Linear, Conv1D)
-    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)})
-    return f"; linear layers of this model: {', '.join(names)}"
+def _linears(model: Any) -> str:
+    """Say which linear layers a model has but its head, by the last part of their names."""
+    head = model.get_output_embeddings()
+    layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS) and module is not head]
+    return f"; linear layers of this model: {', '.join(sorted({name.rpartition('.')[2] for name in layers}))}"
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,37 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils.hub import cached_file
+
+from rlhf_pg.names import nearest_folder
 
 LFS = b"version https://git-lfs"  # how a file begins whose content git did not fetch
+ADAPTER = "adapter_config.json"
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+TOKENIZER_PATTERNS = ("*.bpe.model", "*.tiktoken", "additional_chat_templates/*.jinja")
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # what an export can be written in
 WHY = 400  # characters of another library's message that are shown
+
+
+def local(path: str, name: str) -> Path | None:
+    """Return the folder on this machine that holds a model: `path`, or a hub name's in the cache if it has `name`."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        file = cached_file(path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None
+    return Path(file).parent if file else None
 
 
 def check_weights(folder: Path) -> None:
@@ -25,6 +51,11 @@ def check_weights(folder: Path) -> None:
     if not folder.is_dir():
         return
     check_config(folder)
+    if (folder / ADAPTER).exists():
+        raise ValueError(
+            f"{folder}: a model with a LoRA adapter beside it ({ADAPTER}), and only one of them can be meant: move the "
+            "adapter away to train the model, or merge it by PEFT's merge_and_unload()"
+        )
     for file in _shards(folder):
         _refuse_pointer(file)
         try:
@@ -35,33 +66,35 @@ def check_weights(folder: Path) -> None:
 
 
 def check_config(folder: Path) -> None:
-    """Raise ValueError if a folder has no readable config.json."""
+    """Raise ValueError if a folder has no readable config.json, or generation settings that cannot be read."""
     if not folder.is_dir():
+        _refuse_no_folder(folder)
         return
-    config = folder / "config.json"
-    if (folder / "adapter_config.json").exists() and not config.exists():
-        raise ValueError(
-            f"{folder}: a LoRA adapter, not a model: name the model it was merged into (run.dir/model of its run), or "
-            "merge it into its base by PEFT's merge_and_unload() and save_pretrained()"
-        )
-    if not config.exists():
+    _refuse_adapter(folder)
+    if "config.json" not in _names(folder):
         raise ValueError(f"{folder}: no config.json there; model.path must be a Hugging Face model folder or hub name")
-    _refuse_pointer(config)
-    _read_json(config)
+    for name in ("config.json", "generation_config.json"):  # transformers takes no notice of a broken second one
+        if (folder / name).exists():
+            _refuse_pointer(folder / name)
+            _read_json(folder / name)
 
 
 def check_tokenizer(folder: Path) -> None:
     """Raise ValueError if a folder has no tokenizer files that can be read."""
     if not folder.is_dir():
+        _refuse_no_folder(folder)
         return
-    files = [folder / name for name in TOKENIZERS if (folder / name).exists()]
+    names = _names(folder)
+    vocabularies = [folder / name for name in TOKENIZERS if name in names]
     others = [*folder.glob("*.bpe.model"), *folder.glob("*.tiktoken"), *folder.glob("tokenization_*.py")]
-    if not files and not others:
+    if not vocabularies and not others:
+        _refuse_adapter(folder)
         raise ValueError(
             f"{folder}: no tokenizer files there, such as tokenizer.json: copy them from where the model comes from or "
             "name a folder that has them by model.tokenizer"
         )
-    for file in (*files, folder / "tokenizer_config.json"):
+    # transformers also reads config.json, which says the kind of tokenizer
+    for file in (*vocabularies, *(folder / name for name in (*TOKENIZER_SETTINGS, "config.json"))):
         if file.exists():
             _refuse_pointer(file)
             if file.suffix == ".json":
@@ -90,13 +123,40 @@ def reading(path: str, what: str) -> Iterator[None]:
     except Exception as error:  # from hub clients, parsers and models' own code
         cause = " ".join(str(error).split())
         cause = cause if len(cause) <= WHY else f"{cause[:WHY]}..."
-        place = "" if Path(path).is_dir() else " (there is no folder of that name; it was looked for on the hub)"
+        place = ""
+        if not Path(path).is_dir():
+            place = f" (no folder of that name{nearest_folder(Path(path))}; it was looked for on the hub)"
         hint = ""
         if "trust_remote_code" in cause:
             hint = "; model.trust_remote_code=true runs code that comes with a model: set it only if you trust that"
         raise ValueError(
             f"{path}: the {what} cannot be loaded{place}: {type(error).__name__}: {cause}{hint}"
         ) from error
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {file.name for file in folder.iterdir()}
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror}): see its permissions") from error
+
+
+def _refuse_no_folder(path: Path) -> None:
+    """Raise ValueError for a path that is no folder and cannot be a hub name either."""
+    if path.is_file():
+        raise ValueError(f"{path}: a file; name the folder that it is in, or a .gguf file")
+    if not HUB_NAME.fullmatch(str(path)):
+        raise ValueError(f"{path}: no such folder{nearest_folder(path)}")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    names = _names(folder)
+    if ADAPTER in names and "config.json" not in names:
+        base = _read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base"
+        raise ValueError(
+            f"{folder}: a LoRA adapter, not a model: name the model it was merged into (run.dir/model of its run), or "
+            f"merge it into {base} by PEFT's merge_and_unload() and save_pretrained()"
+        )
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -128,7 +188,7 @@ def _refuse_pointer(file: Path) -> None:
         raise ValueError(
             f"{file}: only a Git LFS pointer, its content was not fetched: run git lfs pull in {file.parent}"
         )
-    if not beginning:
+    if not beginning and file.suffix not in (".txt", ".jinja"):
         raise ValueError(f"{file}: empty; fetch it again")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,7 +22,7 @@ from transformers import (
 from rlhf_pg.models import folder, gguf
 from rlhf_pg.models.adapter import quantization
 from rlhf_pg.models.exact import possible_attention, with_exact_attention
-from rlhf_pg.models.export import remember_origin
+from rlhf_pg.models.export import remember_model, remember_tokenizer
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 TINY = "tiny"
@@ -33,7 +35,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     path = folder_or_name(path)
     folder.check_tokenizer(Path(path))
     with folder.reading(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return remember_tokenizer(tokenizer, path)
 
 
 def load_model(
@@ -44,11 +47,13 @@ def load_model(
     seed: int = 0,
     quantize: Literal["4bit", "8bit"] | None = None,
     arithmetic: torch.dtype = torch.float32,
+    head: bool = True,
 ) -> PreTrainedModel:
     """Load a folder, hub name or GGUF file in float32 (`model.dtype` is the arithmetic's, not the weights').
 
     "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize` puts linear
-    layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained.
+    layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained. `head`: whether
+    the output head is used, so that the files must have one.
     Raises ValueError, with file and cause, for weights that cannot be read or do not cover the model, and where
     quantized weights are not possible. Attention is eager where only that computes all that the model asks for.
     """
@@ -76,15 +81,19 @@ def load_model(
             **quantized,
         )
     model, loading = loaded
-    _refuse_gaps(path, loading)
+    unused = set() if head else {id(p) for p in model.get_output_embeddings().parameters()}
+    _refuse_gaps(path, loading, {name for name, p in model.named_parameters() if id(p) in unused})
     if not quantize:
         model = with_exact_attention(model.eval())
-    return remember_origin(model.train(), path, folder.dtype_of(Path(path)) or configured.dtype)
+    return remember_model(model.train(), path, configured.dtype)
 
 
-def _refuse_gaps(path: str, loading: dict[str, Any]) -> None:
-    """Raise ValueError for tensors that transformers drew at random: absent from the files, or of other sizes there."""
-    absent = sorted(loading["missing_keys"])
+def _refuse_gaps(path: str, loading: dict[str, Any], unused: Collection[str]) -> None:
+    """Raise ValueError for tensors that transformers drew at random: absent from the files, or of other sizes there.
+
+    `unused`: names of tensors that may be random.
+    """
+    absent = sorted(loading["missing_keys"] - unused)
     others = [f"{name} {list(files)} (the model's: {list(model)})" for name, files, model in loading["mismatched_keys"]]
     if not absent and not others:
         return
@@ -105,6 +114,16 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConf
     folder.check_config(Path(path))
     with folder.reading(path, "configuration"):
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_generation(path: str) -> GenerationConfig | None:
+    """Load the settings of generation_config.json; None where there is no such file."""
+    if path == TINY:
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder_or_name(path))
+    except OSError:
+        return None
 
 
 def folder_or_name(path: str) -> str:

@@ -7,17 +7,14 @@ raises has failed, and what it raised is its figure. docs/preflight.md says what
 from __future__ import annotations
 
 import functools
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoTokenizer
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import ResolvedRecipe
@@ -25,7 +22,7 @@ from rlhf_pg.data import collate
 from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.display.text import visible
 from rlhf_pg.errors import RunError
-from rlhf_pg.models.export import save_settings
+from rlhf_pg.models.export import UNUSABLE, faults
 from rlhf_pg.preflight import gold
 from rlhf_pg.preflight.probe import (
     CANDIDATES,
@@ -41,7 +38,7 @@ from rlhf_pg.preflight.probe import (
 from rlhf_pg.train import packing_check
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.setup import Session, build
-from rlhf_pg.types import Completion
+from rlhf_pg.types import Completion, Prompt
 
 GOLD_ROWS = 16
 
@@ -240,11 +237,17 @@ def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
         "gold answers",
         not missed and accepted <= 0.1 * len(swapped),
         f"gold right {len(prompts) - len(missed)} of {len(prompts)}, other rows' answers {accepted} of {len(swapped)}"
-        + "".join(f"; judged wrong: {p.id}, gold {p.columns['answer']!r}" for p in missed[:1]),
+        + "".join(f"; judged wrong: {p.id}, gold {p.columns['answer']!r}{_changed(session, p)}" for p in missed[:1]),
         "all gold right, at most 10 % of the others",
         f"Reward {reward.name!r} does not tell right from wrong on this data: see data.train.answer and the form of "
         "answer it expects, try it by `rlhf-pg rewards check`, and list the function that judges answers first.",
     )
+
+
+def _changed(session: Session, prompt: Prompt) -> str:
+    """Say which form of the gold answer does not come out of the tokenizer as it went in."""
+    forms = ((text, gold.as_sampled(session, text)) for text in gold.answer_forms(prompt))
+    return next((f", which the tokenizer makes {out!r} of {text!r}" for text, out in forms if text != out), "")
 
 
 def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
@@ -260,7 +263,8 @@ def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
     rows = [torch.tensor([*answer * times, eos]) for times in (1, 3)]  # the first is padded
     mask = collate.collate([rollout(prompt, Completion(row, row * 0.0, "stop", 0)) for row in rows]).mask
     faults = {
-        f"{token!r} ({eos}) is outside the model's vocabulary of {vocabulary}": eos >= vocabulary,
+        f"{token!r} ({eos}), the tokenizer's eos_token, is outside the model's vocabulary of {vocabulary}": eos
+        >= vocabulary,
         f"the engine stops at {list(stops)}, not at {token!r} ({eos})": eos not in stops,
         f"the prompt ends with token {prompt.tokens[-1]}, which ends a completion": prompt.tokens[-1] in stops,
         f"{token!r} is not a single token": tokenizer.encode(token, add_special_tokens=False) != [eos],
@@ -280,25 +284,13 @@ def end_of_sequence(session: Session, probe: Callable[[], Probe]) -> Finding:
 def export(session: Session, probe: Callable[[], Probe]) -> Finding:
     """Check that configuration and tokenizer can be written, and read again as they were, before hours of training."""
     texts = [prompt.text for prompt in session.train_prompts[:CANDIDATES]]
-    with tempfile.TemporaryDirectory() as folder:
-        save_settings(session.model, session.tokenizer, Path(folder))
-        trust = session.recipe.model.trust_remote_code
-        again = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-        AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    changed = sum(
-        again.encode(text, add_special_tokens=False) != session.tokenizer.encode(text, add_special_tokens=False)
-        for text in texts
-    )
-    faults = [f"{changed} of {len(texts)} prompts have other tokens"] if changed else []
-    if again.chat_template != session.tokenizer.chat_template:
-        faults.append("the chat template is another")
+    wrong = faults(session.model, session.tokenizer, texts, trust_remote_code=session.recipe.model.trust_remote_code)
     return Finding(
         "export",
-        not faults,
-        "; ".join(faults) or f"written and read again; the tokens of {len(texts)} prompts are the same",
+        not wrong,
+        "; ".join(wrong) or f"written and read again; the tokens of {len(texts)} prompts are the same",
         "what is read again is what was written",
-        "transformers does not write this tokenizer as it read it, so what the run exports could not be used: see the "
-        "tokenizer's files, or name another folder by model.tokenizer.",
+        UNUSABLE,
     )
 
 

@@ -36,12 +36,20 @@ def values(session: Session, answers: Sequence[tuple[Prompt, str]]) -> list[floa
 
     The function sees the completion as it would be sampled: as the tokenizer encodes and decodes it.
     """
-    tokenizer, limit = session.tokenizer, session.recipe.rollout.max_new_tokens
-    hidden = hidden_ids(tokenizer)
-    texts = [text_of(tokenizer, tokenizer.encode(text, add_special_tokens=False), hidden) for _, text in answers]
-    samples = [
-        Sample(prompt.text, text, "stop", prompt.columns, of_text(tokenizer, text), limit)
-        for (prompt, _), text in zip(answers, texts, strict=True)
-    ]
+    limit, ends = session.recipe.rollout.max_new_tokens, _ends(session)
+    samples = []
+    for prompt, answer in answers:
+        text = as_sampled(session, answer)
+        samples.append(Sample(prompt.text, text, "stop", prompt.columns, of_text(session.tokenizer, text, ends), limit))
     rewards = [next(iter(score.parts.values())) for score in session.scorer.score(samples)]
     return [float("-inf") if value is None else value for value in rewards]
+
+
+def as_sampled(session: Session, text: str) -> str:
+    """Return the text of a completion that has the tokens of `text`: another where the tokenizer drops something."""
+    tokens = session.tokenizer.encode(text, add_special_tokens=False)
+    return text_of(session.tokenizer, tokens, hidden_ids(session.tokenizer, _ends(session)))
+
+
+def _ends(session: Session) -> tuple[int, ...]:
+    return tuple(getattr(session.engine, "eos_ids", ()))

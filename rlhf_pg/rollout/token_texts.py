@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,20 +52,31 @@ def hidden_ids(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> 
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], hidden: Collection[int]) -> str:
-    """Return the text of a completion: of its tokens but the hidden ones."""
-    return str(tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False))
+    """Return the text of a completion, space for space: of its tokens but the hidden ones.
+
+    A model may have more rows than its tokenizer has tokens; an id without a token is nothing.
+    """
+    shown = [i for i in ids if i not in hidden]
+    exactly: dict[str, Any] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    try:
+        return str(tokenizer.decode(shown, **exactly))
+    except (ValueError, TypeError, LookupError):  # from tokenizers written in Python, at an id without a token
+        tokens = set(tokenizer.get_vocab().values())
+        return str(tokenizer.decode([i for i in shown if i in tokens], **exactly))
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
-    """Return the texts of the tokens of each completion."""
-    texts = TokenTexts(tokenizer)
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]], ends: Sequence[int] = ()
+) -> list[tuple[str, ...]]:
+    """Return the texts of the tokens of each completion. `ends`: as of TokenTexts."""
+    texts = TokenTexts(tokenizer, ends)
     return [texts(ids) for ids in completions]
 
 
-def of_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:
+def of_text(tokenizer: PreTrainedTokenizerBase, text: str, ends: Sequence[int] = ()) -> tuple[str, ...]:
     """Return the same for a text that was not sampled: of the tokens it would be written with, EOS at the end."""
     ids = tokenizer.encode(text, add_special_tokens=False)
-    (pieces,) = token_texts(tokenizer, [ids])
+    (pieces,) = token_texts(tokenizer, [ids], ends)
     return (*pieces, "")
 
 

@@ -139,7 +139,8 @@ def restore(session: Session, tensors: dict[str, dict[str, Tensor]], state: dict
 def refuse_another_run(recipe: ResolvedRecipe | SftRecipe, saved: Path) -> None:
     """Raise ValueError when what is learned, or from what, is not as in the run that `saved` describes.
 
-    Length, logging, checkpoints, evaluation, and how the optimizer goes on may change.
+    Length, logging, checkpoints, evaluation, how the optimizer goes on and the export's dtype may change (this last one
+    not in a cold start, which is left as it is once it is finished).
     """
     now = recipe.written if isinstance(recipe, ResolvedRecipe) else recipe
     before = config.load_saved(saved, type(now))
@@ -191,7 +192,10 @@ def critic_base(learner: Learner) -> str | None:
 
 
 def _value(recipe: Recipe | SftRecipe, key: str) -> Any:
-    return reduce(getattr, key.split("."), recipe)
+    value = reduce(getattr, key.split("."), recipe)
+    if key == "model" and isinstance(recipe, Recipe):
+        return value.model_copy(update={"export_dtype": "auto"})
+    return value
 
 
 def _steps(session: Session) -> dict[str, int]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_pg.config import Optimizer, ResolvedRecipe
 from rlhf_pg.data import prompts as prompt_data
-from rlhf_pg.data.stops import check_tokens, eos_ids
+from rlhf_pg.data.stops import check_tokens, check_vocabulary, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.model_size import UnknownShape
@@ -99,11 +99,12 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
+    vocabulary = model_config.get_text_config().vocab_size
+    check_vocabulary(tokenizer, vocabulary)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
     train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
     check_rows(rewards, [(f"prompt {p.id}", p.columns) for source in prompts.values() for p in source.prompts])
-    vocabulary = model_config.get_text_config().vocab_size
     for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
         check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)
     longest_prompt = max(len(prompt.tokens) for prompt in train)
@@ -209,8 +210,11 @@ def engine_facts(recipe: ResolvedRecipe, context: int) -> dict[str, Any]:
     return {"dtype": recipe.model.dtype, "context": context, "trust_remote_code": trust}
 
 
-def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend) -> PreTrainedModel:
-    """Load a model as the recipe's `model` section has it: attention, adapter, dropout, checkpointing, device."""
+def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend, *, head: bool = True) -> PreTrainedModel:
+    """Load a model as the recipe's `model` section has it: attention, adapter, dropout, checkpointing, device.
+
+    `head` False: the files need not have one, as those of a reward model.
+    """
     section = recipe.model
     model = load_model(
         path,
@@ -219,6 +223,7 @@ def policy_model(recipe: ResolvedRecipe, path: str, backend: Backend) -> PreTrai
         trust_remote_code=section.trust_remote_code,
         quantize=section.quantize,
         arithmetic=getattr(torch, section.dtype),
+        head=head,
     )
     if section.lora:
         model = add_adapter(model, section.lora, seed=recipe.run.seed)
@@ -269,7 +274,7 @@ def _critic(
     if section.backbone != "copy":
         _check_same_tokens(recipe, tokenizer)
     path = recipe.model.path if section.backbone == "copy" else section.backbone
-    backbone = policy_model(recipe, path, backend)
+    backbone = policy_model(recipe, path, backend, head=False)
     critic = Critic(backbone.get_decoder(), recipe.update.share_prompts).to(backend.device)
     trainable = [p for p in critic.parameters() if p.requires_grad]
     prepared, optimizer = backend.prepare(critic, adamw(trainable, section.optimizer), section.optimizer.grad_clip)

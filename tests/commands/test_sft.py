@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 from chat_templates import sentencepiece_like
+from transformers import Qwen2Config
 
 from rlhf_pg import config
+from rlhf_pg.commands import run_sft
 from rlhf_pg.commands.run_sft import _examples, _learner, sft
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
+from rlhf_pg.models.export import save_model
+from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 
@@ -43,13 +47,13 @@ def test_the_loss_falls_and_a_finished_cold_start_is_left_alone_but_not_taken_fo
         sft(recipe(tmp_path, seed=1))
 
 
-def examples_of(folder, rows, tokenizer, column=None, **source):
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    source = {"path": str(path), "prompt": "q", "answer": "a", "template": "plain", **source}
+def examples_of(folder, rows, tokenizer, column=None, path="tiny", **source):
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    source = {"path": str(file), "prompt": "q", "answer": "a", "template": "plain", **source}
     raw = {
         "run": {"dir": str(folder / "run")},
-        "model": {"path": "tiny"},
+        "model": {"path": path},
         "data": {"train": source},
         "sft": {"completion": column} if column else {},
     }
@@ -79,8 +83,29 @@ def test_a_solution_that_is_no_text_is_refused_with_its_row(tmp_path, value):
         examples_of(tmp_path, rows, character_tokenizer(), "solution")
 
 
-def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+def test_a_tokenizer_and_a_model_without_an_end_are_refused(tmp_path, monkeypatch):
     own = character_tokenizer()
     own.eos_token = None
-    with pytest.raises(ValueError, match="no eos_token: solutions could not end"):
+    monkeypatch.setattr(run_sft, "load_config", lambda *unused, **named: Qwen2Config(vocab_size=99, eos_token_id=None))
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
         examples_of(tmp_path, [{"q": "1+1=", "a": 2, "solution": "2"}], own)
+
+
+def test_a_tokenizer_without_an_end_takes_the_models(tmp_path):
+    own = character_tokenizer()
+    own.eos_token = None
+    assert examples_of(tmp_path, [{"q": "1+1=", "a": 2, "solution": "2"}], own) == [["2", "<eos>"]]
+
+
+def test_in_a_chat_a_solution_ends_as_a_turn_does(tmp_path):
+    model = tiny_model(seed=0, vocabulary=101)
+    letters = character_tokenizer()
+    letters.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    letters.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    )
+    save_model(model, letters, tmp_path / "model")
+    rows, path = [{"q": "1+1=", "a": 2, "solution": "2"}], str(tmp_path / "model")
+    assert examples_of(tmp_path, rows, letters, path=path, template="chat") == [["2", "<|im_end|>"]]
+    assert examples_of(tmp_path, rows, letters, path=path, template="plain") == [["2", "<eos>"]]

@@ -237,6 +237,15 @@ def test_missing_model_folder(path):
     assert problem(f"model.tokenizer={path}") == f"model.tokenizer: no folder {path}"
 
 
+def test_a_missing_model_folder_is_refused_with_the_nearest_name(tmp_path):
+    (tmp_path / "runs" / "r" / "model").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    close = f"{tmp_path}/runs/r/model"
+    for path in (f"{tmp_path}/runs/r/modle", f"{tmp_path}/run/r/model", f"{tmp_path}/runs/r/models"):
+        assert problem(f"model.path={path}") == f"model.path: no folder {path}; did you mean {close!r}?"
+    assert problem(f"model.path={tmp_path}/fil") == f"model.path: no folder {tmp_path}/fil"  # a file is no folder
+
+
 def test_run_folder_that_is_a_file():
     write("", "taken")
     assert problem("run.dir=taken") == "run.dir: taken is a file; a run needs a folder of its own"

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
-from rlhf_pg.data.stops import check_tokens, eos_ids
+from rlhf_pg.data.stops import check_tokens, check_vocabulary, eos_ids
 from rlhf_pg.models.tokenizer import character_tokenizer
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -63,10 +64,46 @@ def test_the_token_that_ends_a_turn_of_the_chat_template_ends_a_completion_too()
         "<|im_start|>{% for m in messages %}{{ m.role }}{% endfor %}<|im_end|>",  # answers are not printed
         "{% for m in messages if m.role == 'user' %}{{ m.content }}<|im_end|>{% endfor %}",
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% if x.y.z %}{% endif %}",  # a broken template
+        "{% for m in messages %}{{ m.content }}<|im_end|>{{ {}['absent']() }}{% endfor %}",  # broken in another way
+        "{% for m in messages %}{{ m.content }} so<|im_end|>{% endfor %}",  # a word, not a token, follows the answer
     ],
 )
 def test_a_template_without_another_turn_end_adds_none(template: str):
     assert eos_ids(chat_tokenizer(template), vocabulary=101) == ((1,), [])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }}\n <|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.content | trim }}<|im_end|><eos>{% endfor %}",
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}<think></think>{{ m.content }}<|im_end|>{% endif %}"
+        "{% endfor %}Cutting Knowledge Date: 10 2000",
+    ],
+)
+def test_the_turn_end_is_what_follows_the_answer_but_for_white_space(template: str):
+    assert eos_ids(chat_tokenizer(template), vocabulary=101)[0] == (1, 100)
+
+
+def test_a_turn_end_that_is_an_added_token_but_not_a_special_one_counts():
+    letters = character_tokenizer()
+    letters.add_tokens(["<end_of_turn>"])  # 99
+    letters.chat_template = "{% for m in messages %}{{ m.content }}<end_of_turn>{% endfor %}"
+    assert eos_ids(letters, vocabulary=100)[0] == (1, 99)
+
+
+def test_what_names_an_end_that_cannot_be_sampled_is_said():
+    _, notes = eos_ids(tokenizer(eos=5), config(100), GenerationConfig(eos_token_id=[200, 5]), vocabulary=100)
+    assert [note.split(" is ")[0] for note in notes] == [
+        "stop token 100 (eos_token_id of config.json)",
+        "stop token 200 (eos_token_id of generation_config.json)",
+    ]
+
+
+def test_an_end_token_that_is_no_number_is_left_out_and_said():
+    stops, [note] = eos_ids(tokenizer(eos=5), config("</s>"), vocabulary=100)
+    assert stops == (5,) and note == "stop token '</s>' (eos_token_id of config.json) is no number: unused"
 
 
 def test_a_turn_end_that_is_named_already_is_not_noted():
@@ -78,3 +115,28 @@ def test_a_token_without_an_embedding_is_refused_with_both_sizes():
         check_tokens([5, 100, 7], "train/3", chat_tokenizer(), vocabulary=99)
     check_tokens([5, 100, 7], "train/3", chat_tokenizer(), vocabulary=101)
     check_tokens([], "train/3", chat_tokenizer(), vocabulary=99)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_has_no_row_for_is_refused_with_both_sizes():
+    with pytest.raises(
+        ValueError, match=r"has 101 tokens and the model's vocabulary is 99: .* 2 .*'<\|im_start\|>' \(99\)"
+    ):
+        check_vocabulary(chat_tokenizer(), vocabulary=99)
+    with pytest.raises(
+        ValueError, match=r"has 99 tokens and the model's vocabulary is 98: .* 1 of them, such as '~' \(98\)"
+    ):
+        check_vocabulary(character_tokenizer(), vocabulary=98)
+
+
+def test_an_end_token_that_the_model_has_no_row_for_is_named_first():
+    letters = chat_tokenizer()
+    letters.eos_token = "<|im_end|>"
+    with pytest.raises(ValueError, match=r"such as '<\|im_end\|>' \(100, its eos_token\), '<\|im_start\|>' \(99\)"):
+        check_vocabulary(letters, vocabulary=99)
+
+
+def test_rows_without_a_token_and_tokens_that_are_no_text_are_no_fault():
+    check_vocabulary(character_tokenizer(), vocabulary=128)
+    letters = character_tokenizer()
+    letters.add_special_tokens({"pad_token": "<fill>", "additional_special_tokens": ["<image_soft_token>"]})
+    check_vocabulary(letters, vocabulary=99)

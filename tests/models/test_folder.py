@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,15 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(model: Path):
     assert "lack 1 of the model's tensors: lm_head.weight." in refused(model)
 
 
+def test_a_model_without_use_for_a_head_may_lack_it_and_nothing_else(model: Path):
+    """As a critic that starts from a reward model."""
+    change(model, lambda tensors: tensors.update({"score.weight": tensors.pop("lm_head.weight")[:1]}))
+    load_model(str(model), head=False)
+    change(model, lambda tensors: tensors.pop("model.norm.weight"))
+    message = refused(model, lambda path: load_model(path, head=False))
+    assert "lack 1 of the model's tensors: model.norm.weight;" in message
+
+
 def test_weights_of_a_tied_head_are_complete_without_it(tmp_path: Path):
     random_model("qwen2").save_pretrained(tmp_path)  # writes no lm_head
     assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
@@ -86,10 +97,22 @@ def test_cut_weights_are_refused_by_the_name_of_the_file(model: Path, keep: floa
     assert WEIGHTS in message and "fetch it again" in message
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
-def test_a_pointer_of_git_lfs_in_place_of_a_file_is_said_to_be_one(model: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        (WEIGHTS, load_model),
+        ("config.json", load_config),
+        ("config.json", load_tokenizer),  # it reads which kind of tokenizer to load
+        ("generation_config.json", load_config),  # transformers would take no notice, and not know where to stop
+        ("tokenizer.json", load_tokenizer),
+        ("tokenizer_config.json", load_tokenizer),
+        ("special_tokens_map.json", load_tokenizer),
+        ("chat_template.jinja", load_tokenizer),
+    ],
+)
+def test_a_pointer_of_git_lfs_in_place_of_a_file_is_said_to_be_one(model: Path, name: str, load):
     (model / name).write_bytes(POINTER)
-    message = refused(model, load_tokenizer if name == "tokenizer.json" else load_model)
+    message = refused(model, load)
     assert name in message and "git lfs pull" in message
 
 
@@ -121,10 +144,69 @@ def test_a_folder_without_tokenizer_files_says_so_and_names_the_key(model: Path)
     assert "no tokenizer files" in message and "model.tokenizer" in message
 
 
-def test_an_adapter_in_place_of_a_model_is_said_to_be_one(model: Path):
-    (model / "config.json").unlink()
-    (model / "adapter_config.json").write_text("{}")
-    assert "a LoRA adapter, not a model" in refused(model)
+@pytest.mark.parametrize("load", [load_tokenizer, load_config, load_model])
+def test_an_adapter_in_place_of_a_model_is_said_to_be_one_and_of_what(tmp_path: Path, load):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    message = refused(tmp_path, load)
+    assert "a LoRA adapter, not a model" in message and "merge it into some/base" in message
+
+
+def test_an_adapter_beside_a_model_is_not_put_on_silently(model: Path):
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    assert "a LoRA adapter beside it" in refused(model)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_config, load_model])
+def test_a_folder_that_does_not_exist_is_said_so_with_the_nearest_there_is(model: Path, load):
+    message = refused(model.with_name("modle") / "deeper", load)
+    assert f"no such folder; did you mean '{model / 'deeper'}'?" in message
+
+
+def test_a_name_that_may_be_one_of_the_hub_is_looked_for_there_and_the_nearest_folder_said(model: Path, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    message = refused(Path("modle"), load_config)
+    assert "did you mean 'model'?; it was looked for on the hub" in message
+
+
+def test_a_file_in_place_of_a_folder_is_said_to_be_one(model: Path):
+    assert "a file; name the folder that it is in" in refused(model / WEIGHTS, load_config)
+
+
+def without_privileges(path: Path) -> str:
+    """What the checks of a folder say in a process that may not read everything, as root may."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        with os.fdopen(reading) as said:
+            text = said.read()
+        os.waitpid(child, 0)
+        return text
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    for check in (folder.check_tokenizer, folder.check_config, folder.check_weights):
+        try:
+            check(path)
+        except Exception as error:
+            os.write(writing, f"{type(error).__name__}: {error}\n".encode())
+    os._exit(0)
+
+
+@pytest.mark.parametrize("name", [".", "config.json", "tokenizer.json", WEIGHTS])
+def test_what_may_not_be_read_is_named(original: Path, name: str):
+    with tempfile.TemporaryDirectory() as place:  # the folders of pytest are their owner's alone
+        Path(place).chmod(0o755)
+        model = Path(shutil.copytree(original, Path(place) / "model"))
+        model.chmod(0o755)
+        for file in model.iterdir():
+            file.chmod(0o644)
+        (model / name).chmod(0)
+        try:
+            said = without_privileges(model).splitlines()
+        finally:
+            (model / name).chmod(0o755)
+        assert said
+        assert all(f"ValueError: {model / name}: cannot be read (Permission denied)" in line for line in said)
 
 
 def test_a_kind_of_model_that_transformers_does_not_have_is_refused_with_its_reason(model: Path):

@@ -74,6 +74,31 @@ def test_rows_that_all_have_one_answer_are_judged_by_their_gold_alone(session, t
     assert found.ok and "other rows' answers 0 of 0" in found.figure
 
 
+def test_tags_that_are_special_tokens_reach_the_reward(session, tmp_path):
+    session.tokenizer = character_tokenizer()
+    tags = ["<think>", "</think>", "<answer>", "</answer>"]
+    session.tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    found = with_reward(session, tmp_path, "tagged_only")
+    assert found.ok and found.figure == "gold right 16 of 16, other rows' answers 0 of 16"
+
+
+def test_a_tag_that_ends_the_completion_is_missed_and_said(session, tmp_path):
+    session.tokenizer = character_tokenizer()
+    session.tokenizer.add_special_tokens({"additional_special_tokens": ["</answer>"]})  # 99
+    session.engine.eos_ids = (1, 99)
+    found = with_reward(session, tmp_path, "tagged_only")
+    gold = session.train_prompts[0].columns["answer"]
+    given, tagged = f"<think>x</think><answer>{gold}", f"<think>x</think><answer>{gold}</answer>"
+    assert found.ok is False and f"which the tokenizer makes {given!r} of {tagged!r}" in found.figure
+
+
+def test_a_gold_answer_that_the_tokenizer_drops_is_missed_and_said(session, tmp_path):
+    session.train_prompts = [replace(p, columns=p.columns | {"answer": "½"}) for p in session.train_prompts]
+    found = with_reward(session, tmp_path, "batched")  # the embedded tokenizer has no ½
+    assert found.ok is False and found.figure.startswith("gold right 0 of 16")
+    assert "gold '½', which the tokenizer makes '' of '½'" in found.figure
+
+
 # ---- end of sequence
 
 

@@ -63,9 +63,9 @@ class Watched:
     def finish(self, poll):
         return [Score(float(n), {}, "scored") for n in range(len(self.samples))]
 
-    def decode(self, ids, skip_special_tokens):
+    def decode(self, ids, **how):
         self.decoded.append(list(ids))
-        return TOKENIZER.decode(ids, skip_special_tokens=skip_special_tokens)
+        return TOKENIZER.decode(ids, **how)
 
 
 def collected(engine_type: Any = ScriptedEngine, **asked: Any):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.rollout.token_texts import TokenTexts, hidden_ids, of_text, text_of, token_texts
@@ -170,9 +170,9 @@ def test_the_work_grows_with_the_tokens_and_no_faster(ids):
         def __init__(self):
             self.inner, self.decoded = byte_level("é".encode()[::-1]), 0
 
-        def decode(self, ids, skip_special_tokens):
+        def decode(self, ids, **how):
             self.decoded += len(ids)
-            return self.inner.decode(ids, skip_special_tokens=skip_special_tokens)
+            return self.inner.decode(ids, **how)
 
     work = []
     for size in (200, 400):
@@ -189,9 +189,9 @@ def test_whole_tokens_are_decoded_once_each_however_often_they_come():
     class Noting:
         eos_token_id = pad_token_id = None
 
-        def decode(self, ids, skip_special_tokens):
+        def decode(self, ids, **how):
             decoded.append(tuple(ids))
-            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+            return tokenizer.decode(ids, **how)
 
     rows = [list(tokenizer("1212").input_ids), list(tokenizer("21").input_ids)]
     one, two = tokenizer("12").input_ids
@@ -214,3 +214,19 @@ def test_special_tokens_show_but_the_end_and_padding_do_not():
     assert text_of(tokenizer, ids, hidden) == "<think>1+1</think> 2"
     assert TokenTexts(tokenizer, [101])(ids) == ("<think>", "1", "+", "1", "</think>", " ", "2", "")
     assert text_of(tokenizer, [0, 99, 1], hidden) == "<think>"  # <pad>, <think>, <eos>
+
+
+def test_an_id_without_a_token_is_nothing_also_where_the_tokenizer_raises():
+    tokenizer = ByT5Tokenizer()  # in Python: it raises for such ids
+    with pytest.raises(ValueError):
+        tokenizer.decode([100, 5000])
+    a = tokenizer.encode("a", add_special_tokens=False)
+    assert text_of(tokenizer, [*a, 5000, *a, 6000], frozenset()) == "aa"
+
+
+def test_no_space_is_taken_away():
+    """Tokenizers of words can be set to tidy "3 . 5" up, and what a model wrote is then not what is scored."""
+    backend = Tokenizer(models.WordLevel({"<eos>": 0, "3": 1, ".": 2, "5": 3}, unk_token="<eos>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=True)
+    assert tokenizer.decode([1, 2, 3]) == "3. 5"
+    assert text_of(tokenizer, [1, 2, 3], frozenset()) == "3 . 5"
