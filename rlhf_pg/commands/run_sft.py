@@ -25,7 +25,7 @@ from rlhf_pg.train import gradient_step
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.prompts import read_prompts
 from rlhf_pg.train.resume import refuse_another_run
-from rlhf_pg.train.setup import adamw
+from rlhf_pg.train.setup import adamw, model_notes
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 
@@ -47,6 +47,8 @@ def sft(recipe: SftRecipe) -> int:
     with RunDir.open(recipe.run.dir, recipe.run.resume) as folder, LiveView(batches, recipe.log.live) as view:
         folder.truncate_after(0)
         folder.write_text("config.yaml", config.dump(recipe))
+        for note in model_notes(recipe.model.path):
+            view.message(note)
         view.message(
             f"data.train: {len(examples)} solutions" + (f", {dropped} left out as too long" if dropped else "")
         )

@@ -15,15 +15,21 @@ from rlhf_pg.models.named_weights import without_adapter
 from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
 
 GENERATION = "generation_config.json"
+SOURCE = "source.json"  # in a folder that comes from a GGUF file: the model's name, licence and file
 
 
 def remember_origin(model: PreTrainedModel, path: str, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Note on the model what its export takes from the files it came from: their dtype, and generation_config.json.
+    """Note on the model what its export takes from the files it came from: dtype, generation_config.json, source.json.
 
     transformers refuses to write some of the generation settings that it reads, so that file is passed on as it came.
     """
     file = cached_file(path, GENERATION, _raise_exceptions_for_missing_entries=False)
-    model.origin = {"dtype": dtype, GENERATION: Path(file).read_bytes() if file else None}  # pyright: ignore
+    source = Path(path) / SOURCE
+    model.origin = {  # pyright: ignore
+        "dtype": dtype,
+        GENERATION: Path(file).read_bytes() if file else None,
+        SOURCE: source.read_bytes() if source.is_file() else None,
+    }
     return model
 
 
@@ -76,6 +82,8 @@ def _save_settings(
     dtype: torch.dtype | None,
 ) -> None:
     tokenizer.save_pretrained(folder)
+    if origin[SOURCE] is not None:
+        (folder / SOURCE).write_bytes(origin[SOURCE])
     if origin[GENERATION] is not None:
         (folder / GENERATION).write_bytes(origin[GENERATION])
     elif model.generation_config is not None:
@@ -86,7 +94,7 @@ def _save_settings(
 
 
 def _origin(model: PreTrainedModel) -> dict[str, Any]:
-    return getattr(without_adapter(model), "origin", {"dtype": None, GENERATION: None})
+    return getattr(without_adapter(model), "origin", {"dtype": None, GENERATION: None, SOURCE: None})
 
 
 def _rounded(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ def check_weights(folder: Path) -> None:
         return
     check_config(folder)
     for file in _shards(folder):
-        _refuse_pointer(file)
+        refuse_pointer(file)
         try:
             with safe_open(file, "pt"):  # reads the header and compares it with the length of the file
                 pass
@@ -45,8 +45,12 @@ def check_config(folder: Path) -> None:
             "merge it into its base by PEFT's merge_and_unload() and save_pretrained()"
         )
     if not config.exists():
-        raise ValueError(f"{folder}: no config.json there; model.path must be a Hugging Face model folder or hub name")
-    _refuse_pointer(config)
+        files = sorted(folder.glob("*.gguf"))
+        hint = f"; it holds {files[0].name}: name that file" if files else ""
+        raise ValueError(
+            f"{folder}: no config.json there; model.path must be a Hugging Face model folder or hub name{hint}"
+        )
+    refuse_pointer(config)
     _read_json(config)
 
 
@@ -63,7 +67,7 @@ def check_tokenizer(folder: Path) -> None:
         )
     for file in (*files, folder / "tokenizer_config.json"):
         if file.exists():
-            _refuse_pointer(file)
+            refuse_pointer(file)
             if file.suffix == ".json":
                 _read_json(file)
 
@@ -106,7 +110,7 @@ def _shards(folder: Path) -> list[Path]:
         raise ValueError(f"{folder}: no *.safetensors weights there; pickle weights are not loaded, convert them first")
     if (folder / "model.safetensors").exists() or not (folder / INDEX).exists():
         return files
-    _refuse_pointer(folder / INDEX)
+    refuse_pointer(folder / INDEX)
     index = _read_json(folder / INDEX)
     names = sorted(set(index.get("weight_map", {}).values()))
     absent = [name for name in names if not (folder / name).exists()]
@@ -118,7 +122,8 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _refuse_pointer(file: Path) -> None:
+def refuse_pointer(file: Path) -> None:
+    """Raise ValueError for a file that is empty or stands for content that git did not fetch."""
     try:
         with file.open("rb") as opened:
             beginning = opened.read(len(LFS))

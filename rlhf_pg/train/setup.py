@@ -130,15 +130,15 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         train_prompts=train,
         eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
         sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
-        notes=[*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes],
+        notes=[*model_notes(recipe.model.path), *(note(name, source) for name, source in prompts.items()), *stop_notes],
         estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
         reference_digest=digest,
     )
 
 
-def model_notes(recipe: ResolvedRecipe) -> list[str]:
+def model_notes(path: str) -> list[str]:
     """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
-    return [gguf.description(recipe.model.path)] if gguf.is_gguf(recipe.model.path) else []
+    return [gguf.description(path)] if gguf.is_gguf(path) else []
 
 
 def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:
