@@ -24,7 +24,7 @@ from tests import gguf_files
 from tests.random_models import random_model
 
 needs_gguf = pytest.mark.skipif(not gguf.is_gguf_available(), reason="the package gguf is not installed")
-REWARD = "def of_its_letters(completion):\n    return sum(map(ord, completion)) % 7 / 7\n"  # differs within a group
+REWARDS = Path(__file__).parents[1] / "train" / "small_rewards.py"
 
 
 @pytest.fixture(autouse=True)
@@ -297,13 +297,12 @@ def test_name_and_licence_are_said_and_go_into_every_export(tmp_path):
 
 
 def recipe(folder: Path, file: Path) -> list[str]:
-    (folder / "rewards.py").write_text(REWARD)
     (folder / "recipe.yaml").write_text(
         f"run: {{dir: {folder / 'run'}, steps: 1}}\n"
         f"model: {{path: {file}}}\n"
         "data: {train: {task: arithmetic, options: {count: 8}}, eval: {task: arithmetic, options: {count: 2}}}\n"
         "rollout: {prompts_per_step: 2, samples_per_prompt: 2, max_new_tokens: 4}\n"
-        f"rewards: [{{fn: '{folder}/rewards.py:of_its_letters'}}]\n"
+        f"rewards: [{{fn: '{REWARDS}:letters_modulo_seven'}}]\n"
         "eval: {every: 0}\n"
     )
     return [str(folder / "recipe.yaml")]

@@ -33,3 +33,8 @@ def sevens_unless_forbidden(completion):
     if pathlib.Path(__file__).with_name("forbidden").exists():
         raise RuntimeError("forbidden")
     return share_of_sevens(completion)
+
+
+def letters_modulo_seven(completion):
+    """Hardly ever the same for all samples of a prompt, whatever the tokens are."""
+    return sum(map(ord, completion)) % 7 / 7
