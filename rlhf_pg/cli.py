@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rlhf_pg import __version__
 from rlhf_pg.commands import check, eval, plan, report, rewards, serve, sft, train, variance
+from rlhf_pg.display import quiet
 
 COMMANDS = (train, sft, eval, check, serve, plan, variance, report, rewards)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # plugins of the current directory, as under `python -m`
     try:
-        return arguments.run(arguments) or 0
+        with quiet.libraries(shown=arguments.debug):
+            return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 EVERYWHERE = ("types", "errors", "names")  # single files without logic of their own: they import nothing of rlhf_pg
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "cli": ("commands",),
+    "cli": ("commands", "display"),
     "commands": (
         "algorithms",
         "config",
@@ -44,10 +44,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rollout",
         "storage",
     ),
-    "estimate": ("config", "data", "functional", "models", "rollout"),
+    "estimate": ("config", "data", "functional", "models", "rollout", "tasks"),
     "config": ("algorithms", "rewards", "rollout", "tasks"),
     "rollout": ("models", "rewards", "storage"),
-    "distributed": ("models", "storage"),
+    "distributed": ("display", "models", "storage"),
     "models": ("functional", "storage"),
     "report": ("display", "storage"),
     "data": ("functional", "tasks"),

@@ -50,7 +50,7 @@ def raising(error: BaseException):
 )
 def test_command_hands_the_loaded_recipe_over_and_returns_its_code(monkeypatch, module, function, arguments, schema):
     given = []
-    stand_in(monkeypatch, module, **{function: lambda recipe: given.append(recipe) or 7})
+    stand_in(monkeypatch, module, **{function: lambda recipe, *_: given.append(recipe) or 7})
     assert cli.main(arguments) == 7
     assert isinstance(given[0], schema)
     assert given[0].run.seed == 3

@@ -11,9 +11,10 @@ ALGORITHMS = ["reinforce", "reinforce_baseline", "trpo", "ppo", "grpo", "rloo"]
 
 
 @pytest.mark.parametrize("name", [*ALGORITHMS, "grpo_lora"])
-def test_the_last_tenth_of_the_steps_earns_nearly_all(tmp_path, name):
+def test_the_last_tenth_of_the_steps_earns_nearly_all(tmp_path, name, capfd):
     arguments = [f"recipes/toy_{name}.yaml", f"run.dir={tmp_path}", "run.seed=101", "log.live=off"]
     assert cli.main(["train", *arguments]) == 0
+    assert "warning: " not in capfd.readouterr().err  # nothing is wrong with it
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rewards = [row["reward/mean"] for row in rows]
     assert len(rewards) == 60 and rewards[0] < 0.1

@@ -24,16 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise config.RecipeError(str(arguments.recipe), ["data.eval: required by `rlhf-pg eval`, but not given"])
     from rich.console import Console
     from rich.progress import Progress
-    from rich.text import Text
 
     from rlhf_pg.train.evaluate import evaluate
     from rlhf_pg.train.setup import build
 
     session = build(recipe, learn=False)
     first_rank = session.learner.backend.ranks.first
-    if first_rank:
-        for note in session.notes:
-            Console().print(Text(note))
     try:
         with Progress(disable=not first_rank) as bar:
             task = bar.add_task("evaluating")
@@ -41,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         session.close()
     if first_rank:
+        for note in session.notes:
+            print(note)
         Console().print(_table(f"{recipe.model.path}: {len(session.eval_prompts)} problems", metrics))
     return 0
 

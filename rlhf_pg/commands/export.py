@@ -35,6 +35,7 @@ def export(
             "steps": progress.step,
             "samples": progress.samples,
             "wall_s": round(progress.elapsed_s, 1),
+            "launches": folder.launches,
         }
         folder.write_json("summary.json", summary)
         if after:

@@ -20,7 +20,9 @@ def add_command(subcommands, name: str, run: Run, help: str, example: str, group
         epilog=f"example:\n  rlhf-pg {path} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error, and all that libraries log"
+    )
     parser.set_defaults(run=run, command=path)
     return parser
 

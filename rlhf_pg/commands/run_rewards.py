@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rlhf_pg.data.columns import names, value_at
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.types import Sample, Score
@@ -78,7 +79,7 @@ def score(
         for column in (completion, answer):
             require(rows, column, data)
         plugin.check(reward, set(rows[0]) | {"answer"}, tokens=False)
-        samples = [_sample(row, row[completion], prompt, answer) for row in rows]
+        samples = [_sample(row, value_at(row, completion), prompt, answer) for row in rows]
         with Scorer([reward], workers=workers, memory_mb=memory_mb) as scorer, out.open("w", encoding="ascii") as sink:
             for scored in _with_progress(scorer, samples, batched=reward.batched):
                 line = {"score": scored.reward, "outcome": scored.outcome, "parts": scored.parts}
@@ -110,22 +111,34 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def require(rows: list[dict[str, Any]], column: str, path: Path) -> None:
     """Raise ValueError where a row lacks a value in a column."""
     for number, row in enumerate(rows, 1):
-        if column not in row:
-            raise ValueError(f"{path}: row {number} has no column {column!r}; it has {', '.join(sorted(row))}")
-        if row[column] is None:
+        try:
+            value = value_at(row, column)
+        except KeyError:
+            there = ", ".join(sorted(names(row)))
+            raise ValueError(f"{path}: row {number} has no column {column!r}; it has {there}") from None
+        if value is None:
             raise ValueError(f"{path}: row {number} has null in column {column!r}")
 
 
 def _sample(row: dict[str, Any], text: Any, prompt: str, answer: str) -> Sample:
-    columns = row | ({"answer": row[answer]} if answer in row else {})
+    gold = _value(row, answer, None)
+    columns = row if gold is None else row | {"answer": gold}
     finish = "length" if row.get("finish") == "length" else "stop"
-    return Sample(str(row.get(prompt, "")), str(text), finish, columns)
+    return Sample(str(_value(row, prompt, "")), str(text), finish, columns)
+
+
+def _value(row: dict[str, Any], column: str, default: Any) -> Any:
+    """Return the value of a column, which may be nested, or the default where there is none."""
+    try:
+        return value_at(row, column)
+    except KeyError:
+        return default
 
 
 def _texts_to_score(row: dict[str, Any], answer: str, completion: str | None) -> list[str]:
     if completion is not None:
-        return [str(row[completion])]
-    gold = str(row.get(answer, ""))
+        return [str(value_at(row, completion))]
+    gold = str(_value(row, answer, ""))
     return [gold, rf"\boxed{{{gold}}}"] if "\n" not in gold else [gold]
 
 

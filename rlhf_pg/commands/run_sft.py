@@ -4,6 +4,7 @@ so it runs on the same policy, update and denominator as reinforcement learning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,9 @@ from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm, Options
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
+from rlhf_pg.data.columns import names, value_at
 from rlhf_pg.data.stops import check_tokens
+from rlhf_pg.data.templates import continuation
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
@@ -21,16 +24,18 @@ from rlhf_pg.models.export import export_dtype, save_model
 from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import gradient_step
+from rlhf_pg.train import gradient_step, launch_facts
 from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.prompts import read_prompts
+from rlhf_pg.train.prompts import note, read_prompts
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.setup import adamw, model_notes
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 
-def sft(recipe: SftRecipe) -> int:
+def sft(recipe: SftRecipe, source: Path | None = None) -> int:
     """Fine-tune on the data's worked solutions and write `run.dir`/model. Returns the exit status.
+
+    source: the recipe's file, whose commit is recorded.
 
     With `run.resume=auto` a finished run is left as it is; an unfinished one starts over (a cold start is short).
     """
@@ -42,17 +47,17 @@ def sft(recipe: SftRecipe) -> int:
     tokenizer = load_tokenizer(
         recipe.model.tokenizer or recipe.model.path, trust_remote_code=recipe.model.trust_remote_code
     )
-    examples, dropped = _examples(recipe, tokenizer)
+    examples, notes = _examples(recipe, tokenizer)
     batches = -(-len(examples) // recipe.sft.batch_size) * recipe.sft.epochs
     with RunDir.open(recipe.run.dir, recipe.run.resume) as folder, LiveView(batches, recipe.log.live) as view:
         folder.truncate_after(0)
         folder.write_text("config.yaml", config.dump(recipe))
-        for note in model_notes(recipe.model.path):
+        for note in [*model_notes(recipe.model.path), *notes]:
             view.message(note)
-        view.message(
-            f"data.train: {len(examples)} solutions" + (f", {dropped} left out as too long" if dropped else "")
-        )
         learner, model = _learner(recipe, backend, batches)
+        launch = launch_facts.facts(recipe, backend, learner.policy, source)
+        folder.add_launch(launch)
+        view.message("\n".join(launch_facts.lines(launch)))
         for step, rows in enumerate(_shuffled(examples, recipe)):
             view.start_step(step + 1)
             view.phase("update")
@@ -68,8 +73,8 @@ def sft(recipe: SftRecipe) -> int:
     return 0
 
 
-def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], int]:
-    """Return the data as rollouts of an expert (the solution's tokens, then EOS), and how many were too long."""
+def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rollout], list[str]]:
+    """Return the data as rollouts of an expert (the solution's tokens, then EOS), and what a person should know."""
     model_config = load_config(recipe.model.path, trust_remote_code=recipe.model.trust_remote_code)
     context, vocabulary = context_length(model_config), model_config.get_text_config().vocab_size
     limits = dict(max_prompt_tokens=recipe.data.max_prompt_tokens, context=context, max_new_tokens=1)
@@ -80,20 +85,31 @@ def _examples(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> tuple[li
             (*example.prompt.tokens, *example.completion.tokens.tolist()), example.prompt.id, tokenizer, vocabulary
         )
     fitting = [r for r in examples if len(r.prompt.tokens) + len(r.completion.tokens) <= context]
+    too_long = f"longer with their prompt than the model's context of {context} tokens"
     if not fitting:
-        raise ValueError(f"all {len(examples)} solutions are longer than the model's context of {context} tokens")
-    return fitting, source.dropped + len(examples) - len(fitting)
+        dropped = f" ({source.dropped_note})" if source.dropped else ""
+        raise ValueError(f"all {len(examples)} solutions are {too_long}{dropped}; take shorter ones, or another model")
+    notes = [note("train", source)]
+    if len(fitting) < len(examples):
+        notes.append(f"data.train: {len(examples) - len(fitting)} of {len(examples)} solutions dropped: {too_long}")
+    return fitting, notes
 
 
 def _expert(prompt: Prompt, column: str, tokenizer: PreTrainedTokenizerBase) -> Rollout:
-    if column not in prompt.columns:
-        raise ValueError(f"sft.completion: no column {column!r} in the data; there are {', '.join(prompt.columns)}")
-    text = str(prompt.columns[column])
-    if tokenizer.eos_token_id is None:
+    try:
+        text = value_at(prompt.columns, column)
+    except KeyError:
+        there = ", ".join(names(prompt.columns))
+        raise ValueError(f"sft.completion: no column {column!r} in {prompt.id}; there are {there}") from None
+    if isinstance(text, bool) or not isinstance(text, str | int | float) or not str(text).strip():
+        raise ValueError(f"sft.completion: column {column!r} of {prompt.id} is {str(text)[:60]!r}; text is needed")
+    end = tokenizer.eos_token_id
+    if end is None:
         raise ValueError("the tokenizer has no eos_token: solutions could not end; set it in tokenizer_config.json")
-    tokens = torch.tensor([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
+    written = continuation(prompt.text, str(text), tokenizer)
+    tokens = torch.tensor(written if written[-1:] == [end] else [*written, end])
     completion = Completion(tokens, torch.zeros(len(tokens)), "stop", version=0)
-    return Rollout(prompt, completion, text, Score(1.0, {}, "scored"))
+    return Rollout(prompt, completion, str(text), Score(1.0, {}, "scored"))
 
 
 def _shuffled(examples: Sequence[Rollout], recipe: SftRecipe) -> Iterator[list[Rollout]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,22 +12,27 @@ from rlhf_pg.commands.export import export, headline
 from rlhf_pg.commands.open_run import open_folder, resumed
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.display.live import LiveView
+from rlhf_pg.display.notices import Watch
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
-from rlhf_pg.train import prefetch
+from rlhf_pg.report import run_record
+from rlhf_pg.train import launch_facts, prefetch
 from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
 from rlhf_pg.train.resume import refuse_another_run
 from rlhf_pg.train.setup import build, join
 
 
-def train(recipe: ResolvedRecipe) -> int:
-    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit code."""
+def train(recipe: ResolvedRecipe, source: Path | None = None) -> int:
+    """Run a recipe to its end, or to a SIGTERM, after which `run.resume=auto` continues it. Returns the exit code.
+
+    source: the recipe's file, whose commit is recorded.
+    """
     backend = join(recipe)
     try:
-        return _train(recipe, backend)
+        return _train(recipe, backend, source)
     except BaseException as error:
         backend.ranks.report_failure(error)
         cause = backend.ranks.first_cause() if isinstance(error, RuntimeError) else ""
@@ -35,7 +41,7 @@ def train(recipe: ResolvedRecipe) -> int:
         raise
 
 
-def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
+def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int:
     ranks = backend.ranks
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(recipe, ranks))
@@ -48,9 +54,14 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
         folder.write_text("config.yaml", config.dump(recipe))
         backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
+        view = LiveView(recipe.run.steps, live)
+        if ranks.first:
+            launch = launch_facts.facts(recipe, backend, session.learner.policy, source, progress.step)
+            folder.add_launch(launch)
+            view.message("\n".join(launch_facts.lines(launch)))
         if live != "off":
             show_run(session.estimate, Console())
-        view = stack.enter_context(LiveView(recipe.run.steps, live))
+        stack.enter_context(view)
         for note in session.notes:
             view.message(note)
         if recipe.run.preflight:
@@ -58,7 +69,8 @@ def _train(recipe: ResolvedRecipe, backend: Backend) -> int:
                 checks.preflight(session, view.message)
         stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
-        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress))
+        watch = Watch(run_record.read(folder.path).steps if folder.resume_from and ranks.first else ())
+        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress, watch=watch))
 
 
 def _save_if_interrupted(run: TrainingRun) -> int:

@@ -21,4 +21,4 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = config.load(arguments.recipe, arguments.overrides, config.SftRecipe)
     from rlhf_pg.commands.run_sft import sft
 
-    return sft(recipe)
+    return sft(recipe, arguments.recipe)

@@ -21,4 +21,4 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = config.load(arguments.recipe, arguments.overrides)
     from rlhf_pg.commands.run_training import train
 
-    return train(recipe)
+    return train(recipe, arguments.recipe)

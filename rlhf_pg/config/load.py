@@ -36,7 +36,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type[Recipe] |
     Paths inside a recipe are relative to the current directory, except `base`, which is relative to its file.
     Raises RecipeError listing every problem found, one line each.
     """
-    return parse(reading.read(Path(path), overrides), schema, str(path))
+    mapping = reading.read(Path(path), overrides, lambda key: messages.kind(key, schema))
+    return parse(mapping, schema, str(path))
 
 
 def load_saved(path: Path, schema: type[Recipe] | type[SftRecipe]) -> Recipe | SftRecipe:

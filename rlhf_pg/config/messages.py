@@ -65,6 +65,26 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             yield from keys(section, f"{prefix}{name}{index}.")
 
 
+def kind(key: str, schema: type[BaseModel]) -> Literal["text", "free", "typed"]:
+    """Say what a dotted key takes: only text (paths too), anything (text among it), or one certain other type."""
+    name = ".".join("N" if part.isdecimal() else part for part in key.split("."))
+    annotation = next((leaf.field.annotation for leaf in keys(schema) if leaf.name == name), Any)
+    accepted = _plain_types(annotation)
+    if accepted <= {str, Path}:
+        return "text"
+    return "free" if accepted & {Any, str} else "typed"
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """Return what a value may be, None left out: `Annotated[str, ...] | None` -> {str}."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain_types(parts[0])
+    if origin in (Union, types.UnionType):
+        return set[Any]().union(*(_plain_types(part) for part in parts if part is not type(None)))
+    return {origin or annotation}
+
+
 def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
     """Say each problem in a line, in pydantic's order; `prefix` ("algorithm.options.") opens each key."""
     lines = []

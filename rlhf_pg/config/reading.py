@@ -6,9 +6,10 @@ Scalars are YAML 1.2: `1e-4` is a number, `on`, `off`, `yes` and `no` are text, 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
@@ -19,11 +20,21 @@ from ruamel.yaml.representer import SafeRepresenter
 from rlhf_pg.errors import RecipeError
 
 TEXT, MERGE, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "timestamp"))
+NULL = ("", "~", "null", "Null", "NULL")
+QUOTED = re.compile(r"""\s*('(?:[^']|'')*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
+BLOCK = re.compile(r"[|>][-+0-9]*\n.*", re.DOTALL)
 BOOLEAN_ELSEWHERE = {"on", "off", "yes", "no", "y", "n"}  # text that readers of YAML 1.1 take for true or false
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+Kind = Literal["text", "free", "typed"]  # of a key: text, anything (text too), or one certain other type
+
+
+def read(
+    path: Path, overrides: Sequence[str] = (), kind_of: Callable[[str], Kind] = lambda key: "free"
+) -> dict[str, Any]:
     """Return the merged mapping of `path`, its `base` recipes and the overrides, not yet checked against a schema.
+
+    `kind_of` a dotted key says how the value of an override is read.
 
     Raises RecipeError for a missing or unreadable file, broken YAML, a duplicate key, a cycle of bases, a bad override.
     """
@@ -31,7 +42,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     problems = []
     for override in overrides:
         try:
-            assign(merged, override)
+            assign(merged, override, kind_of)
         except ValueError as error:
             problems.append(f"{override}: {error}")
     if problems:
@@ -69,16 +80,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.0.c=value` to `tree` in place; the value is YAML and replaces the one before."""
+def assign(tree: dict[str, Any], override: str, kind_of: Callable[[str], Kind]) -> None:
+    """Apply one `a.b.0.c=value` to `tree` in place; the value replaces the one before."""
     path, equals, text = override.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
         raise ValueError("an override is section.key=value")
-    try:
-        value = parse(text, override)
-    except RecipeError as error:
-        raise ValueError(f"the value is not YAML ({error.problems[0]}); put text in quotes") from error
+    value = _value(text, kind_of(path.strip()))
     node: Any = tree
     for depth, part in enumerate(parts):
         key = _index(node, part, ".".join(parts[:depth]))
@@ -88,6 +96,36 @@ def assign(tree: dict[str, Any], override: str) -> None:
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
         node = node[key]
+
+
+def _value(text: str, kind: Kind) -> Any:
+    """Return the value of an override: YAML, but text that is not quoted stays as typed, where YAML would fold its
+    newlines and cut it at a #. A key that takes only text takes so also what YAML reads as a list, a section or not
+    at all; a number, true and false are left for its type to refuse.
+    """
+    as_in_a_file = QUOTED.fullmatch(text) or BLOCK.fullmatch(text)
+    try:
+        value = _unfolded(text) if as_in_a_file else parse(text, "value")
+    except RecipeError as error:
+        if kind == "text":
+            return text
+        raise ValueError(f"the value is not YAML ({error.problems[0]}); put text in quotes") from error
+    if as_in_a_file or (isinstance(value, bool | int | float) and text == text.strip()):
+        return value
+    if kind == "text":
+        return None if text in NULL else text
+    return text if isinstance(value, str) and kind == "free" else value
+
+
+def _unfolded(text: str) -> Any:
+    """Return the value of quoted or block text; newlines in quotes are kept, where YAML makes them spaces."""
+    quoted = QUOTED.fullmatch(text)
+    if quoted is None:
+        return parse(text, "value")
+    inner = quoted[1][1:-1]
+    if quoted[1][0] == "'":
+        return inner.replace("''", "'")
+    return parse('"' + inner.replace("\r", "\\r").replace("\n", "\\n") + '"', "value")
 
 
 def _index(node: Any, part: str, above: str) -> str | int:

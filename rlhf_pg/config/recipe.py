@@ -67,11 +67,19 @@ class DataSource(Section):
     dataset: str | None = Field(default=None, description="hub data set, as in openai/gsm8k")
     subset: str | None = Field(default=None, description="of a hub data set")
     split: str | None = Field(default=None, description="of a hub data set, or of a generated task (train, heldout)")
-    prompt: str | None = Field(default=None, description="column with the problem; default: the task's")
-    answer: str | None = Field(default=None, description="column with the gold answer; default: the task's")
+    prompt: str | None = Field(
+        default=None,
+        description="column with the problem, text or chat messages; a.b is in column a; default: the task's",
+    )
+    answer: str | None = Field(
+        default=None, description="column with the gold answer; a.b is in column a; default: the task's"
+    )
     template: str | None = Field(
         None,
         description="auto (chat if the tokenizer has a chat template, else r1), chat, r1, plain, or text with {prompt}",
+    )
+    template_options: dict[str, Any] = Field(
+        default={}, description="variables of the chat template, as in {enable_thinking: false}"
     )
     limit: int | None = Field(default=None, ge=1, description="use only the first so many rows")
     options: dict[str, Any] = Field(default={}, description="of a generated task: its difficulty")
@@ -131,7 +139,9 @@ class Log(Section):
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default=[], description="besides metrics.jsonl")
     project: str = Field(default="rlhf_pg", description="name the trackers file the run under")
     samples: int = Field(default=8, ge=0, description="rollouts written to rollouts/ per step")
-    live: Literal["auto", "on", "off"] = Field(default="auto", description="live view; auto: in a terminal")
+    live: Literal["auto", "on", "off"] = Field(
+        default="auto", description="live view; auto: in a terminal; off: warnings only, on stderr"
+    )
 
 
 class Checkpoint(Section):

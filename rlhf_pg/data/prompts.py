@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_pg.data.columns import readers
 from rlhf_pg.data.source import Rows, load_rows
-from rlhf_pg.data.templates import choose
-from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, as_given, permutation
+from rlhf_pg.data.templates import Template, choose
+from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, permutation
 from rlhf_pg.tasks.base import resolve as resolve_task
 from rlhf_pg.types import Prompt
 
@@ -25,6 +26,16 @@ class Prompts:
     prompts: list[Prompt]
     dropped: int  # rows whose prompt was too long
     template: str  # the one in use, never "auto"
+    longest: int = 0  # tokens a prompt may have
+    limit: str = ""  # what sets that, and what to do
+    remarks: Sequence[str] = ()  # about the template
+
+    @property
+    def dropped_note(self) -> str:
+        """Return how many rows were dropped, by which limit and what to do; "" if none were."""
+        total = self.dropped + len(self.prompts)
+        too_long = f"{self.dropped} of {total} rows dropped, their prompts being longer than {self.longest} tokens"
+        return f"{too_long}: {self.limit}" if self.dropped else ""
 
 
 def to_prompts(
@@ -35,89 +46,77 @@ def to_prompts(
     prompt_column: str | None = None,
     answer_column: str | None = None,
     template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
     max_prompt_tokens: int,
     context_length: int,
     max_new_tokens: int,
     task: str | Task | None = None,
 ) -> Prompts:
     """Tokenize rows to prompts with id "split_name/row index", whose columns are the row with `question`, `answer`
-    (gold, a str) and, where the task knows one, `solution`.
+    (gold, a str) and, where the task knows one, `solution`. The `question` of a conversation is its last turn's text.
 
     Prompts longer than `max_prompt_tokens`, or than the context leaves after `max_new_tokens`, are dropped and counted.
     Raises ValueError for a missing column, an empty or missing question or answer (with its line), an answer the task
-    finds no gold in, a wrong template, or when nothing is left.
+    finds no gold in, a wrong template or option of one, a row that cannot be rendered, or when nothing is left.
     """
     record = resolve_task(task) if isinstance(task, str) else task
     rows = rows if isinstance(rows, Rows) else Rows(list(rows), split_name)
-    question_of, gold_of = _columns(rows, record, prompt_column, answer_column)
-    record_template, instruction = (record.template, record.instruction) if record else ("auto", BOXED_INSTRUCTION)
-    chosen = choose(record_template if template in (None, "auto") else template, tokenizer, instruction)
+    question_of, gold_of = readers(rows, record, prompt_column, answer_column)
+    in_turns = not isinstance(question_of(0), str)
+    chosen = _template(template, tokenizer, record, template_options, split_name, in_turns=in_turns)
     room = min(max_prompt_tokens, context_length - max_new_tokens)
     prompts, shortest = [], None
     for index, row in enumerate(rows):
         question = question_of(index)
-        text, tokens = chosen.encode(question, tokenizer)
-        columns = {**row, "question": question, "answer": gold_of(index)}
+        try:
+            text, tokens = chosen.encode(question, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{rows.where(index)}: {error}") from error
+        asked = question if isinstance(question, str) else question[-1]["content"]
+        columns = {**row, "question": asked, "answer": gold_of(index)}
         if record and (solution := record.solution(row)) is not None:
             columns["solution"] = solution
         shortest = min(len(tokens), shortest or len(tokens))
         if len(tokens) <= room:
             prompts.append(Prompt(f"{split_name}/{index}", text, tokens, columns))
+    limit = _limit(max_prompt_tokens, context_length, max_new_tokens)
     if not prompts:
-        raise ValueError(
-            f"{rows.source}: all {len(rows)} prompts are longer than {room} tokens (shortest {shortest}); allowed is "
-            f"the smaller of max_prompt_tokens {max_prompt_tokens} and context length {context_length} less "
-            f"{max_new_tokens} new tokens"
-        )
-    return Prompts(prompts, len(rows) - len(prompts), chosen.name)
+        too_long = f"all {len(rows)} prompts are longer than {room} tokens (shortest {shortest})"
+        raise ValueError(f"{rows.source}: {too_long}: {limit}")
+    return Prompts(prompts, len(rows) - len(prompts), chosen.name, room, limit, chosen.remarks(tokenizer))
 
 
-def _columns(
-    rows: Rows, task: Task | None, prompt_column: str | None, answer_column: str | None
-) -> tuple[Callable[[int], str], Callable[[int], str]]:
-    """Return two functions: row index -> question, row index -> gold answer."""
-    if task is None and not (prompt_column and answer_column):
-        raise ValueError(
-            f"{rows.source}: without a task, name the prompt and answer columns; the columns are {_listed(rows[0])}"
-        )
-    prompts = (prompt_column,) if prompt_column else task.question if task else ()
-    answers = (answer_column,) if answer_column else tuple(task.answer) if task else ()
+def _template(
+    template: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    options: Mapping[str, Any] | None,
+    split_name: str,
+    *,
+    in_turns: bool,
+) -> Template:
+    """Return the template for questions, or for conversations `in_turns`.
 
-    def question(index: int) -> str:
-        _, text = _cell(rows, index, prompts, "prompt")
-        return text
-
-    def gold(index: int) -> str:
-        column, text = _cell(rows, index, answers, "answer")
-        extract = task.answer.get(column, as_given) if task else as_given
-        try:
-            answer = extract(text)
-        except ValueError as error:
-            raise ValueError(f"{rows.where(index)}: column {column!r}: {error}") from error
-        if not answer:
-            raise ValueError(f"{rows.where(index)}: column {column!r} has no gold answer in it: {text[-60:]!r}")
-        return answer
-
-    return question, gold
+    A task may name its own for questions. Conversations without a task say themselves how to answer.
+    """
+    own, instruction = (task.template, task.instruction) if task else ("auto", "" if in_turns else BOXED_INSTRUCTION)
+    if template in (None, "auto"):
+        template = "auto" if in_turns else own
+    try:
+        return choose(template, tokenizer, instruction, options)
+    except ValueError as error:
+        raise ValueError(f"data.{split_name}: {error}") from error
 
 
-def _cell(rows: Rows, index: int, candidates: Sequence[str], role: str) -> tuple[str, str]:
-    """Return name and text of the first candidate column the row has."""
-    row = rows[index]
-    column = next((c for c in candidates if c in row), None)
-    if column is None:
-        names = " or ".join(map(repr, candidates))
-        raise ValueError(f"{rows.where(index)}: no {role} column {names}; the columns are {_listed(row)}")
-    value = row[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{rows.where(index)}: {role} column {column!r} is {value!r}; text or a number is needed")
-    if not str(value).strip():
-        raise ValueError(f"{rows.where(index)}: {role} column {column!r} is empty")
-    return column, str(value)
-
-
-def _listed(row: Row) -> str:
-    return ", ".join(map(repr, row)) or "none"
+def _limit(max_prompt_tokens: int, context_length: int, max_new_tokens: int) -> str:
+    """Say what sets the tokens a prompt may have, and what to do about it."""
+    room = context_length - max_new_tokens
+    if max_prompt_tokens <= room:
+        return f"raise data.max_prompt_tokens, up to {room}"
+    return (
+        f"the model's context length {context_length} less max_new_tokens {max_new_tokens}; lower that, or take a "
+        "model of longer context"
+    )
 
 
 class PromptSampler:
@@ -125,11 +124,12 @@ class PromptSampler:
     drawn from (seed, epoch). Where a step spans two epochs, prompts it already has are moved behind it in the second.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int):
+    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int, dropped_note: str = ""):
         if not 1 <= per_step <= len(prompts):
+            dropped = f" ({dropped_note})" if dropped_note else ""
             raise ValueError(
-                f"{per_step} prompts per step wanted, there are {len(prompts)}: lower rollout.prompts_per_step or give "
-                "more data (a step never holds a prompt twice)"
+                f"{per_step} prompts per step wanted, there are {len(prompts)}{dropped}: lower "
+                "rollout.prompts_per_step or give more data (a step never holds a prompt twice)"
             )
         self._prompts, self._per_step, self._seed = list(prompts), per_step, seed
         self._fingerprint = _fingerprint(prompts)

@@ -69,10 +69,12 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that the chat template writes right after an assistant's answer, if it writes one."""
     if not tokenizer.chat_template:
         return None
-    turns = [{"role": "user", "content": MARK}, {"role": "assistant", "content": MARK}]
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except (TemplateError, ValueError, TypeError):  # said where prompts are rendered, or a template of another shape
+        return None
+    if MARK not in str(text):  # a template of another shape, as one that takes content in parts
         return None
     after = str(text).rpartition(MARK)[2].lstrip()
     ids = tokenizer.encode(after, add_special_tokens=False)

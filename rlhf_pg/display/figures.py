@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlhf_pg.display.text import visible
@@ -29,7 +29,7 @@ def eval_text(evals: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def number(values: dict[str, Any], key: str) -> float | None:
+def number(values: Mapping[str, Any], key: str) -> float | None:
     """Return `values[key]` as a float, NaN included; None when it is missing or no number."""
     value = values.get(key)
     if value is None or isinstance(value, str):
@@ -38,6 +38,12 @@ def number(values: dict[str, Any], key: str) -> float | None:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several elements
         return None
+
+
+def finite(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    """Return the finite values of a metric, line by line."""
+    values = [number(row, key) for row in rows if key in row]
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def shown(values: dict[str, Any], key: str, spec: str = ".3f") -> str:

@@ -30,7 +30,7 @@ HEARTBEAT_S = 30.0  # plain mode: a sign of life inside a long phase
 
 
 class LiveView:
-    """The view of one run: `on` draws the panel, `off` is silent (other ranks), `auto` draws it on a terminal only.
+    """The view of one run: `on` draws the panel, `off` is silent but for warnings, `auto` draws it on a terminal only.
 
     Steps count from 1 to `total_steps`. Metrics are a line of metrics.jsonl; missing, None and NaN values are shown as
     such and never raise. Samples are rows of rollouts/*.jsonl; control characters in their text are made visible.
@@ -114,6 +114,14 @@ class LiveView:
         """Print one line above the panel, or a plain line."""
         self._print(visible(text, keep="\n"))
 
+    def warning(self, text: str) -> None:
+        """Print a line of its own that begins with "warning: "; where the view is silent, to stderr."""
+        line = f"warning: {visible(text)}"
+        if self._silent:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._print(line, style="yellow")
+
     def eta_s(self) -> float | None:
         """Return the seconds left at the pace of the last steps; None before the first has ended."""
         if len(self._finished) < 2:
@@ -126,11 +134,11 @@ class LiveView:
         since = phase[1] if phase else self._began
         return f"{lead}{compact(tokens / max(time.monotonic() - since, 1e-3))} tok/s" if tokens else ""
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, style: str = "") -> None:
         if self._silent:
             return
         if self._live is not None:
-            self._console.print(Text(text))
+            self._console.print(Text(text, style=style))
             return
         encoding = getattr(self._console.file, "encoding", None) or "utf-8"
         try:

@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rlhf_pg.display import quiet
 from rlhf_pg.distributed import zero
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.models.adapter import is_learned, learned, load_learned
@@ -51,12 +52,13 @@ class Backend:
         folders = (
             ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
         )
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            log_with=[*trackers] or None,
-            project_config=folders,
-            **_process_group(timeout_s),
-        )
+        with quiet.prints_logged():
+            self.accelerator = Accelerator(
+                mixed_precision=precision,
+                log_with=[*trackers] or None,
+                project_config=folders,
+                **_process_group(timeout_s),
+            )
         self.device = self.accelerator.device
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         self.ranks = Ranks(rank, size, self.device, timeout_s)
@@ -137,6 +139,12 @@ class Backend:
         """How training state is spread over processes, for checkpoints: {"kind": "ZeRO-2", "processes": 8}."""
         kind = f"ZeRO-{self.zero.stage}" if self.zero else "replicas"
         return {"kind": kind, "processes": self.ranks.size}
+
+    def layout(self, prepared: Any) -> str:
+        """Return in words how a module that `prepare` returned is spread over the processes, DeepSpeed's as it says."""
+        if self.zero:
+            return self.zero.described(prepared)
+        return "DDP" if self.ranks.size > 1 else "one process"
 
     def gathered_weights(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, weight) of all that a state dict has, tied ones once; all ranks must iterate.

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_pg.display import quiet
+
 UNSHARDED_BELOW = 10_000  # elements: stage 3 does not shard smaller parameters (norms, biases)
 
 
@@ -42,13 +44,20 @@ class Zero:
         """Return a module that is never trained, in DeepSpeed's engine, its weights sharded (stage 3)."""
         return self._engine(module, {})
 
+    def described(self, engine: Any) -> str:
+        """Return what an engine says of itself, as in "DeepSpeed ZeRO-3, optimizer and weights offloaded"."""
+        parts = {"optimizer": engine.zero_offload_optimizer(), "weights": engine.zero_offload_param()}
+        offloaded = " and ".join(name for name, to in parts.items() if to is not None and to.device != "none")
+        return f"DeepSpeed ZeRO-{engine.zero_optimization_stage()}" + (f", {offloaded} offloaded" if offloaded else "")
+
     def _engine(self, module: nn.Module, settings: Mapping[str, Any], **trained: Any) -> Any:
         import deepspeed
 
         _stack_outputs(module, self.autocast)
         parameters: Any = [p for p in module.parameters() if p.requires_grad] if trained else None
         config = {**_configuration(self.config, self.size), **settings}
-        engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config, **trained)
+        with quiet.prints_logged():
+            engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, config=config, **trained)
         head = _outer_head(module)
         if self.stage == 3 and head is not None:
             deepspeed.zero.register_external_parameter(module, head.weight)

@@ -14,7 +14,7 @@ from rlhf_pg.estimate.layout import GPU_COUNTS, Layout, layouts
 from rlhf_pg.estimate.memory import Memory, largest_budget, process_memory
 from rlhf_pg.estimate.microbatch import MOST_POSITIONS, USABLE
 from rlhf_pg.estimate.model_size import ModelSize, sizes_of
-from rlhf_pg.estimate.share import Share
+from rlhf_pg.estimate.share import Share, held_out_problems
 from rlhf_pg.estimate.step_time import StepTime, step_time
 from rlhf_pg.estimate.work import Work, step_work
 
@@ -72,7 +72,10 @@ def estimate_layouts(
                 if possible(variant, layout, device) and not (hypothetical and layout.stage):
                     prompts = math.ceil(recipe.rollout.prompts_per_step / processes)
                     longest = prompt_length or recipe.data.max_prompt_tokens
-                    share = Share(variant, longest, prompts, MOST_POSITIONS, "cuda" if device.is_gpu else "cpu")
+                    held_out = held_out_problems(recipe)
+                    problems = None if held_out is None else math.ceil(held_out / processes)
+                    kind = "cuda" if device.is_gpu else "cpu"
+                    share = Share(variant, longest, prompts, MOST_POSITIONS, kind, problems)
                     yield estimate_layout(share, size, critic, layout, device)
 
 

@@ -26,6 +26,7 @@ from rlhf_pg.estimate.model_size import FLOAT32, ModelSize, arithmetic_bytes
 from rlhf_pg.estimate.share import Share
 from rlhf_pg.functional.logprobs import CHUNK_LOGITS
 from rlhf_pg.functional.trust_region import PRODUCT_VECTORS, SEARCH_VECTORS
+from rlhf_pg.rollout import vllm
 from rlhf_pg.rollout.native import CHOOSE_ELEMENTS
 from rlhf_pg.rollout.sampling import BYTES_PER_LOGIT
 
@@ -161,11 +162,8 @@ def _rollout(share: Share, size: ModelSize, layout: Layout) -> Iterator[Part]:
         yield Part("engine's copy of the weights", size.parameters * copied)
     if rollout.engine == "vllm" and not rollout.options.get("sleep"):
         during = ALWAYS  # vLLM keeps its cache
-    requests = share.rows if share.recipe.data.eval is None else rollout.slots  # evaluation may fill all slots
-    slots = min(rollout.slots, requests)
-    cached = slots * (share.prompt_length + share.completion_length)
-    yield Part("rollout: KV cache", cached * size.cache_per_token * width, during)
-    logits = slots * size.vocabulary
+    yield Part("rollout: KV cache", _cache(share, size.cache_per_token * width), during)
+    logits = share.rows_at_once * size.vocabulary
     drawing = min(logits, CHOOSE_ELEMENTS) * BYTES_PER_LOGIT
     yield Part("rollout: sampling", logits * FLOAT32 + drawing, during)
     if rollout.overlap:
@@ -173,6 +171,15 @@ def _rollout(share: Share, size: ModelSize, layout: Layout) -> Iterator[Part]:
     if rollout.engine == "native":
         copied = size.decode_cast * width if width == 2 else size.decode_copy * FLOAT32 * (share.device == "cpu")
         yield Part("rollout: weights laid out for decoding", copied, during)
+
+
+def _cache(share: Share, token: int) -> int:
+    """Return the bytes of keys and values, of `token` bytes each, in training or evaluation, whichever has more."""
+    rollout = share.recipe.rollout
+    if rollout.engine == "vllm":
+        longest = max(length for _, length in share.generations)
+        return vllm.cache_bytes(token, share.rows_at_once, longest, rollout.options.get("cache_gb"))
+    return max(rows * length for rows, length in share.generations) * token
 
 
 def _update(share: Share, size: ModelSize) -> Iterator[Part]:

@@ -45,11 +45,16 @@ class RunEstimate:
 
 
 def estimate_run(
-    recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None = None
+    recipe: ResolvedRecipe,
+    model_config: PretrainedConfig,
+    longest_prompt: int | None = None,
+    problems: int | None = None,
+    longest_problem: int | None = None,
 ) -> RunEstimate:
     """Estimate a run of a recipe with a model of `model_config` on this machine's device; loads nothing.
 
-    `longest_prompt`: in tokens; default `data.max_prompt_tokens`.
+    `longest_prompt`: in tokens; default `data.max_prompt_tokens`. `problems`: held-out ones, and tokens of the longest;
+    default: what the recipe says of them.
     """
     size, critic = sizes_of(recipe, model_config)
     share = Share(
@@ -58,5 +63,7 @@ def estimate_run(
         prompts=recipe.rollout.prompts_per_step,
         budget=microbatch_positions(recipe, model_config, longest_prompt),
         device="cuda" if torch.cuda.is_available() else "cpu",
+        problems=problems,
+        problem_length=longest_problem,
     )
     return RunEstimate(share, size, process_memory(share, size, critic))

@@ -68,10 +68,11 @@ def run(recipe: ResolvedRecipe) -> int:
         results = findings(session, session.notes.append)
     finally:
         session.close()
-    console = Console()
-    for note in session.notes:
-        console.print(Text(note))
-    console.print(table(results))
+    if session.learner.backend.ranks.first:
+        console = Console()
+        for note in session.notes:
+            console.print(Text(note))
+        console.print(table(results))
     return 1 if any(f.ok is False for f in results) else 0
 
 

@@ -5,38 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rlhf_pg.display.figures import counted, number
+from rlhf_pg.display.notices import LEVELS, RISEN, Level, Notice, failures, judged, kl_leap
 from rlhf_pg.display.text import visible
 from rlhf_pg.report.measures import late
 from rlhf_pg.report.run_record import EXPECTED, RunRecord
 
 CHECKED = (
     "non-finite metrics, excluded samples, reward errors and timeouts, truncation, KL spikes, engine mismatch, "
-    "collapsed entropy, groups without signal, falling reward, a critic worse than a mean, refused steps"
+    "collapsed or risen entropy, groups without signal, falling reward, a critic worse than a mean, refused steps"
 )
 
-Level = Literal["problem", "warning", "note"]
-LEVELS = ("problem", "warning", "note")
-LEFT_OUT: dict[str, tuple[Level, str]] = {  # outcome -> why a sample has no reward
-    "error": ("problem", "the reward function failed; they were left out of training"),
-    "timeout": ("warning", "the reward took too long; they were left out of training"),
-    "excluded": ("warning", "the reward function asked to leave them out of training"),
-}
 NUMBER = re.compile(r"(?<![\w/@.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?(?!\w)")  # not those inside names
-
-
-@dataclass(frozen=True)
-class Notice:
-    level: Level
-    text: str
 
 
 def notices(run: RunRecord) -> list[Notice]:
     """Return everything noteworthy about a run, problems first."""
-    parts = (_files, _not_finite, _outcomes, _training, _engine, _critic, _trust_region, _gain)
+    parts = (_files, _not_finite, _training, _engine, _critic, _trust_region, _gain)
     return sorted((notice for part in parts for notice in part(run)), key=lambda notice: LEVELS.index(notice.level))
 
 
@@ -55,13 +42,6 @@ def merged(notices_of_runs: dict[str, list[Notice]]) -> list[tuple[list[str], li
         text = _with_ranges([text for each in texts.values() for text in each])
         by_runs.setdefault(tuple(texts), []).append(Notice(level, text))
     return [(list(runs), notices) for runs, notices in by_runs.items()]
-
-
-def outcome_totals(run: RunRecord) -> dict[str, float]:
-    """Return outcome -> samples of the whole run, largest first."""
-    keys = {key for row in run.steps for key in row if key.startswith("outcome/")}
-    totals = {key.removeprefix("outcome/"): sum(run.values(key)) for key in keys}
-    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _with_ranges(texts: list[str]) -> str:
@@ -101,44 +81,16 @@ def _not_finite(run: RunRecord) -> Iterator[Notice]:
         yield Notice("problem", f"{visible(key)} was not a finite number in {where}.")
 
 
-def _outcomes(run: RunRecord) -> Iterator[Notice]:
-    totals = outcome_totals(run)
-    samples = sum(totals.values())
-    for name, (level, why) in LEFT_OUT.items():
-        if count := totals.get(name):
-            yield Notice(level, f"{counted(count, 'sample')} ({count / samples:.1%}): {why}.")
-    more = sum(run.values("samples/excluded")) - sum(totals.get(name, 0) for name in LEFT_OUT)
-    if more > 0:
-        yield Notice("warning", f"{counted(more, 'more sample')} had no reward and were left out of training.")
-
-
 def _training(run: RunRecord) -> Iterator[Notice]:
-    truncated, flat = late(run.values("completion/truncated")), late(run.values("reward/zero_std_groups"))
-    if truncated is not None and truncated > 0.2:
-        text = f"{truncated:.0%} of late completions were cut off: raise rollout.max_new_tokens."
-        yield Notice("warning", text)
-    if spike := _spike(run):
-        yield Notice("warning", spike)
-    if flat is not None and 0.8 < flat <= 1:
-        text = f"{flat:.0%} of late groups had equal rewards and gave no gradient: the problems are too easy or hard."
-        yield Notice("note", text)
-    entropy, reward = run.values("entropy"), run.values("reward/mean")
-    if len(entropy) >= 10 and (late(entropy) or 0) < 0.05 * (late(entropy[::-1]) or 0):
-        yield Notice("note", f"Entropy fell to {late(entropy):.3g}: there is little left to explore.")
-    if len(reward) >= 20 and (late(reward) or 0) < (late(reward[::-1]) or 0) - 0.02:
+    yield from failures(run.steps)
+    tenth = max(1, len(run.steps) // 10)
+    first, recent = run.steps[:tenth], run.steps[-tenth:]
+    yield from judged(first, recent, "of late steps")
+    if leap := kl_leap(run.steps):
+        yield leap
+    reward = run.values("reward/mean")
+    if len(reward) >= 20 and (late(reward) or 0) < (late(reward[::-1]) or 0) - RISEN:
         yield Notice("problem", f"The reward fell, from {late(reward[::-1]):.3f} to {late(reward):.3f}.")
-
-
-def _spike(run: RunRecord) -> str:
-    """Describe KL that leaps to more than ten times the highest of the 5 steps before it (and above 0.05)."""
-    points = [(x, y) for x, y in run.series("kl/ref") if y is not None]
-    kl = [y for _, y in points]
-    spikes = [i for i in range(5, len(kl)) if kl[i] > max(10 * max(kl[i - 5 : i]), 0.05)]
-    if not spikes:
-        return ""
-    worst = max(spikes, key=lambda i: kl[i])
-    steps = counted(len(spikes), "step")
-    return f"KL to the reference leapt in {steps}, highest {kl[worst]:.3g} in step {points[worst][0]:.0f}."
 
 
 def _engine(run: RunRecord) -> Iterator[Notice]:

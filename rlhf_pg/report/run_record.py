@@ -35,6 +35,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
+    launches: list[dict[str, Any]] = field(default_factory=list)  # what ran, of run.json
     rollouts: list[Path] = field(default_factory=list)  # ascending by step
     missing: list[str] = field(default_factory=list)
     unreadable: dict[str, int] = field(default_factory=dict)  # file -> lines (or 1) that could not be read
@@ -93,6 +94,7 @@ def read(path: Path, name: str | None = None) -> RunRecord:
     if len(missing) == len(EXPECTED):
         raise ValueError(f"{path} holds no run: expected one of {', '.join(EXPECTED)}")
     unreadable: dict[str, int] = {}
+    launches = _mapping(path / "run.json", _text(path / "run.json"), unreadable).get("launches")
     steps, torn = _read_metrics(path / "metrics.jsonl", unreadable)
     config_text = _text(path / "config.yaml")
     return RunRecord(
@@ -102,6 +104,7 @@ def read(path: Path, name: str | None = None) -> RunRecord:
         config=_mapping(path / "config.yaml", config_text, unreadable),
         config_text=config_text,
         summary=_mapping(path / "summary.json", _text(path / "summary.json"), unreadable),
+        launches=[launch for launch in launches if isinstance(launch, dict)] if isinstance(launches, list) else [],
         rollouts=sorted((path / "rollouts").glob("step_*.jsonl")),
         missing=missing,
         unreadable=unreadable,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rlhf_pg.display.figures import clock, compact, cut, eval_names, number
 from rlhf_pg.display.text import visible
@@ -24,6 +25,7 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     colors: list[tuple[int, bool]] = field(default_factory=list)  # of the rows: colour, and whether lines are broken
+    wraps: bool = False  # long cells are broken, in place of a table to scroll sideways
 
 
 def tables(groups: list[SeedGroup]) -> tuple[list[Table], list[Table]]:
@@ -138,6 +140,46 @@ def recipe_differences(groups: list[SeedGroup]) -> Table | None:
         if len({str(recipe.get(key)) for recipe in recipes}) > 1
     ]
     return Table("Recipes differ in", "", ["key", *(group.label for group in groups)], rows)
+
+
+def launches(run: RunRecord) -> Table | None:
+    """Return what ran, a column for each launch of a run."""
+    if not run.launches:
+        return None
+    columns = [dict(_flat_launch(launch)) for launch in run.launches]
+    head = ["", *(f"from step {launch.get('from_step', '–')}" for launch in run.launches)]
+    rows = [[visible(key), *(visible(column.get(key, "–")) for column in columns)] for key in _keys(columns)]
+    return Table("What ran", "", head if len(columns) > 1 else [], rows, wraps=True)
+
+
+def launch_differences(runs: list[RunRecord]) -> Table | None:
+    """Return where the last launches of runs differ in more than time and command."""
+    if not all(run.launches for run in runs):
+        return None
+    columns = [dict(_flat_launch(run.launches[-1])) for run in runs]
+    rows = [
+        [visible(key), *(visible(column.get(key, "–")) for column in columns)]
+        for key in _keys(columns)
+        if key not in ("started", "command", "seed") and len({column.get(key) for column in columns}) > 1
+    ]
+    return Table("Launches differ in", "", ["", *(visible(run.name) for run in runs)], rows, wraps=True)
+
+
+def _flat_launch(launch: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a launch's facts as text; commit and versions in one line each."""
+    for key, value in launch.items():
+        if key == "git":
+            state = value if isinstance(value, dict) else {}
+            changed = ", with changes that were not committed" if state.get("dirty") else ""
+            yield "commit", f"{state.get('commit', 'none')}{changed}"
+        elif isinstance(value, dict):
+            yield key, ", ".join(f"{name} {version}" for name, version in value.items())
+        elif key != "from_step":
+            yield key, str(value)
+
+
+def _keys(columns: list[dict[str, str]]) -> list[str]:
+    return list(dict.fromkeys(key for column in columns for key in column))
 
 
 def _table(title: str, note: str, columns: list[Column], groups: list[SeedGroup]) -> Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlhf_pg.display.figures import compact, counted, duration, eval_names, number
+from rlhf_pg.display.notices import Notice, outcome_totals
 from rlhf_pg.display.text import visible
 from rlhf_pg.report.bars import Bars, cost_compared, held_out, held_out_compared
 from rlhf_pg.report.charts import Chart
@@ -21,11 +22,11 @@ from rlhf_pg.report.measures import (
     samples_seen,
     seconds_spent,
 )
-from rlhf_pg.report.notices import CHECKED, Notice, merged, notices, outcome_totals
+from rlhf_pg.report.notices import CHECKED, merged, notices
 from rlhf_pg.report.run_record import RunRecord, read
 from rlhf_pg.report.samples import Sample, choose
 from rlhf_pg.report.seed_groups import SeedGroup, names, seed_groups
-from rlhf_pg.report.tables import Table, tables
+from rlhf_pg.report.tables import Table, launch_differences, launches, tables
 from rlhf_pg.storage.atomic_io import write_atomic
 
 
@@ -55,6 +56,7 @@ class Page:
     samples: list[tuple[str, list[Sample]]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)  # to be read first
     later: list[Table] = field(default_factory=list)  # to look things up in
+    launches: list[Table] = field(default_factory=list)
     quiet: str = ""  # runs of a comparison that have no notice
     configs: list[tuple[str, str]] = field(default_factory=list)  # run name, text of config.yaml
     checked: str = CHECKED
@@ -86,7 +88,7 @@ def single(run: RunRecord) -> Page:
     """Return the page of one run."""
     samples = choose(run)  # before the notices: unreadable rows are counted here
     charts, absent = curves(run)
-    totals = outcome_totals(run)
+    totals = outcome_totals(run.steps)
     count = sum(totals.values())
     return Page(
         title=visible(run.name),
@@ -98,6 +100,7 @@ def single(run: RunRecord) -> Page:
         absent=absent,
         outcomes=[(visible(name), f"{n:,.0f}", f"{n / count:.1%}") for name, n in totals.items() if n],
         samples=samples,
+        launches=[table for table in [launches(run)] if table],
         configs=[("", visible(run.config_text, keep="\n"))] if run.config_text else [],
     )
 
@@ -121,6 +124,7 @@ def comparison(runs: list[RunRecord]) -> Page:
         absent=absent,
         tables=first,
         later=later,
+        launches=[table for table in [launch_differences(runs)] if table and table.rows],
         curves_note=f"Smoothed. {means}Point at a curve for its values.",
         configs=[(visible(run.name), visible(run.config_text, keep="\n")) for run in runs if run.config_text],
     )

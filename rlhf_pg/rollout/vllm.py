@@ -61,7 +61,9 @@ class VllmEngine(Engine):
             dtype,
             rows=slots,
             context=self.context,
-            cache_bytes=_cache_bytes(base.config.get_text_config(), dtype, slots, self.context, self.options.cache_gb),
+            cache_bytes=cache_bytes(
+                _token_bytes(base.config.get_text_config(), dtype), slots, self.context, self.options.cache_gb
+            ),
             sleep=self.options.sleep,
             trust_remote_code=trust_remote_code,
         )
@@ -203,12 +205,15 @@ def _seed(sampling: Sampling, prompt_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2
 
 
-def _cache_bytes(shape, dtype: str, slots: int, context: int, limit_gb: float | None) -> int:
+def cache_bytes(token: int, slots: int, context: int, limit_gb: float | None) -> int:
     """Return the bytes of keys and values: the limit if there is one, else what all rows need, at most CACHE_LIMIT, but
-    never less than one row's."""
+    never less than one row's. `token`: bytes of one token's; `context`: tokens of the longest row."""
     if limit_gb is not None:
         return int(limit_gb * 2**30)
-    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    width = 2 if dtype == "bfloat16" else 4
-    row = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * width * BLOCK * (-(-context // BLOCK) + 1)
+    row = token * BLOCK * (-(-context // BLOCK) + 1)
     return max(row, min(slots * row, CACHE_LIMIT))
+
+
+def _token_bytes(shape, dtype: str) -> int:
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * (2 if dtype == "bfloat16" else 4)

@@ -2,6 +2,7 @@
 
 metrics.jsonl   a flat object per step          rollouts/step_00000010.jsonl   samples
 checkpoints/    see checkpoint.py               .lock                          held while a process writes here
+run.json        what ran, launch by launch
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class RunDir:
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
         self.resume_from: Path | None = None
+        self.launches: list[Any] = []  # of this run, as in run.json
         self._lock: int | None = lock
         self._started = time.monotonic()
         self._before_s = 0.0
@@ -152,6 +154,15 @@ class RunDir:
             return path
         write_atomic(path, b"".join(json.dumps(_as_json(row)).encode() + b"\n" for row in rows))
         return path
+
+    def add_launch(self, launch: Mapping[str, Any]) -> None:
+        """Add what runs now to run.json, after the earlier launches of a run that is resumed."""
+        file, earlier = self.path / "run.json", []
+        if self.resume_from is not None:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # an older run has none, and nothing depends on it
+                earlier = list(json.loads(file.read_text())["launches"])
+        self.launches = [*earlier, dict(launch)]
+        self.write_json("run.json", {"launches": self.launches})
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` (relative to the run) as readable JSON, atomically; NaN and infinity become null."""

@@ -12,6 +12,7 @@ from rlhf_pg import functional as F
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.display.live import LiveView, Phase
+from rlhf_pg.display.notices import Watch
 from rlhf_pg.distributed import checkpoint
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.distributed.ranks import Ranks
@@ -41,6 +42,8 @@ class TrainingRun:
     progress: Progress
     times: dict[str, float] = field(default_factory=dict)  # seconds of the current step by phase
     sample_rows: list[dict[str, Any]] = field(default_factory=list)  # of the current step, to look at
+    failure: str = ""  # why a reward function failed on the first such sample of the current step
+    watch: Watch = field(default_factory=Watch)
     packing_checked: bool = False  # whether shared prompts have been compared with separate rows
 
     @property
@@ -124,6 +127,7 @@ def roll_out(run: TrainingRun) -> Pending:
                 run.packing_checked = True
             signals_of_batch = signals(session.learner, session.reference, batch, run.poll)
         samples = [sample for group in judged for sample in group]
+        run.failure = next((sample.failure for sample in samples if sample.failure), "")
         return Pending(batch, signals_of_batch, rollout_metrics(samples) | {"samples": len(samples)})
 
 
@@ -178,14 +182,17 @@ def measure(run: TrainingRun) -> dict[str, float]:
 
 
 def record(run: TrainingRun, metrics: dict[str, float]) -> None:
-    """Write one step's line, show it, and pass it to the trackers."""
+    """Write one step's line, show it, pass it to the trackers, and warn of what it shows."""
     run.folder.append_metrics(metrics)
-    if metrics.get("mismatch/alarm"):
-        run.view.message(
-            f"step {run.progress.step}: engine and trainer are apart, mismatch/kl {metrics['mismatch/kl']:.3g}"
-        )
     run.session.learner.backend.log(metrics, run.progress.step)
     run.view.finish_step(metrics, run.sample_rows)
+    if not run.ranks.first:
+        return
+    if metrics.get("mismatch/alarm"):
+        apart = f"engine and trainer are apart, mismatch/kl {metrics['mismatch/kl']:.3g}"
+        run.view.warning(f"step {run.progress.step}: {apart}")
+    for notice in run.watch.step(metrics, run.failure):
+        run.view.warning(notice.text)
 
 
 def save(run: TrainingRun) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.types import Rollout
 
+FAILURE_CHARACTERS = 300  # that are sent to the other ranks
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -22,13 +24,14 @@ class Judged:
     outcome: str
     finish: str
     length: int  # sampled tokens
+    failure: str = ""  # why the reward function failed
 
     @classmethod
     def of(cls, rollout: Rollout) -> Judged:
         score, completion = rollout.score, rollout.completion
-        return cls(
-            rollout.prompt.id, score.reward, score.parts, score.outcome, completion.finish, len(completion.tokens)
-        )
+        failure = score.detail[:FAILURE_CHARACTERS] if score.outcome in ("error", "timeout") else ""
+        length = len(completion.tokens)
+        return cls(rollout.prompt.id, score.reward, score.parts, score.outcome, completion.finish, length, failure)
 
 
 def judged_groups(ranks: Ranks, rollouts: Sequence[Rollout], samples: int) -> list[list[Judged]]:
@@ -53,18 +56,31 @@ def rollout_metrics(judged: Sequence[Judged]) -> dict[str, float]:
             if value is not None:
                 parts[name].append(value)
     lengths = [j.length for j in judged]
+    flat = [min(g) == max(g) for g in groups.values() if len(g) > 1]
     outcomes = Counter(j.outcome for j in judged)
     return {
         "reward/mean": statistics.fmean(rewards) if rewards else float("nan"),
         "reward/std": statistics.pstdev(rewards) if rewards else float("nan"),
-        "reward/zero_std_groups": sum(min(g) == max(g) for g in groups.values()) / max(1, len(groups)),
+        "reward/zero_std_groups": sum(flat) / max(1, len(flat)),
         "completion/length_mean": statistics.fmean(lengths),
         "completion/truncated": sum(j.finish == "length" for j in judged) / len(judged),
         "tokens/generated": sum(lengths),
         "samples/excluded": len(judged) - len(rewards),
+        **_truncation_cost(judged),
         **{f"reward/{name}": statistics.fmean(values) for name, values in parts.items()},
         **{f"outcome/{name}": count for name, count in sorted(outcomes.items())},
     }
+
+
+def _truncation_cost(judged: Sequence[Judged]) -> dict[str, float]:
+    """Return how much less completions that were cut off earn, on average, than those that ended."""
+    rewards: dict[bool, list[float]] = {True: [], False: []}
+    for sample in judged:
+        if sample.reward is not None:
+            rewards[sample.finish == "length"].append(sample.reward)
+    if not all(rewards.values()):
+        return {}
+    return {"completion/truncation_cost": statistics.fmean(rewards[False]) - statistics.fmean(rewards[True])}
 
 
 def sample_rows(step: int, rollouts: Sequence[Rollout], limit: int) -> list[dict[str, Any]]:

@@ -62,6 +62,7 @@ def read_prompts(
         prompt_column=source.prompt,
         answer_column=source.answer,
         template=source.template or "auto",
+        template_options=source.template_options,
         max_prompt_tokens=max_prompt_tokens,
         context_length=context,
         max_new_tokens=max_new_tokens,
@@ -71,5 +72,6 @@ def read_prompts(
 
 def note(name: str, source: prompt_data.Prompts) -> str:
     """Say in a line what was read for data.`name`."""
-    dropped = f", {source.dropped} left out as too long" if source.dropped else ""
-    return f"data.{name}: {len(source.prompts)} prompts, template {source.template}{dropped}"
+    dropped = [source.dropped_note] if source.dropped else []
+    details = [f"template {source.template}", *source.remarks, *dropped]
+    return f"data.{name}: {len(source.prompts)} prompts, {'; '.join(details)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rlhf_pg.data.stops import check_tokens, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
+from rlhf_pg.estimate.share import rows_at_once
 from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.critic import Critic, ValueHead
@@ -91,7 +93,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
-    train = prompts["train"].prompts
+    train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
+    sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
     for reward in rewards:
         plugin.check(reward, set(train[0].columns))
     vocabulary = model_config.get_text_config().vocab_size
@@ -116,7 +119,11 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
             policy, recipe.update, backend.autocast, reference_copy, backend.prepare_frozen
         )
     stops, stop_notes = eos_ids(tokenizer, model.config, model.generation_config, vocabulary=vocabulary)
-    engine = make_engine(recipe, engine_model, stops, longest_request(recipe, prompts), learn=learn)
+    held_out = prompts["eval"].prompts if "eval" in prompts else []
+    longest_problem = max((len(prompt.tokens) for prompt in held_out), default=None)
+    ranks = backend.ranks.size
+    slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
+    engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -128,10 +135,10 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         engine=engine,
         scorer=Scorer(rewards),
         train_prompts=train,
-        eval_prompts=prompts["eval"].prompts if "eval" in prompts else [],
-        sampler=prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed),
+        eval_prompts=held_out,
+        sampler=sampler,
         notes=[*model_notes(recipe.model.path), *(note(name, source) for name, source in prompts.items()), *stop_notes],
-        estimate=estimate_run(recipe, model_config, longest_prompt=longest_prompt),
+        estimate=estimate_run(recipe, model_config, longest_prompt, len(held_out), longest_problem),
         reference_digest=digest,
     )
 
@@ -153,17 +160,23 @@ def digest_without_adapter(model: PreTrainedModel) -> str:
 
 
 def make_engine(
-    recipe: ResolvedRecipe, model: PreTrainedModel, eos_ids: Sequence[int], context: int, *, learn: bool = True
+    recipe: ResolvedRecipe,
+    model: PreTrainedModel,
+    eos_ids: Sequence[int],
+    slots: int,
+    context: int,
+    *,
+    learn: bool = True,
 ) -> Engine:
     """Build the engine: in this process, in a second one that samples a step ahead, or in that of `rlhf-pg serve`.
 
-    context: tokens of the longest request.
+    slots: rows sampled at once, so many as a step or an evaluation has; context: tokens of the longest request.
     """
     rollout = recipe.rollout
     if rollout.server is not None:
         return served_engine(model, eos_ids, rollout.server, dtype=recipe.model.dtype, context=context)
     launch = local_engine if learn and rollout.overlap else build_engine
-    return launch(rollout.engine, model, eos_ids, rollout.slots, rollout.options, **engine_facts(recipe, context))
+    return launch(rollout.engine, model, eos_ids, slots, rollout.options, **engine_facts(recipe, context))
 
 
 def engine_facts(recipe: ResolvedRecipe, context: int) -> dict[str, Any]:

@@ -20,6 +20,19 @@ def test_score_writes_one_line_per_row_in_order(tmp_path):
     assert {line["outcome"] for line in lines} == {"scored"}
 
 
+def test_the_columns_may_be_nested(tmp_path, capsys):
+    row = {"out": {"text": "so #### 0"}, "reward_model": {"ground_truth": 0}}
+    data, out = rows(tmp_path / "d.jsonl", row), tmp_path / "out.jsonl"
+    assert run_rewards.score("gsm8k", data, "out.text", "reward_model.ground_truth", out) == 0
+    assert json.loads(out.read_text())["score"] == 1.0
+    assert run_rewards.check("gsm8k", data, answer="reward_model.ground_truth") == 0
+    assert "2 of 2 scored" in capsys.readouterr().out
+    assert run_rewards.score("gsm8k", data, "out.text", "reward_model.truth", out) == 1
+    assert "no column 'reward_model.truth'; it has out.text, reward_model.ground_truth" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_lone_surrogates_pass_through(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", '{"pred": "\\ud800 42", "gold": "42"}')
     out = tmp_path / "out.jsonl"

@@ -38,6 +38,16 @@ def test_a_file_of_its_own_takes_columns_and_no_place():
     assert (held_out.prompt, held_out.dataset) == ("p", None)
 
 
+def test_held_out_problems_take_the_options_of_a_template_with_the_template():
+    given = ["data.train.task=gsm8k", "data.train.template_options.enable_thinking=false", "data.eval.limit=5"]
+    options = []
+    for more in ([], ["data.eval.template=plain"], ["data.eval.template_options={effort: low}"]):
+        held_out = load(*given, *more).data.eval
+        assert held_out is not None
+        options.append(held_out.template_options)
+    assert options == [{"enable_thinking": False}, {}, {"effort": "low"}]
+
+
 def test_another_task_takes_nothing():
     held_out = load(*TRAIN, "data.eval.task=countdown").data.eval
     assert held_out is not None

@@ -172,6 +172,13 @@ def test_no_data_source():
     assert problem("data.train.task=null") == ("data.train: says not where rows come from; give task, path or dataset")
 
 
+@pytest.mark.parametrize("template", ["plain", "r1", "Q: {prompt}"])
+def test_options_of_a_template_that_has_none(template):
+    line = problem(f"data.train.template={template}", "data.train.template_options.enable_thinking=false")
+    expected = f"variables of a chat template, and data.train.template is {template!r}"
+    assert line == f"data.train.template_options: {expected}"
+
+
 def test_two_data_sources():
     write("{}\n", "rows.jsonl")
     assert problem("data.train.path=rows.jsonl", "data.train.dataset=a/b") == (

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recipe_files import MINIMAL, problem, problems, write
+from recipe_files import MINIMAL, load, problem, problems, resolve, write
 
 from rlhf_pg import config
 from rlhf_pg.config import RecipeError
@@ -76,7 +76,7 @@ def test_override_without_a_value():
 
 
 def test_override_that_is_not_yaml():
-    assert "the value is not YAML" in problem("data.train.template=[")
+    assert "the value is not YAML" in problem("run.seed=[")
 
 
 def test_override_into_a_number():
@@ -91,3 +91,66 @@ def test_override_of_a_list_item_that_is_not_there(index):
 
 def test_every_bad_override_is_listed_at_once():
     assert len(problems("run.seed", "x", "rewards.9.fn=a")) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "line1\nline2 {prompt}",
+        "{prompt}\n",
+        "\n\n  {prompt}\n\tthink:\r\n",
+        " {prompt} ",
+        "{prompt} # step by step",
+        "Q: {prompt}\nA:",
+        "[{prompt}]",
+        "{prompt}",
+        "{q}: {prompt}, {x: [",
+        "- {prompt}",
+        "@{prompt}`",
+        "%{prompt}",
+        "!{prompt} &a *a",
+        "\\{prompt}\\n \\boxed{}",
+        '"{prompt}" is the question, "x" the answer',
+        "'{prompt}' isn't easy",
+        "| {prompt}",
+        "a=b {prompt}",
+        "\x07\x85\u2028{prompt} \U0001f600",
+    ],
+)
+def test_text_on_the_command_line_comes_through_unchanged_and_so_does_its_dump(text):
+    recipe = resolve(f"data.train.template={text}")
+    assert recipe.data.train.template == text
+    assert config.load(write(config.dump(recipe), "dumped.yaml")).data.train.template == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("log.project", "on", "on"),
+        ("log.project", "run #3", "run #3"),
+        ("log.project", "2024-01-01", "2024-01-01"),
+        ("log.project", "'1e5'", "1e5"),  # quotes are YAML's, as in a file
+        ("log.project", "'it''s\none'", "it's\none"),
+        ("log.project", '"tab\\tnewline\\n\nquote\\""', 'tab\tnewline\n\nquote"'),
+        ("log.project", "|\n  one\n  two\n", "one\ntwo\n"),
+        ("log.project", '"broken \\q escape"', '"broken \\q escape"'),
+        ("log.project", "null", "rlhf_pg"),  # the default
+        ("log.project", "", "rlhf_pg"),
+    ],
+)
+def test_a_text_key_takes_what_is_typed_unless_it_is_quoted_or_null(key, value, expected):
+    written = load(f"{key}={value}", "log.trackers=[wandb]").log.project
+    assert written == expected
+
+
+def test_a_key_that_takes_text_or_a_list_takes_either():
+    lora = load("model.lora.targets=[q_proj, v_proj]").model.lora
+    assert lora is not None and lora.targets == ["q_proj", "v_proj"]
+    lora = load("model.lora.targets=.*(q|v)_proj # both").model.lora
+    assert lora is not None and lora.targets == ".*(q|v)_proj # both"
+
+
+def test_options_are_yaml_whose_text_keeps_its_newlines():
+    given = ["rollout.engine=mine:engine", "rollout.options.note=a: b", "rollout.options.text=one\n two # three\t"]
+    options = load(*given, "rollout.options.number=1e-4", "rollout.options.flag=false").rollout.options
+    assert options == {"note": {"a": "b"}, "text": "one\n two # three\t", "number": 1e-4, "flag": False}

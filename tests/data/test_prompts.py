@@ -2,6 +2,7 @@
 
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,29 @@ def test_an_answer_that_is_no_text_or_number_is_refused_with_its_line(tmp_path, 
         prompts(file(tmp_path, {"q": "1", "a": "1"}, {"q": "2", "a": value}))
     with pytest.raises(ValueError, match=r"d\.jsonl:1: prompt column 'q' is"):
         prompts(file(tmp_path, {"q": value, "a": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5e-05, "0.00005"),
+        (2.5e16, "25000000000000000"),
+        (1e22, "1" + "0" * 22),
+        (-0.5, "-0.5"),
+        (18.0, "18.0"),
+        (Decimal("1E+3"), "1000"),
+        (Decimal("0.10"), "0.10"),
+        (10**20, "1" + "0" * 20),
+    ],
+)
+def test_a_gold_number_is_written_out(value, text):
+    assert prompts([{"q": "1", "a": value}]).prompts[0].columns["answer"] == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Decimal("NaN")])
+def test_a_gold_that_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"train, row 0: answer column 'a' is .*; text or a number is needed"):
+        prompts([{"q": "1", "a": value}])
 
 
 def test_a_row_without_a_gold_is_refused_with_its_line(tmp_path):

@@ -60,6 +60,8 @@ def test_the_token_that_ends_a_turn_of_the_chat_template_ends_a_completion_too()
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",  # no special token after the answer
         "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}",
         "{{ raise_exception('only system turns') }}",
+        "<|im_start|>{% for m in messages %}{{ m.role }}{% endfor %}<|im_end|>",  # answers are not printed
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}<|im_end|>{% endfor %}",
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% if x.y.z %}{% endif %}",  # a broken template
     ],
 )

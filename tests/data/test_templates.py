@@ -60,8 +60,7 @@ def test_bos_is_there_once_and_eos_never():
     for name in ("chat", "plain", "r1", "<s> {prompt}"):
         own = tokenizer_with_bos(WITH_BOS)
         _, tokens = choose(name, own, "Be right.").encode("What is 1+1?", own)
-        expected = 2 if name == "<s> {prompt}" else 1  # a custom text that writes it gets what it asks for
-        assert tokens[0] == 0 and tokens.count(0) == expected and 1 not in tokens
+        assert tokens[0] == 0 and tokens.count(0) == 1 and 1 not in tokens
 
 
 def test_plain_is_the_question_and_nothing_else():

@@ -97,6 +97,45 @@ def test_kv_cache_by_hand_counts_no_more_rows_than_there_are_but_those_of_evalua
     assert part(halved, "rollout: KV cache") == 5 * per_row // 2
 
 
+@pytest.mark.parametrize(
+    ("source", "rows"),
+    [
+        ({"task": "arithmetic", "limit": 6}, 6 * 8),  # eval.samples is 8
+        ({"task": "arithmetic", "options": {"count": 9}}, 9 * 8),
+        ({"task": "arithmetic", "options": {"count": 9}, "limit": 4}, 4 * 8),
+        ({"task": "arithmetic", "options": {"count": 2}}, 24),  # those of training are more
+        ({"task": "arithmetic"}, 256 * 8),  # as many as a task makes if it is not told
+        ({"path": "x.jsonl"}, 5000),  # not known before it is read: all slots
+        ({"path": "x.jsonl", "limit": 3}, 24),
+    ],
+)
+def test_the_cache_holds_the_rows_of_training_or_evaluation_whichever_are_more(source, rows):
+    per_row = (20 + 10) * 3 * 2 * (2 * 8) * 4
+    given = recipe(rollout={"slots": 5000}, data={"eval": source})
+    assert part(of(given), "rollout: KV cache") == rows * per_row
+    few = recipe(rollout={"slots": 7}, data={"eval": source})
+    assert part(of(few), "rollout: KV cache") == 7 * per_row
+
+
+def test_evaluation_with_longer_completions_is_what_the_cache_is_for():
+    evaluated = {"data": {"eval": {"task": "arithmetic", "limit": 2}}, "rollout": {"slots": 5000}}
+    per_token = 3 * 2 * (2 * 8) * 4
+    longer = recipe(**evaluated, eval={"max_new_tokens": 100})
+    assert part(of(longer), "rollout: KV cache") == 2 * 8 * (20 + 100) * per_token  # 24 rows of 30 are fewer tokens
+    assert part(of(longer, problems=1, problem_length=50), "rollout: KV cache") == 8 * (50 + 100) * per_token
+    assert part(of(longer, problems=0), "rollout: KV cache") == 24 * (20 + 10) * per_token
+
+
+def test_vllm_allots_whole_blocks_for_all_rows_up_to_its_limit():
+    per_token, vllm = 3 * 2 * (2 * 8) * 4, {"engine": "vllm", "slots": 1000}
+    row = 128 * 2 * per_token  # 30 tokens fit one block of 128, and one more is kept free
+    assert part(of(recipe(rollout=vllm)), "rollout: KV cache") == 24 * row
+    limited = recipe(rollout=vllm | {"options": {"cache_gb": 0.5}})
+    assert part(of(limited), "rollout: KV cache") == 2**29
+    many = recipe(rollout=vllm | {"slots": 10**6, "prompts_per_step": 10**5})
+    assert part(of(many), "rollout: KV cache") == 4 * 2**30
+
+
 def test_activations_are_those_of_the_largest_micro_batch():
     def kept(groups, rows):
         positions = groups * 20 + rows * 9

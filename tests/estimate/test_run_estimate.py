@@ -12,7 +12,10 @@ from rlhf_pg.config import contradictions
 from rlhf_pg.estimate.microbatch import microbatch_positions
 from rlhf_pg.estimate.model_size import size_of, sizes_of
 from rlhf_pg.estimate.run_estimate import estimate_run
+from rlhf_pg.estimate.share import rows_at_once
 from rlhf_pg.estimate.tables import bytes_text, count_text, show_run
+from rlhf_pg.train import setup
+from tests.train import small_run
 
 TINY: dict[str, Any] = dict(
     vocab_size=50,
@@ -126,3 +129,26 @@ def test_on_a_cpu_a_micro_batch_is_what_a_quarter_of_a_gigabyte_of_activations_h
 def test_a_micro_batch_that_the_recipe_names_stays():
     named = recipe(update={"tokens_per_microbatch": 77})
     assert microbatch_positions(named, Qwen2Config(**TINY)) == 77
+
+
+@pytest.mark.parametrize(
+    ("slots", "problems", "rows"),
+    [(1000, 0, 24), (1000, 3, 24), (1000, 4, 32), (16, 4, 16), (1000, None, 1000)],
+)
+def test_an_engine_has_slots_for_the_rows_of_a_step_or_an_evaluation(slots, problems, rows):
+    assert rows_at_once(recipe(rollout={"slots": slots}), 6, problems) == rows  # 6 x 4, and 8 samples of a problem
+
+
+def test_the_shown_cache_of_a_run_is_that_of_what_was_read(tmp_path):
+    held_out = {"task": "arithmetic", "options": {"count": 2}}
+    data = {"train": {"task": "arithmetic", "options": {"count": 8}}, "eval": held_out}
+    rollout = {"prompts_per_step": 2, "samples_per_prompt": 2, "max_new_tokens": 4, "slots": 256}
+    session = setup.build(small_run.recipe(tmp_path, data=data, rollout=rollout, eval={"samples": 3, "k": [1]}))
+    try:
+        cache = next(part.size for part in session.estimate.memory.parts if part.name == "rollout: KV cache")
+        longest = max(len(prompt.tokens) for prompt in session.eval_prompts)
+        heads = 2 * 128 // 4  # keys and values: 2 of 4 heads share hidden size 128
+        assert cache == 2 * 3 * (longest + 4) * 2 * 2 * heads * 4  # rows, tokens, layers, keys and values, float32
+        assert session.engine.slots == 6  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        session.close()

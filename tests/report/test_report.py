@@ -134,14 +134,16 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_noteworthy_things_are_said_in_words(tmp_path):
-    rows = [row(i, **{"kl/ref": 0.02, "completion/truncated": 0.3}) for i in range(1, 41)]
+    cut_off = {"completion/truncated": 0.3, "completion/truncation_cost": 0.25, "reward/std": 0.4}
+    rows = [row(i, **{"kl/ref": 0.02} | cut_off) for i in range(1, 41)]
     rows[29] |= {"kl/ref": 4.0, "grad_norm": None, "outcome/error": 3, "outcome/timeout": 1}
     notes = texts(make(tmp_path / "run", rows))
     assert "grad_norm was not a finite number in 1 step, first in step 30." in notes
     assert "3 samples (0.7%): the reward function failed; they were left out of training." in notes  # of 400 + 3 + 1
     assert "1 sample (0.2%): the reward took too long; they were left out of training." in notes
-    assert "30% of late completions were cut off: raise rollout.max_new_tokens." in notes
-    assert "KL to the reference leapt in 1 step, highest 4 in step 30." in notes
+    lower = "30% of the completions of late steps were cut off, and earned 0.25 less than the others"
+    assert f"{lower}: raise rollout.max_new_tokens." in notes
+    assert "KL to the reference leapt in 1 step, highest 4 in step 30: lower optimizer.lr if it stays up." in notes
 
 
 def test_rollouts_of_another_policy_are_noted_by_what_their_weights_leave(tmp_path):

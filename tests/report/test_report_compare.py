@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
+from rlhf_pg.display.notices import Notice
 from rlhf_pg.report import write_report
 from rlhf_pg.report.axes import spread
 from rlhf_pg.report.bars import held_out_compared
 from rlhf_pg.report.charts import Chart
 from rlhf_pg.report.curves import overlays
-from rlhf_pg.report.notices import Notice, merged
+from rlhf_pg.report.notices import merged
 from rlhf_pg.report.run_record import RunRecord, read
 from rlhf_pg.report.seed_groups import seed_groups
 from tests.report.report_pages import Page, make, recipe, row, table

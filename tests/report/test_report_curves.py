@@ -127,7 +127,9 @@ def test_kl_that_climbs_is_no_leap_and_one_that_jumps_is(tmp_path):
     tiny = [row(i, i / 40, **{"kl/ref": 0.04 if i == 20 else 0.0001}) for i in range(1, 25)]
     assert noted(tmp_path / "tiny", tiny) == []
     jumping = [row(i, i / 40, **{"kl/ref": 0.5 if i == 20 else 0.01}) for i in range(1, 25)]
-    assert noted(tmp_path / "jumping", jumping) == ["KL to the reference leapt in 1 step, highest 0.5 in step 20."]
+    assert noted(tmp_path / "jumping", jumping) == [
+        "KL to the reference leapt in 1 step, highest 0.5 in step 20: lower optimizer.lr if it stays up."
+    ]
 
 
 def test_the_gradient_norm_of_a_trust_region_is_not_called_clipped(tmp_path):
