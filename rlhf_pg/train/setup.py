@@ -56,6 +56,7 @@ class Session:
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
     estimate: RunEstimate
     reference_digest: str | None = None  # of its weights, computed once
+    rounding: float | None = None  # the mean error of a log-prob in the run's arithmetic, computed once
 
     def sampling(self, step: int) -> Sampling:
         """Return how the rollouts of a step are sampled."""
