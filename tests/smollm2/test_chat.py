@@ -1,4 +1,4 @@
-"""SmolLM2's turns: the prompt by hand, the token that ends an answer, and that it is learned from though it also pads."""
+"""SmolLM2's turns: the prompt by hand, and the token that ends an answer: it is learned from, though it also pads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_the_end_of_a_turn_is_the_only_stop_and_ends_a_completion(model, tokeniz
     groups = NativeEngine(model, [END]).generate(prompts[1:2], Sampling(samples=4, max_new_tokens=12, seed=1))
     ends = [[i for i, t in enumerate(row.tokens.tolist()) if t == END] for row in groups[0]]
     assert [row.finish for row in groups[0]].count("stop") > 0
-    assert all(end == ([len(row.tokens) - 1] if row.finish == "stop" else []) for end, row in zip(ends, groups[0], strict=True))
+    assert all(
+        end == ([len(row.tokens) - 1] if row.finish == "stop" else []) for end, row in zip(ends, groups[0], strict=True)
+    )
 
 
 def test_the_end_is_learned_from_though_the_same_token_pads(model, tokenizer):

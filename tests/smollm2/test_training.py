@@ -13,6 +13,7 @@ from rlhf_pg import cli
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.export import save_model
+from rlhf_pg.preflight import checks
 from rlhf_pg.rollout import vllm_core
 from rlhf_pg.train import loop, setup
 from rlhf_pg.train.resume import Progress
@@ -51,7 +52,6 @@ def test_two_steps_on_an_adapter_leave_the_base_as_it_was_and_its_export_opens_e
         rows = [loop.train_step(run) for _ in range(2)]
     finally:
         session.close()
-    assert [row["groups/judged"] if "groups/judged" in row else 2 for row in rows] == [2, 2]
     assert all(row["mismatch/kl"] < 1e-6 and row["mismatch/worst"] < 1e-2 for row in rows)
     assert abs(rows[0]["kl/ref"]) < 1e-9 < rows[1]["kl/ref"]
     base = adapted.get_base_model().state_dict()  # pyright: ignore[reportCallIssue]
@@ -132,6 +132,12 @@ def test_a_run_stopped_after_its_first_step_ends_with_the_weights_of_one_that_wa
 def assert_is_an_export_that_was_trained(folder, weights):
     opened = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(p, weights[name]) for name, p in opened.named_parameters())
+
+
+def test_the_preflight_passes_in_bfloat16(folder):
+    """The model's own rounding is 0.037 of a log-prob: no reason to refuse it."""
+    changes = {"model": {"path": "smollm2", "dtype": "bfloat16"}, "rewards": [{"fn": "gsm8k"}]}
+    assert checks.run(small_run.parsed(recipe(folder, **changes))) == 0
 
 
 def test_a_step_on_real_rows_of_gsm8k(folder, gsm8k):

@@ -31,6 +31,8 @@ def test_name_and_licence_are_known():
 
 
 def test_it_knows_the_capital_of_france_and_stops(model, tokenizer, prompts):
-    ((answer,),) = NativeEngine(model, [2]).generate(prompts[1:2], Sampling(samples=1, max_new_tokens=16, temperature=0))
+    ((answer,),) = NativeEngine(model, [2]).generate(
+        prompts[1:2], Sampling(samples=1, max_new_tokens=16, temperature=0)
+    )
     assert tokenizer.decode(answer.tokens.tolist()) == "The capital of France is Paris.<|im_end|>"
     assert answer.finish == "stop"
