@@ -15,16 +15,25 @@ from rlhf_pg.estimate import hardware, tables
 from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout_estimate import LayoutEstimate, estimate_layouts
 from rlhf_pg.estimate.microbatch import USABLE
-from rlhf_pg.estimate.model_size import model_config
+from rlhf_pg.estimate.model_size import UnknownShape, model_config
 
 
 def run(recipe: ResolvedRecipe, options: PlanOptions) -> int:
-    """Print tables, or JSON. Raises ValueError for a model or a device that cannot be planned for."""
+    """Print tables, or JSON; of a model of unknown shape, that there is no estimate and why.
+
+    Raises ValueError for a model or a device that cannot be planned for.
+    """
     config = model_config(recipe.model)
     device = device_of(recipe.model.dtype, options)
-    estimates = list(estimate_layouts(recipe, config, device, options.gpus, options.prompt_tokens))
+    estimates, unknown = [], ""
+    try:
+        estimates = list(estimate_layouts(recipe, config, device, options.gpus, options.prompt_tokens))
+    except UnknownShape as error:
+        unknown = str(error)
     if options.json:
-        print(json.dumps(record(recipe, device, estimates), indent=1))
+        print(json.dumps(record(recipe, device, estimates) | ({"no_estimate": unknown} if unknown else {}), indent=1))
+    elif unknown:
+        print(f"no estimate: {unknown}. `rlhf-pg train` may run it all the same; `rlhf-pg check` says whether it does.")
     else:
         tables.show_layouts(estimates, device, Console())
     return 0

@@ -6,7 +6,8 @@ from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.errors import RecipeError
-from rlhf_pg.models.load import context_length, load_config, load_tokenizer
+from rlhf_pg.models.context import context_length
+from rlhf_pg.models.load import load_config, load_tokenizer
 from rlhf_pg.rollout import launch_server
 from rlhf_pg.rollout.engine import build
 from rlhf_pg.train.prompts import longest_request, prompts_of

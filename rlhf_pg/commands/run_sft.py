@@ -20,8 +20,9 @@ from rlhf_pg.data.templates import continuation
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import suitable_positions
+from rlhf_pg.models.context import context_length
 from rlhf_pg.models.export import export_dtype, save_model
-from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer
+from rlhf_pg.models.load import load_config, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.train import gradient_step, launch_facts

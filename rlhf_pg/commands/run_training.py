@@ -59,7 +59,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
             launch = launch_facts.facts(recipe, backend, session.learner.policy, source, progress.step)
             folder.add_launch(launch)
             view.message("\n".join(launch_facts.lines(launch)))
-        if live != "off":
+        if live != "off" and session.estimate:
             show_run(session.estimate, Console())
         stack.enter_context(view)
         for note in session.notes:

@@ -7,11 +7,12 @@ from transformers import PretrainedConfig
 
 from rlhf_pg.config import Model, ResolvedRecipe
 from rlhf_pg.estimate.memory import activations_per_position, largest_budget
-from rlhf_pg.estimate.model_size import size_of, sizes_of
+from rlhf_pg.estimate.model_size import UnknownShape, size_of, sizes_of
 from rlhf_pg.estimate.share import Share
 
 MOST_POSITIONS = 16_384
 LEAST_POSITIONS = 512
+UNKNOWN_POSITIONS = 2_048  # of a model whose activations are not counted
 CPU_ACTIVATIONS = 256 * 2**20  # bytes of a micro-batch's activations on a CPU
 USABLE = 0.9  # of a GPU's memory: its allocator cannot fill every gap
 
@@ -21,11 +22,19 @@ def microbatch_positions(
 ) -> int:
     """Return the positions of a micro-batch: those the recipe names, or what suits the model and this machine's device.
 
-    On a GPU: MOST_POSITIONS, or the most that fits beside everything else. On a CPU: `suitable_positions`.
+    On a GPU: MOST_POSITIONS, or the most that fits beside everything else. On a CPU: `suitable_positions`. Of a model
+    of unknown shape: UNKNOWN_POSITIONS.
     `longest_prompt`: in tokens; default `data.max_prompt_tokens`.
     """
     if recipe.update.tokens_per_microbatch is not None:
         return recipe.update.tokens_per_microbatch
+    try:
+        return _suitable_for_run(recipe, model_config, longest_prompt)
+    except UnknownShape:
+        return UNKNOWN_POSITIONS
+
+
+def _suitable_for_run(recipe: ResolvedRecipe, model_config: PretrainedConfig, longest_prompt: int | None) -> int:
     positions = suitable_positions(model_config, recipe.model, recipe.update.share_prompts)
     if not torch.cuda.is_available():
         return positions
@@ -44,9 +53,14 @@ def with_microbatch(recipe: ResolvedRecipe, positions: int) -> ResolvedRecipe:
 def suitable_positions(model_config: PretrainedConfig, model: Model, shared: bool = True) -> int:
     """Return the positions to forward at once on this machine's device, whatever else needs memory there.
 
-    A CPU's products are as fast with a thousand rows as with more, so there it is by memory: CPU_ACTIVATIONS.
+    A CPU's products are as fast with a thousand rows as with more, so there it is by memory: CPU_ACTIVATIONS. Of a
+    model of unknown shape: UNKNOWN_POSITIONS.
     """
+    try:
+        size = size_of(model_config, model.lora, trust_remote_code=model.trust_remote_code)
+    except UnknownShape:
+        return UNKNOWN_POSITIONS
     if torch.cuda.is_available():
         return MOST_POSITIONS
-    per_position = activations_per_position(size_of(model_config, model.lora), model, shared)
+    per_position = activations_per_position(size, model, shared)
     return min(MOST_POSITIONS, max(LEAST_POSITIONS, CPU_ACTIVATIONS // per_position))

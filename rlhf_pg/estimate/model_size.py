@@ -16,7 +16,12 @@ from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.load import load_config
 from rlhf_pg.rollout import llama_decode
 
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")  # of the MLPs whose activations are counted
 FLOAT32 = 4  # bytes: weights, gradients and optimizer state are float32 whatever `model.dtype`
+
+
+class UnknownShape(ValueError):
+    """Says why there is no estimate of a model: its memory and work are not counted here. It may train all the same."""
 
 
 @dataclass(frozen=True)
@@ -59,38 +64,31 @@ def arithmetic_bytes(model: Model) -> int:
 def model_config(model: Model) -> PretrainedConfig:
     """Return the configuration of `model.path`.
 
-    Raises ValueError if there is none, or if a layer does not attend to everything before it.
+    Raises ValueError if there is none.
     """
     path = model.path
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ValueError(
             f"model.path: no config.json in {path}; the plan reads that file of a Hugging Face model folder"
         )
-    config = load_config(path, trust_remote_code=model.trust_remote_code)
-    text: Any = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(text, "sliding_window", None):
-        raise ValueError(
-            f"model.path: {path} has layers that do not attend to everything before them (sliding windows, or "
-            f"{', '.join(sorted(kinds))}): the plan does not know their memory; use a model with full attention"
-        )
-    return config
+    return load_config(path, trust_remote_code=model.trust_remote_code)
 
 
 def size_of(config: PretrainedConfig, lora: Lora | None = None, *, trust_remote_code: bool = False) -> ModelSize:
     """Count the causal language model of a configuration, with an adapter if the recipe has one.
 
-    Raises ValueError for a configuration that is no decoder with gated MLPs of one width.
+    Raises UnknownShape for one that is no decoder of equal layers with gated MLPs and attention to everything before.
     """
     text: Any = config.get_text_config()
-    missing = [name for name in ("hidden_size", "intermediate_size", "num_hidden_layers") if not hasattr(text, name)]
-    if missing:
-        raise ValueError(
-            f"{type(text).__name__} has no {', '.join(missing)}: the plan knows decoders with gated MLPs only"
-        )
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(text, "sliding_window", None):
+        kinds = ", ".join(sorted(kinds - {"full_attention"})) or "sliding windows"
+        raise UnknownShape(f"{text.model_type} has layers that do not attend to everything before them ({kinds})")
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        if lora:
+    _check_layers(text, model)
+    if lora:
+        with torch.device("meta"):
             model = add_adapter(model, lora)
     decode_copy, decode_cast = llama_decode.copied(model) if llama_decode.can_decode(model) else (0, 0)
     trainable = [p.numel() for p in model.parameters() if p.requires_grad]
@@ -134,11 +132,22 @@ def _without_head(size: ModelSize, config: PretrainedConfig) -> ModelSize:
     return replace(size, parameters=size.parameters - unused, trainable=size.trainable - unused_trainable)
 
 
-def _layers(decoder: Any) -> list[nn.Module]:
-    layers = getattr(decoder, "layers", None)
+def _check_layers(text: Any, model: Any) -> None:
+    """Raise UnknownShape unless all that `size_of` counts is there and is what it is taken for."""
+    name = text.model_type
+    numbers = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    missing = [number for number in numbers if not isinstance(getattr(text, number, None), int)]
+    if missing:
+        raise UnknownShape(f"the configuration of {name} has no {', '.join(missing)}")
+    layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"{type(decoder).__name__} has no list of layers: the plan cannot count it")
-    return list(layers)
+        raise UnknownShape(f"{name} has no list of layers")
+    if not all(isinstance(getattr(getattr(x, "mlp", None), p, None), nn.Module) for x in layers for p in PROJECTIONS):
+        raise UnknownShape(f"{name} has layers whose MLP is not {', '.join(PROJECTIONS)}")
+
+
+def _layers(decoder: Any) -> list[nn.Module]:
+    return list(decoder.layers)
 
 
 def _linear(layer: nn.Module) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_pg.models.exact import share_if_exact
 from rlhf_pg.models.fused import use_fused_layers
 from rlhf_pg.models.hidden_states import forward_prompt, states_before, to_batch
-from rlhf_pg.models.packed_attention import enable_packing, supports_packing
 from rlhf_pg.types import Batch, Prefix
 
 
@@ -44,9 +44,7 @@ class Critic(nn.Module):
     def __init__(self, decoder: PreTrainedModel, share_prompts: bool = True):
         super().__init__()
         self.decoder = decoder
-        self.share_prompts = share_prompts and supports_packing(decoder)
-        if self.share_prompts:
-            enable_packing(decoder)
+        self.share_prompts = share_prompts and share_if_exact(decoder)
         use_fused_layers(decoder)
         self.head = ValueHead(decoder.config.get_text_config().hidden_size)
 

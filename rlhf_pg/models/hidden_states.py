@@ -8,6 +8,8 @@ Two exact ways to the same numbers:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from rlhf_pg.models.packing import PackedBatch, pack, pack_prompts
 from rlhf_pg.types import Batch, Prefix
 
 
-def states_before(decoder: nn.Module, batch: Batch, share_prompts: bool) -> tuple[Tensor, Tensor]:
+def states_before(decoder: Any, batch: Batch, share_prompts: bool) -> tuple[Tensor, Tensor]:
     """Return (states [M, H] just before each sampled token, index of those tokens [M] into the flat [B * C]).
 
     `decoder` is a model without its head. Heads are applied to these M states only.
@@ -78,7 +80,7 @@ def _packed_forward(decoder: nn.Module, packed: PackedBatch) -> Tensor:
     return hidden
 
 
-def _padded_forward(decoder: nn.Module, batch: Batch) -> Tensor:
+def _padded_forward(decoder: Any, batch: Batch) -> Tensor:
     """Return the states [B, C, H] before each column, of rows that were forwarded with their prompts."""
     lengths = batch.prompt_lengths[batch.group][:, None]  # [B, 1]
     columns = torch.arange(batch.tokens.shape[1], device=lengths.device)

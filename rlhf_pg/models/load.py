@@ -19,6 +19,7 @@ from transformers import (
 
 from rlhf_pg.models import folder, gguf
 from rlhf_pg.models.adapter import quantization
+from rlhf_pg.models.exact import possible_attention, with_exact_attention
 from rlhf_pg.models.export import remember_origin
 from rlhf_pg.models.tokenizer import character_tokenizer
 
@@ -49,11 +50,12 @@ def load_model(
     "tiny" builds the embedded Qwen2-architecture model with random weights drawn from `seed`. `quantize` puts linear
     layers in 4 or 8 bits on the CUDA device; they compute in `arithmetic` and cannot be trained.
     Raises ValueError, with file and cause, for weights that cannot be read or do not cover the model, and where
-    quantized weights are not possible.
+    quantized weights are not possible. Attention is eager where only that computes all that the model asks for.
     """
     if path == TINY:
         return tiny_model(seed=seed, vocabulary=len(character_tokenizer()), attention=attention)
-    configured: Any = load_config(path, trust_remote_code=trust_remote_code).dtype
+    configured: Any = load_config(path, trust_remote_code=trust_remote_code)
+    attention = possible_attention(configured, attention)
     path = folder_or_name(path)
     folder.check_weights(Path(path))
     quantized: dict[str, Any] = {}
@@ -75,7 +77,9 @@ def load_model(
         )
     model, loading = loaded
     _refuse_gaps(path, loading)
-    return remember_origin(model.train(), path, folder.dtype_of(Path(path)) or configured)
+    if not quantize:
+        model = with_exact_attention(model.eval())
+    return remember_origin(model.train(), path, folder.dtype_of(Path(path)) or configured.dtype)
 
 
 def _refuse_gaps(path: str, loading: dict[str, Any]) -> None:
@@ -108,18 +112,21 @@ def folder_or_name(path: str) -> str:
     return str(gguf.converted(path)) if gguf.is_gguf(path) else path
 
 
-def context_length(config: PretrainedConfig) -> int:
-    """Return the largest number of positions that the model was made for."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
-
-
 def switch_off_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout to 0: with dropout, scoring and sampling would disagree at the same weights."""
+    """Switch off all that is random in training: with it, scoring and sampling would disagree at the same weights.
+
+    Every module goes into evaluation mode, since some read their dropout from the configuration; but those that can
+    checkpoint, which they do in training mode only. Dropouts and layer drops kept as numbers become 0.
+    """
+    model.eval()
     for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.training = True
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if getattr(module, "attention_dropout", 0):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010, a plain number on a Module
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
 
 
 def tiny_model(*, seed: int, vocabulary: int, attention: str = "sdpa", **shape) -> Qwen2ForCausalLM:

@@ -44,8 +44,8 @@ def supports_packing(model: PreTrainedModel) -> bool:
     That interface passes on keyword arguments it does not know, such as the layout.
     """
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    full = all(kind == "full_attention" for kind in kinds) and not getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
     return full and bool(getattr(model, "_supports_attention_backend", False)) and base_attention(config) in BASES
 
 

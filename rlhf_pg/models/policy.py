@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.functional.logprobs import distribution_kl, token_logprobs
 from rlhf_pg.models.critic import ValueHead
+from rlhf_pg.models.exact import HeadInput, decoder_of, head_of, share_if_exact
 from rlhf_pg.models.fused import use_fused_layers
 from rlhf_pg.models.hidden_states import forward_prompt, states_before, to_batch
-from rlhf_pg.models.packed_attention import enable_packing, supports_packing
 from rlhf_pg.types import Batch, Prefix
 
 
@@ -51,9 +51,8 @@ class Policy(nn.Module):
             raise ValueError("model.lora.targets names the output head: its log-probs are computed from the plain head")
         self.model = model
         self.temperature = temperature
-        self.share_prompts = share_prompts and supports_packing(model.get_decoder())
-        if self.share_prompts:
-            enable_packing(model)
+        self.head = head_of(model)
+        self.share_prompts = share_prompts and self.head.direct and share_if_exact(decoder_of(model))
         use_fused_layers(model)
         self.value_head = value_head
 
@@ -74,8 +73,8 @@ class Policy(nn.Module):
         With `prompt_only`, forward only the batch's single prompt, and return it as a prefix for its rows.
         """
         if prompt_only:
-            return forward_prompt(self.model.get_decoder(), batch)
-        hidden, index = states_before(self.model.get_decoder(), batch, self.share_prompts)
+            return forward_prompt(decoder_of(self.model), batch)
+        hidden, index = states_before(self._decoder, batch, self.share_prompts)
         head = self._head
         state = hidden.to(head.weight.dtype)  # [M, H]
         outputs: list[Tensor] = []  # [M] each
@@ -94,7 +93,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def states_and_scores(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return (states before each sampled token [B, C, H] in the head's dtype, logp, entropy), without gradient."""
-        hidden, index = states_before(self.model.get_decoder(), batch, self.share_prompts)
+        hidden, index = states_before(self._decoder, batch, self.share_prompts)
         state = hidden.to(self._head.weight.dtype)
         logp, entropy = self._score(state, batch.tokens.reshape(-1).index_select(0, index))
         mask = batch.mask
@@ -110,10 +109,15 @@ class Policy(nn.Module):
         return self.model.get_output_embeddings()  # pyright: ignore[reportReturnType]
 
     @property
+    def _decoder(self) -> Any:
+        """Return what gives the states that the head is applied to."""
+        return decoder_of(self.model) if self.head.direct else HeadInput(self.model)
+
+    @property
     def _scaling(self) -> dict[str, Any]:
         """Return the arguments that say what happens to logits between the head and the softmax."""
-        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return {"temperature": self.temperature, "softcap": softcap}
+        softcap = self.head.softcap and self.head.softcap / self.head.scale
+        return {"temperature": self.temperature / self.head.scale, "softcap": softcap}
 
     def _score(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Score the tokens [M] sampled from states [M, H] -> (logp [M], entropy [M])."""

@@ -140,7 +140,7 @@ def engine_log_probs(session: Session, probe: Callable[[], Probe]) -> Finding:
         f"{limit.statistic} |difference| {gap:.1e} over {int(batch.mask.sum())} tokens",
         str(limit),
         "The engine does not sample from the policy that is trained. Compare the temperature, weights and dtype of the "
-        "two; a head that scales or soft-caps its logits is not the plain product the trainer computes.",
+        "two, and whether a dropout is on; if prompt sharing fails too, it is the architecture (docs/models.md).",
     )
 
 
@@ -214,7 +214,8 @@ def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
         all(gap <= limit.limit for gap in gaps.values()),
         ", ".join(f"{pair}: {limit.statistic} |difference| {gap:.1e}" for pair, gap in gaps.items()),
         str(limit),
-        "The model changes its logits after its head (a scale, a soft cap) and cannot be trained here as it is.",
+        f"Models of type {session.model.config.model_type} cannot be trained here as they are: their log-probs change "
+        "with padding or batch, or their head is none that docs/models.md lists.",
     )
 
 

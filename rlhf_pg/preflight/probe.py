@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_pg.data import collate
-from rlhf_pg.rollout.native import evaluation_mode
+from rlhf_pg.models.exact import evaluation_mode
 from rlhf_pg.storage import random_state
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
 from rlhf_pg.types import Batch, Completion, Prompt, Rollout, Sampling, Score
 
-PROMPTS, SAMPLES, NEW_TOKENS = 2, 2, 12  # of a probe: seconds for half a billion parameters on two CPU cores
+PROMPTS, SAMPLES, NEW_TOKENS = 3, 2, 20  # of a probe: seconds for half a billion parameters on two CPU cores
 PROMPT_TOKENS = 48  # of a probe's prompts, at most
 CANDIDATES = 64  # prompts looked at for short ones
 FLIPPED_BIT = 4  # a perturbed weight moves by 2**-4 of its power of two: by 3 to 6 %
@@ -73,14 +73,15 @@ def trainer_log_probs(session: Session, batch: Batch) -> Tensor:
 def own_log_probs(model: PreTrainedModel, batch: Batch, temperature: float) -> Tensor:
     """Compute log-probs [B, C] from the model's logits, one unpadded row at a time: shares no code with the policy."""
     logp = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
-    for row, length in enumerate(collate.lengths(batch.mask).tolist()):
-        group = int(batch.group[row])
-        prompt = batch.prompt_tokens[group, : int(batch.prompt_lengths[group])]
-        tokens = batch.tokens[row, :length]  # [c]
-        logits = model(input_ids=torch.cat([prompt, tokens])[None], use_cache=False).logits[
-            0, -length - 1 : -1
-        ]  # [c, V]
-        logp[row, :length] = (logits.float() / temperature).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+    with evaluation_mode(model):
+        for row, length in enumerate(collate.lengths(batch.mask).tolist()):
+            group = int(batch.group[row])
+            prompt = batch.prompt_tokens[group, : int(batch.prompt_lengths[group])]
+            tokens = batch.tokens[row, :length]  # [c]
+            logits = model(input_ids=torch.cat([prompt, tokens])[None], use_cache=False).logits[
+                0, -length - 1 : -1
+            ]  # [c, V]
+            logp[row, :length] = (logits.float() / temperature).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
     return logp
 
 
@@ -116,10 +117,11 @@ def _bits(parameter: Tensor) -> tuple[Tensor, int]:
 
 @contextmanager
 def untouched(session: Session) -> Iterator[None]:
-    """Switch off gradients and dropout inside; modules' modes and global random streams are afterwards as before."""
+    """Switch off gradients inside; modules stay in the modes they are trained in, so that a dropout shows. Global
+    random streams are afterwards as before."""
     saved = random_state.capture()
     try:
-        with torch.no_grad(), evaluation_mode(session.learner.policy), evaluation_mode(session.model):
+        with torch.no_grad():
             yield
     finally:
         random_state.restore(*saved)

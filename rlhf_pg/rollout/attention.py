@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -11,15 +9,7 @@ from transformers import PreTrainedModel
 from rlhf_pg.models.llama_family import MODEL_TYPES
 from rlhf_pg.models.packed_attention import base_attention
 
-
-def context_of(config: Any) -> int | None:
-    """Return how many positions a row may have: the model's limit, and its sliding window, in which attention is full.
-
-    None: the configuration names neither.
-    """
-    text = config.get_text_config()
-    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min((limit for limit in limits if limit), default=None)
+Masks = Tensor | dict[str, Tensor]  # by kind of layer, as in the configuration's `layer_types`
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:
@@ -31,29 +21,32 @@ def embedding_weight(model: PreTrainedModel) -> Tensor:
 
 
 class Attention:
-    """Builds the mask arguments of a forward. Raises ValueError for a model they cannot describe."""
+    """Builds the mask arguments of a forward. Raises ValueError for a model they cannot describe.
+
+    Masks are by columns, which are a row's positions, or differ from them by the same for the whole row.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
         name = type(model).__name__
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         if model.config.is_encoder_decoder or kinds - {"full_attention", "sliding_attention"}:
-            raise ValueError(
-                f"the native engine needs a decoder with plain attention layers; {name} has {sorted(kinds)}"
-            )
-        if rope in ("dynamic", "longrope"):
-            raise ValueError(f"{name} has {rope} rotary positions, which make a row depend on the rows beside it")
+            raise ValueError(f"{name} has layers of other kinds than attention to cached keys: {sorted(kinds)}")
+        window = getattr(config, "sliding_window", None)
+        by_layer = bool(getattr(config, "layer_types", None))
+        self.window: int | None = window if "sliding_attention" in kinds or not by_layer else None
+        self.by_kind = by_layer and self.window is not None  # the model takes a mask for each kind of its layers
         self.kind = base_attention(config)
         if self.kind not in ("sdpa", "eager", "flash_attention_2"):
-            raise ValueError(f"the native engine needs sdpa, eager or flash_attention_2 attention, not {self.kind!r}")
+            raise ValueError(f"the cache needs sdpa, eager or flash_attention_2 attention, not {self.kind!r}")
         weight = embedding_weight(model)
         self.dtype = weight.dtype
         # Given a mask, transformers' sdpa copies keys and values to every query head; given the same numbers as a bias,
         # it leaves the grouping to torch, whose CPU kernel needs no copy. Of these models the forward hands it on.
-        self.as_bias = self.kind == "sdpa" and weight.device.type == "cpu" and config.model_type in MODEL_TYPES
+        plain = self.kind == "sdpa" and weight.device.type == "cpu" and self.window is None
+        self.as_bias = plain and config.model_type in MODEL_TYPES
 
-    def prefill(self, lengths: Tensor) -> dict[str, Tensor]:
+    def prefill(self, lengths: Tensor) -> dict[str, Masks]:
         """Return the arguments with which to forward left-padded prompts of these lengths [n]."""
         width = int(lengths.max())
         column = torch.arange(width, device=lengths.device)
@@ -63,23 +56,36 @@ class Attention:
         if self.kind == "flash_attention_2":
             return {"position_ids": position, "attention_mask": real.long()}
         seen = (column <= column[:, None]) & real[:, None]  # [n, P, P]
-        return {"position_ids": position, "attention_mask": self._additive(seen[:, None])}
+        return {"position_ids": position, "attention_mask": self._masks(seen[:, None], column[:, None] - column)}
 
-    def bias(self, position: Tensor, longest: int) -> Tensor | None:
+    def bias(self, position: Tensor, longest: int) -> Masks | None:
         """Return what to add to the scores of one token per row at position [n] over columns 0 .. longest - 1.
 
-        [n, 1, 1, longest]; None on a CPU where no row hides any column.
+        [n, 1, 1, longest], or that for each kind of layer; None on a CPU where no row hides any column.
         """
-        if position.device.type == "cpu" and int(position.min()) == longest - 1:
+        windowed = self.window is not None and longest > self.window
+        if not windowed and position.device.type == "cpu" and int(position.min()) == longest - 1:
             return None
-        return self._additive((torch.arange(longest, device=position.device) <= position[:, None])[:, None, None])
+        distance = position[:, None, None, None] - torch.arange(longest, device=position.device)  # [n, 1, 1, longest]
+        return self._masks(distance >= 0, distance)
 
-    def decode(self, position: Tensor, longest: int) -> dict[str, Tensor]:
+    def decode(self, position: Tensor, longest: int) -> dict[str, Masks]:
         """Return the mask argument for one token per row at position [n], over columns 0 .. longest - 1."""
-        seen = torch.arange(longest, device=position.device) <= position[:, None]  # [n, longest]
+        distance = position[:, None, None, None] - torch.arange(longest, device=position.device)  # [n, 1, 1, longest]
         if self.kind == "flash_attention_2":
-            return {"attention_mask": seen.long()}
-        return {"position_bias" if self.as_bias else "attention_mask": self._additive(seen[:, None, None])}
+            return {"attention_mask": (distance >= 0)[:, 0, 0].long()}
+        return {"position_bias" if self.as_bias else "attention_mask": self._masks(distance >= 0, distance)}
+
+    def _masks(self, seen: Tensor, distance: Tensor) -> Masks:
+        """Return the mask of what is `seen` [n, 1, Q, K], within the window of layers that have one.
+
+        distance, broadcast to the same shape: columns from a key to its query.
+        """
+        full = self._additive(seen)
+        if self.window is None:
+            return full
+        sliding = self._additive(seen & (distance < self.window))
+        return {"full_attention": full, "sliding_attention": sliding} if self.by_kind else sliding
 
     def _additive(self, seen: Tensor) -> Tensor:
         # Not -inf, also once autocast has made it bfloat16: a padding row, which sees nothing, must stay finite.

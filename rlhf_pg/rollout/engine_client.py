@@ -19,9 +19,9 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_pg.models.context import context_length
 from rlhf_pg.rollout import protocol, weight_check
 from rlhf_pg.rollout.arrived import Arrived, Fault
-from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Engine, Finished, Progress, RolloutRequest, check_request
 from rlhf_pg.rollout.weights import SharedWeights, overwrite, tensors_of
 from rlhf_pg.types import Completion, Prompt, Sampling
@@ -69,7 +69,7 @@ class EngineClient(Engine):
         context: int | None = None,
     ) -> None:
         self.model, self.eos_ids, self.worker, self.version = model, tuple(eos_ids), worker, version
-        self.dtype, self.context = dtype, min(context_of(model.config) or 2**31, context or 2**31)
+        self.dtype, self.context = dtype, min(context_length(model.config), context or 2**31)
         self.vocabulary = model.config.get_text_config().vocab_size
         self._live = tensors_of(model)
         self._changing = {name for name, tensor in self._live.items() if tensor.requires_grad}

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from rlhf_pg.models.llama_family import in_llama_family
 from rlhf_pg.models.packed_attention import base_attention
+from rlhf_pg.rollout.attention import Masks
 from rlhf_pg.rollout.cache import SlotCache
 
 LAYER_OPERATIONS = 20  # of a decode step, about: what an estimate of its time counts
@@ -45,6 +46,7 @@ class LlamaDecode:
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         self.decoder: Any = model.get_decoder()
         self.head: Any = model.get_output_embeddings()
+        self.kinds = getattr(self.decoder.config, "layer_types", None) or []
         self.products: dict[tuple[nn.Module, ...], Callable[[Tensor], Tensor]] = {}
         weight = self.decoder.embed_tokens.weight
         kind = weight.device.type
@@ -55,10 +57,11 @@ class LlamaDecode:
             if all(type(m) is nn.Linear for m in linears):
                 self.products[linears] = _product(linears, rows, self.cast)
 
-    def __call__(self, tokens: Tensor, position: Tensor, cache: SlotCache, mask: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, position: Tensor, cache: SlotCache, masks: Masks | None) -> Tensor:
         """Return logits [n, V] after one more token of the first n rows of the cache, aimed by `SlotCache.aim`.
 
-        tokens, position [n] int64; mask [n, 1, 1, longest], added to the scores; None: no row hides any column.
+        tokens, position [n] int64; masks [n, 1, 1, longest], added to the scores, or one for each kind of
+        layer; None: no row hides any column.
         """
         hidden = F.embedding(tokens, self.decoder.embed_tokens.weight)  # [n, H]
         cos, sin = (x[:, 0, None] for x in self.decoder.rotary_emb(hidden[:, None], position[:, None]))  # [n, 1, size]
@@ -69,6 +72,7 @@ class LlamaDecode:
             if self.cast:
                 query, key = query.to(self.cast), key.to(self.cast)
             keys, values = cache.layers[number].write(key, value)
+            mask = masks[self.kinds[number]] if isinstance(masks, dict) else masks
             mixed = _attend(query, keys, values, layer.self_attn.scaling, mask)
             hidden = hidden + self._project(mixed, layer.self_attn.o_proj)
             normed = _norm(layer.post_attention_layernorm, hidden)

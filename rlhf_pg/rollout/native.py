@@ -3,28 +3,30 @@
 A queue of prompts feeds a fixed number of slots. A prompt is prefilled once and its keys and values are copied to the
 rows of its group; all rows in use then decode one token at a time. A row that finishes is handed out and leaves at once
 (the last row in use moves into its place), and when enough slots are free, or none is in use, they are refilled from
-the queue.
+the queue. rows.py says how they are forwarded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
-from rlhf_pg.rollout.attention import Attention, context_of, embedding_weight
-from rlhf_pg.rollout.cache import SlotCache, prefilled_states
+from rlhf_pg.models.context import context_length
+from rlhf_pg.models.exact import evaluation_mode, random_tokens
+from rlhf_pg.models.llama_family import in_llama_family
+from rlhf_pg.rollout.attention import Attention, embedding_weight
 from rlhf_pg.rollout.engine import Engine, Finished, Progress, check_request, check_settings
-from rlhf_pg.rollout.llama_decode import LlamaDecode, can_decode
+from rlhf_pg.rollout.llama_decode import can_decode
+from rlhf_pg.rollout.rows import CachedRows, Rows, WholeRows
 from rlhf_pg.rollout.sampling import choose, uniforms
 from rlhf_pg.rollout.scheduler import Admission, Queue
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.types import Completion, Prompt, Sampling
 
+CACHE_LIMIT = 2e-4  # of a log-prob in float32, between cached and whole rows
 CHOOSE_ELEMENTS = 2**24  # logits turned into tokens at once: bounds the fp32 and int64 copies
 
 
@@ -34,14 +36,23 @@ class NativeEngine(Engine):
     model: a transformers causal language model, or one wrapped by PEFT; eos_ids end a completion; slots: rows decoded
     at once, which bounds the memory of keys and values. Sampling happens in evaluation mode, so from the policy without
     dropout; every submodule's mode is put back afterwards. Dtype, requires_grad and random generators are not touched.
-    Raises ValueError for a model whose attention this cache cannot serve.
+    A model that the cache cannot serve, or does not serve exactly, has its rows forwarded whole for each token.
     """
 
     def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], slots: int = 256, version: int = 0) -> None:
         check_settings(slots, eos_ids)
         self.model, self.eos_ids, self.slots, self.version = model, tuple(eos_ids), slots, version
-        self.attention = Attention(model)
+        self.attention: Attention | None = None  # None: rows are forwarded whole
         self.llama_decode = can_decode(model)
+        self.uncached = ""  # why
+        try:
+            self.attention = Attention(model)
+            if not in_llama_family(model.get_decoder()):
+                self.uncached = self._fault_of_cache()
+        except ValueError as error:
+            self.uncached = str(error)
+        if self.uncached:
+            self.attention = None
 
     def generate(
         self,
@@ -51,9 +62,44 @@ class NativeEngine(Engine):
         finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`. Also raises FloatingPointError when the model's logits are not finite."""
-        check_request(prompts, sampling, context_of(self.model.config), self.model.config.get_text_config().vocab_size)
+        config = self.model.config
+        check_request(prompts, sampling, context_length(config), config.get_text_config().vocab_size)
         with torch.no_grad(), evaluation_mode(self.model):
             return _Generation(self, prompts, sampling, progress, finished).completions()
+
+    @torch.no_grad()
+    def _fault_of_cache(self) -> str:
+        """Return how log-probs of a few sampled tokens differ from those of whole rows; "" but for rounding.
+
+        Prompts are ragged, rows end at different times and fewer slots than rows are there, as in training.
+        """
+        ids = random_tokens(self.model, rows=3).tolist()
+        prompts = [Prompt(str(i), "", tuple(row[: 3 * i + 2])) for i, row in enumerate(ids)]
+        sampling = Sampling(samples=2, max_new_tokens=10)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        eos_ids, slots = self.eos_ids, self.slots
+        self.eos_ids, self.slots = tuple(range(0, vocabulary, 7)), 4
+        try:
+            with evaluation_mode(self.model):
+                groups = _Generation(self, prompts, sampling, None, None).completions()
+                worst = max(
+                    self._gap(prompt, completion)
+                    for prompt, group in zip(prompts, groups, strict=True)
+                    for completion in group
+                )
+        except Exception as error:  # from any model's own code
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            self.eos_ids, self.slots = eos_ids, slots
+        limit = max(CACHE_LIMIT, 8 * torch.finfo(embedding_weight(self.model).dtype).eps)
+        return "" if worst <= limit else f"log-probs with cached keys and values are off by {worst:.1e}"
+
+    def _gap(self, prompt: Prompt, completion: Completion) -> float:
+        """Return the largest difference of a completion's log-probs to those of its row forwarded alone."""
+        tokens = torch.cat([torch.tensor(prompt.tokens), completion.tokens]).to(embedding_weight(self.model).device)
+        logits = self.model(input_ids=tokens[None], use_cache=False).logits[0, len(prompt.tokens) - 1 : -1]
+        logp = logits.float().log_softmax(dim=-1).gather(1, tokens[len(prompt.tokens) :, None])[:, 0]
+        return float((logp.cpu() - completion.logp).abs().max())
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy tensors over the live weights by state-dict name; no tensors: the live weights already are `version`.
@@ -67,23 +113,8 @@ class NativeEngine(Engine):
         """Do nothing: keys and values have memory during a `generate` only."""
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Be in evaluation mode inside (no dropout; checkpointing would drop the cache); undo that for every submodule."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class _Generation:
     """The state of one `generate`. Rows 0 .. n - 1 of every buffer are in use."""
-
-    cache: SlotCache  # from the first prefill on, which shows the shape of keys and values
 
     def __init__(
         self,
@@ -99,7 +130,6 @@ class _Generation:
         self.total = len(prompts) * sampling.samples
         self.slots = min(engine.slots, self.total)
         self.queue = Queue(prompts, sampling.samples, self.slots)
-        self.capacity = max(len(prompt.tokens) for prompt in prompts) + sampling.max_new_tokens  # columns
         self.state = torch.zeros(4, self.slots, dtype=torch.int64, device=self.device)
         # Each [slots]. token: sampled, not yet forwarded; length: of the cache row; owner: prompt * samples + sample
         self.token, self.length, self.count, self.owner = self.state
@@ -108,7 +138,11 @@ class _Generation:
         self.log_tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)  # valid in columns < count
         self.log_logp = torch.zeros(shape, dtype=torch.float32, device=self.device)
         self.is_eos = self._eos_table()
-        self.steps = LlamaDecode(engine.model, self.slots) if engine.llama_decode else None
+        capacity = max(len(prompt.tokens) for prompt in prompts) + sampling.max_new_tokens  # columns
+        self.rows: Rows = WholeRows(engine.model, self.slots, capacity)
+        if engine.attention:
+            lean = engine.llama_decode
+            self.rows = CachedRows(engine.model, engine.attention, self.slots, capacity, llama_decode=lean)
         self.n = self.longest = self.done = self.sampled = 0
         self.completed: dict[int, Completion] = {}  # by owner
 
@@ -129,63 +163,25 @@ class _Generation:
 
     def _admit(self, wave: list[Admission]) -> None:
         """Prefill each prompt of the wave once, copy it to its rows, and sample their first tokens."""
-        lengths, logits, prefilled = self._prefill([self.prompts[admission.prompt].tokens for admission in wave])
+        prompts = [self.prompts[admission.prompt].tokens for admission in wave]
+        lengths = torch.tensor([len(tokens) for tokens in prompts], device=self.device)
         rows = [(place, a.prompt, a.first + j) for place, a in enumerate(wave) for j in range(a.rows)]
         source = torch.tensor([place for place, _, _ in rows], device=self.device)  # [m]
-        width = int(lengths.max())
-        columns = torch.arange(width, device=self.device) + (width - lengths[source])[:, None]  # [m, P]
         first, self.n = self.n, self.n + len(rows)
-        if not hasattr(self, "cache"):
-            self.cache = SlotCache(prefilled, self.slots, self.capacity)
-        self.cache.fill(first, prefilled, source, columns.clamp_(max=width - 1))
+        logits = self.rows.admit(first, prompts, source)
         self.length[first : self.n] = lengths[source]
         self.count[first : self.n] = 0
         self.owner[first : self.n] = torch.tensor([p * self.sampling.samples + j for _, p, j in rows])
         self.uniform[first : self.n] = torch.stack([uniforms(self.sampling, self.prompts[p].id, j) for _, p, j in rows])
-        self.longest = max(self.longest, width)
-        self._advance(first, logits[source])
-
-    def _prefill(self, tokens: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Forward prompts, padded on the left so that the last column is every prompt's last token.
-
-        Returns lengths [prompts], logits [prompts, V] after the last token, and the keys and values.
-        """
-        width = max(map(len, tokens))
-        ids = torch.tensor([(0,) * (width - len(t)) + t for t in tokens], device=self.device)  # [prompts, P]
-        lengths = torch.tensor([len(t) for t in tokens], device=self.device)
-        cache = DynamicCache()
-        logits = self.engine.model(
-            input_ids=ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **self.engine.attention.prefill(lengths),
-        ).logits
-        states = prefilled_states(cache)
-        if torch.is_autocast_enabled(self.device.type):  # as attention casts them, once
-            kind = torch.get_autocast_dtype(self.device.type)
-            states = [(keys.to(kind), values.to(kind)) for keys, values in states]
-        return lengths, logits[:, -1], states
+        self.longest = max(self.longest, int(lengths.max()))
+        self._advance(first, logits)
 
     def _decode(self) -> Tensor:
         """Forward the last token of every row in use. Returns logits [n, V]."""
-        position = self.length[: self.n]
         self.longest += 1
-        self.cache.aim(position, self.longest)
-        if self.steps:
-            mask = self.engine.attention.bias(position, self.longest)
-            logits = self.steps(self.token[: self.n], position, self.cache, mask)
-            self.length[: self.n] += 1
-            return logits
-        logits = self.engine.model(
-            input_ids=self.token[: self.n, None],
-            position_ids=position[:, None],
-            past_key_values=self.cache.for_model,
-            use_cache=True,
-            **self.engine.attention.decode(position, self.longest),
-        ).logits
+        logits = self.rows.decode(self.token[: self.n], self.length[: self.n], self.longest)
         self.length[: self.n] += 1
-        return logits[:, -1]
+        return logits
 
     def _advance(self, first: int, logits: Tensor) -> None:
         """Sample a token for the rows first .. n - 1 from logits [n - first, V]; drop those that finished."""
@@ -215,7 +211,7 @@ class _Generation:
         target = first + finished[: n - first].nonzero().squeeze(1)
         source = n + (~finished[n - first :]).nonzero().squeeze(1)
         if len(source):
-            self.cache.move(source, target, self.longest)
+            self.rows.move(source, target, self.longest)
             self.state[:, target] = self.state[:, source]
             for rows in (self.uniform, self.log_tokens, self.log_logp):
                 rows[target] = rows[source]

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_pg.models import named_weights
+from rlhf_pg.models.context import context_length
 from rlhf_pg.rollout import weight_check
-from rlhf_pg.rollout.attention import context_of
 from rlhf_pg.rollout.engine import Engine, Finished, Progress, VllmOptions, check_request, check_settings
 from rlhf_pg.rollout.vllm_core import Core, seeded_random
 from rlhf_pg.rollout.weights import overwrite
@@ -53,7 +53,7 @@ class VllmEngine(Engine):
             raise ValueError("rollout.options.sleep: vLLM can only give back the memory of a GPU; leave it out")
         self.model, self.eos_ids, self.version = model, tuple(eos_ids), version
         self.dtype = dtype
-        self.context = min(context_of(model.config) or 2**31, context or 2**31)
+        self.context = min(context_length(model.config), context or 2**31)
         self.vocabulary = model.config.get_text_config().vocab_size
         base = named_weights.without_adapter(model)
         self.core: Core | None = Core(

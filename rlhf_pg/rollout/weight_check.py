@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_pg.models.context import context_length
+from rlhf_pg.models.exact import evaluation_mode
 from rlhf_pg.models.packed_attention import base_attention
-from rlhf_pg.rollout.attention import context_of
-from rlhf_pg.rollout.native import evaluation_mode
 from rlhf_pg.types import Completion, Prompt, Sampling
 
 LENGTHS = (5, 24)  # of the prompts, at most
@@ -73,7 +73,7 @@ def rounding(model: PreTrainedModel, dtype: str) -> float:
         return 0.0
     device, errors = next(model.parameters()).device, []
     with evaluation_mode(model):
-        for prompt in prompts(model.config.get_text_config().vocab_size, context_of(model.config) or 2**31):
+        for prompt in prompts(model.config.get_text_config().vocab_size, context_length(model.config)):
             ids = torch.tensor([prompt.tokens], device=device)
             exact, rounded = (
                 _logits(model, ids, autocast).log_softmax(-1)

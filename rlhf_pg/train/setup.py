@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -16,12 +16,15 @@ from rlhf_pg.data import prompts as prompt_data
 from rlhf_pg.data.stops import check_tokens, eos_ids
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.estimate.microbatch import microbatch_positions, with_microbatch
+from rlhf_pg.estimate.model_size import UnknownShape
 from rlhf_pg.estimate.run_estimate import RunEstimate, estimate_run
 from rlhf_pg.estimate.share import rows_at_once
 from rlhf_pg.models import gguf
 from rlhf_pg.models.adapter import add_adapter
+from rlhf_pg.models.context import context_length
 from rlhf_pg.models.critic import Critic, ValueHead
-from rlhf_pg.models.load import context_length, load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.load import load_config, load_model, load_tokenizer, switch_off_dropout
+from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.score import Scorer
@@ -54,7 +57,7 @@ class Session:
     eval_prompts: list[Prompt]
     sampler: prompt_data.PromptSampler
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
-    estimate: RunEstimate
+    estimate: RunEstimate | None  # None: the model's shape is not one that is counted; a note says why
     reference_digest: str | None = None  # of its weights, computed once
     rounding: float | None = None  # the mean error of a log-prob in the run's arithmetic, computed once
 
@@ -125,6 +128,13 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     ranks = backend.ranks.size
     slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
     engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
+    notes = [*model_notes(recipe.model.path), *(note(name, source) for name, source in prompts.items()), *stop_notes]
+    notes += _slower_ways(recipe, model, policy, engine)
+    estimate = None
+    try:
+        estimate = estimate_run(recipe, model_config, longest_prompt, len(held_out), longest_problem)
+    except UnknownShape as error:
+        notes.append(f"no estimate of memory: {error}")
     return Session(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -138,8 +148,8 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         train_prompts=train,
         eval_prompts=held_out,
         sampler=sampler,
-        notes=[*model_notes(recipe.model.path), *(note(name, source) for name, source in prompts.items()), *stop_notes],
-        estimate=estimate_run(recipe, model_config, longest_prompt, len(held_out), longest_problem),
+        notes=notes,
+        estimate=estimate,
         reference_digest=digest,
     )
 
@@ -147,6 +157,17 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
 def model_notes(path: str) -> list[str]:
     """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
     return [gguf.description(path)] if gguf.is_gguf(path) else []
+
+
+def _slower_ways(recipe: ResolvedRecipe, model: PreTrainedModel, policy: Policy, engine: Engine) -> Iterator[str]:
+    """Say which of the faster ways to compute the model are not used, since they would not give its own numbers."""
+    attention = base_attention(model.config.get_text_config())
+    if attention != recipe.model.attention:
+        yield f"attention is {attention}: {recipe.model.attention} leaves out part of what this model's attention does"
+    if recipe.update.share_prompts and not policy.share_prompts:
+        yield "prompts are forwarded with every row: this model's attention or positions do not allow sharing them"
+    if uncached := getattr(engine, "uncached", ""):
+        yield f"rollouts are slow: every row is forwarded whole for each token ({uncached})"
 
 
 def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from transformers import Qwen2Config
+from transformers import GPT2Config, GPTNeoXConfig, Qwen2Config
 
 from benchmarks import shapes
 from rlhf_pg import cli
@@ -123,13 +123,31 @@ def test_wrong_options_say_what_to_do(arguments, says, capsys):
     assert says in refused(capsys, *arguments, recipe="recipes/toy_grpo.yaml")
 
 
-def test_a_folder_without_a_configuration_and_a_sliding_window_are_refused(tmp_path, capsys):
+def test_a_folder_without_a_configuration_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert f"no config.json in {tmp_path / 'empty'}" in refused(capsys, f"model.path={tmp_path / 'empty'}")
-    windowed = Qwen2Config(**TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    windowed.save_pretrained(tmp_path / "windowed")
-    assert "do not attend to everything before them" in refused(capsys, f"model.path={tmp_path / 'windowed'}")
     assert "no folder" in refused(capsys, f"model.path={tmp_path / 'absent'}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        (Qwen2Config(**TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1), "(sliding_attention)"),
+        (GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50), "the configuration of gpt2 has no"),
+        (
+            GPTNeoXConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50),
+            "num_key_value_heads",
+        ),
+    ],
+    ids=lambda x: getattr(x, "model_type", ""),
+)
+def test_of_a_model_of_unknown_shape_the_plan_says_that_there_is_none_and_why(shape, why, tmp_path, capsys):
+    shape.save_pretrained(tmp_path / "model")
+    record = planned(capsys, f"model.path={tmp_path / 'model'}")
+    assert record["layouts"] == [] and why in record["no_estimate"]
+    assert cli.main(["plan", "recipes/gsm8k_grpo.yaml", f"model.path={tmp_path / 'model'}"]) == 0
+    out = capsys.readouterr().out
+    assert "no estimate: " in out and why in out
 
 
 def test_help_names_the_options(capsys):

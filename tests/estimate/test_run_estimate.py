@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import BloomConfig, LlamaConfig, LlamaForCausalLM, OPTConfig, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_pg import config
 from rlhf_pg.config import contradictions
-from rlhf_pg.estimate.microbatch import microbatch_positions
-from rlhf_pg.estimate.model_size import size_of, sizes_of
+from rlhf_pg.estimate.microbatch import UNKNOWN_POSITIONS, microbatch_positions, suitable_positions
+from rlhf_pg.estimate.model_size import UnknownShape, size_of, sizes_of
 from rlhf_pg.estimate.run_estimate import estimate_run
 from rlhf_pg.estimate.share import rows_at_once
 from rlhf_pg.estimate.tables import bytes_text, count_text, show_run
@@ -145,6 +145,7 @@ def test_the_shown_cache_of_a_run_is_that_of_what_was_read(tmp_path):
     rollout = {"prompts_per_step": 2, "samples_per_prompt": 2, "max_new_tokens": 4, "slots": 256}
     session = setup.build(small_run.recipe(tmp_path, data=data, rollout=rollout, eval={"samples": 3, "k": [1]}))
     try:
+        assert session.estimate
         cache = next(part.size for part in session.estimate.memory.parts if part.name == "rollout: KV cache")
         longest = max(len(prompt.tokens) for prompt in session.eval_prompts)
         heads = 2 * 128 // 4  # keys and values: 2 of 4 heads share hidden size 128
@@ -152,3 +153,19 @@ def test_the_shown_cache_of_a_run_is_that_of_what_was_read(tmp_path):
         assert session.engine.slots == 6  # pyright: ignore[reportAttributeAccessIssue]
     finally:
         session.close()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50),
+        BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=50),
+    ],
+    ids=lambda shape: shape.model_type,
+)
+def test_a_model_of_unknown_shape_has_no_estimate_and_a_micro_batch_all_the_same(shape):
+    with pytest.raises(UnknownShape, match=shape.model_type):
+        estimate_run(recipe(), shape)
+    assert microbatch_positions(recipe(), shape) == UNKNOWN_POSITIONS
+    assert suitable_positions(shape, recipe().model) == UNKNOWN_POSITIONS
+    assert microbatch_positions(recipe(update={"tokens_per_microbatch": 77}), shape) == 77

@@ -1,10 +1,14 @@
 """The wrapped policy gives the model's own log-probs, however prompts are shared."""
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BioGptConfig, LlamaConfig, OPTConfig
 
+from rlhf_pg.models.load import switch_off_dropout
 from rlhf_pg.models.policy import Policy
-from tests.random_models import random_batch, random_model
+from tests.random_models import SHAPE, random_batch, random_model
 from tests.tolerance import allowance, in_float64
 
 
@@ -84,11 +88,37 @@ def test_temperature_zero_is_refused():
         Policy(random_model(), temperature=0.0)
 
 
-def test_dropout_is_switched_off_so_that_two_forwards_of_the_same_weights_agree():
-    from rlhf_pg.models.load import switch_off_dropout
-
-    model, batch = random_model(attention_dropout=0.5).train(), random_batch()
-    first, second = Policy(model)(batch)[0], Policy(model)(batch)[0]
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SHAPE, vocab_size=23, attention_dropout=0.5),
+        OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=23, dropout=0.5),
+        OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=23, layerdrop=0.5),
+        BioGptConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=23,
+            attention_probs_dropout_prob=0.5,  # read from the configuration at every forward
+        ),
+    ],
+    ids=["llama", "opt", "opt layerdrop", "biogpt"],
+)  # fmt: skip
+def test_dropout_is_switched_off_so_that_two_forwards_of_the_same_weights_agree(config):
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).train()
+    for p in model.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    batch = random_batch()
+    policy = Policy(model, share_prompts=False)
+    first, second = policy(batch)[0], policy(batch)[0]
     assert not torch.equal(first, second)
     switch_off_dropout(model)
-    assert torch.equal(Policy(model)(batch)[0], Policy(model)(batch)[0])
+    assert torch.equal(policy(batch)[0], policy(batch)[0])
+
+
+def test_layers_still_recompute_their_activations_after_dropout_is_switched_off():
+    model = random_model("llama")
+    switch_off_dropout(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    Policy(model)(random_batch())[0].sum().backward()
+    assert len(calls) == 2

@@ -23,16 +23,21 @@ from tests.random_models import random_model
 
 
 def test_a_sound_session_passes_every_check_and_is_left_bit_for_bit_as_it_was(session):
-    for layer in session.model.model.layers:
-        layer.self_attn.attention_dropout = 0.5  # on in training: would make two forwards differ and draw numbers
     session.model.model.layers[0].eval()
+    session.model.model.layers[1].train()
     for p in list(session.model.parameters())[::2]:
         p.grad = torch.randn_like(p)
     session.learner.optimizer.step()
     before = everything(session)
     assert [f.ok for f in checks.findings(session)] == [True] * 7
     assert everything(session) == before
-    assert session.model.training and not session.model.model.layers[0].training
+    assert session.model.model.layers[1].training and not session.model.model.layers[0].training
+
+
+def test_a_dropout_that_is_on_while_training_is_refused(session):
+    attention = session.model.model.layers[0].self_attn.train()
+    attention.attention_dropout = 0.5
+    assert "engine log probs" in refused(session)
 
 
 def test_random_streams_that_an_engine_draws_from_are_put_back(session):
@@ -187,7 +192,6 @@ def test_shared_prompts_with_wrong_positions_or_of_other_rows_are_switched_off_w
     (warning,) = said
     assert "prompts are forwarded with every row from here on" in warning
     assert not session.learner.policy.share_prompts and not session.reference_policy.share_prompts
-    assert session.model.training
 
 
 def test_shared_prompts_that_agree_stay_shared_without_a_word(session):

@@ -12,7 +12,21 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    JambaConfig,
+    MambaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    Starcoder2Config,
+)
 
 from rlhf_pg.rollout.cache import SlotCache
 from rlhf_pg.rollout.llama_decode import LlamaDecode
@@ -207,13 +221,14 @@ def test_every_way_to_mask_gives_the_same_samples(kind, attention):
     model = random_model(kind).double()
     expected = NativeEngine(model, EOS, slots=7).generate(ragged_prompts(9), SAMPLING)
     engine = NativeEngine(model, EOS, slots=7)
-    assert engine.attention.as_bias
+    assert engine.attention and engine.attention.as_bias
     if attention == "eager":
         model.set_attn_implementation("eager")
         engine = NativeEngine(model, EOS, slots=7)
     else:
+        assert engine.attention
         engine.attention.as_bias = False  # what other devices and architectures use
-    assert not engine.attention.as_bias
+    assert engine.attention and not engine.attention.as_bias
     assert tokens_of(engine.generate(ragged_prompts(9), SAMPLING)) == tokens_of(expected)
 
 
@@ -221,6 +236,7 @@ def test_a_two_dimensional_mask_as_flash_attention_takes_it_gives_the_same_sampl
     model = random_model().double()
     expected = NativeEngine(model, EOS, slots=7).generate(ragged_prompts(9), SAMPLING)
     engine = NativeEngine(model, EOS, slots=7)
+    assert engine.attention
     engine.attention.kind = "flash_attention_2"  # only the arguments: the model itself still computes with sdpa
     assert tokens_of(engine.generate(ragged_prompts(9), SAMPLING)) == tokens_of(expected)
 
@@ -231,6 +247,33 @@ def test_bfloat16_log_probs_are_near_a_bfloat16_full_forward():
     groups = NativeEngine(model, EOS).generate(prompts, SAMPLING)
     assert all(completion.logp.dtype == torch.float32 for group in groups for completion in group)
     assert_log_probs(model, prompts, groups)
+
+
+SMALL: dict[str, Any] = SHAPE | dict(vocab_size=23, max_position_embeddings=128)
+RECURRENT: dict[str, Any] = dict(
+    num_experts=2, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1
+)
+
+
+def with_noise(config) -> Any:
+    """A model whose random weights are large enough to tell distributions apart."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.data.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def assert_near_own_log_probs(model, prompts, groups):
+    """In float32, where all these models compute: each row alone, from the model's own logits."""
+    for prompt, group in zip(prompts, groups, strict=True):
+        for c in group:
+            ids = torch.cat([torch.tensor(prompt.tokens), c.tokens])[None]
+            with torch.no_grad():
+                logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt.tokens) - 1 : -1]
+            logp = (logits / SAMPLING.temperature).log_softmax(dim=-1).gather(1, c.tokens[:, None])[:, 0]
+            assert float((logp - c.logp).abs().max()) < 2e-5
 
 
 def other_models() -> Iterator[Any]:
@@ -254,25 +297,57 @@ def test_other_models_and_adapters_log_probs_are_those_of_their_own_forward(mode
     assert_log_probs(model, prompts, groups)
 
 
-def test_a_sliding_window_is_a_limit_on_length():
-    _, mistral, _ = other_models()
-    NativeEngine(mistral, EOS).generate([Prompt("a", "", (6,) * 10)], SAMPLING)
-    with pytest.raises(ValueError, match=r"11 tokens.*21.*context of 20"):
-        NativeEngine(mistral, EOS).generate([Prompt("a", "", (6,) * 11)], SAMPLING)
+MIXED: dict[str, Any] = dict(layer_types=["sliding_attention", "full_attention"], sliding_window=5)
 
 
-def test_models_the_cache_cannot_serve_are_refused():
-    dynamic = random_model(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0))
-    with pytest.raises(ValueError, match="dynamic rotary positions"):
-        NativeEngine(dynamic, EOS)
-    flex = random_model()
-    flex.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match="flex_attention"):
-        NativeEngine(flex, EOS)
-    linear = random_model()
-    linear.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(ValueError, match="linear_attention"):
-        NativeEngine(linear, EOS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, sliding_window=5),
+        Qwen2Config(**SMALL, use_sliding_window=True, **MIXED),
+        Gemma2Config(**SMALL, head_dim=8, query_pre_attn_scalar=3, **MIXED),
+        Gemma3TextConfig(**SMALL, head_dim=8, query_pre_attn_scalar=3, **MIXED),
+        Phi3Config(**SMALL, sliding_window=5, pad_token_id=0),
+        Starcoder2Config(**SMALL, sliding_window=5),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_rows_longer_than_a_sliding_window_have_the_models_own_log_probs(config):
+    model = with_noise(config)
+    engine = NativeEngine(model, EOS, slots=7)
+    assert engine.uncached == ""
+    prompts = [*ragged_prompts(), Prompt("long", "", tuple(range(2, 20)))]
+    groups = engine.generate(prompts, SAMPLING)
+    assert max(len(c.tokens) for group in groups for c in group) > 5
+    assert_near_own_log_probs(model.eval(), prompts, groups)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (JambaConfig(**SMALL, **RECURRENT), "layers of other kinds"),
+        (MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=23, time_step_rank=4), ""),
+        (RobertaConfig(**SMALL, is_decoder=True, pad_token_id=1), "off by"),  # positions begin after the padding's
+    ],
+    ids=lambda x: getattr(x, "model_type", ""),
+)
+def test_a_model_that_the_cache_does_not_serve_has_its_rows_forwarded_whole_and_its_own_log_probs(config, why):
+    model = with_noise(config)
+    engine = NativeEngine(model, EOS, slots=7)
+    assert why in engine.uncached and engine.uncached
+    prompts = ragged_prompts()
+    assert_near_own_log_probs(model.eval(), prompts, engine.generate(prompts, SAMPLING))
+
+
+def test_whole_rows_give_the_samples_of_cached_ones():
+    model = random_model().double()
+    expected = NativeEngine(model, EOS, slots=7).generate(ragged_prompts(9), SAMPLING)
+    engine = NativeEngine(model, EOS, slots=7)
+    engine.attention = None
+    assert tokens_of(engine.generate(ragged_prompts(9), SAMPLING)) == tokens_of(expected)
+
+
+def test_what_no_engine_could_do_is_refused():
     with pytest.raises(ValueError, match="slots"):
         NativeEngine(random_model(), EOS, slots=0)
     with pytest.raises(ValueError, match="eos_ids"):

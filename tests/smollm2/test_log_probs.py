@@ -16,7 +16,7 @@ from rlhf_pg.types import Rollout, Sampling, Score
 from tests.rollout.contract import full_forward
 from tests.tolerance import AS_GOOD_AS, allowance, in_float64
 
-SAMPLING = Sampling(samples=2, max_new_tokens=6, seed=3, temperature=0.9)
+SAMPLING = Sampling(samples=2, max_new_tokens=6, seed=3, temperature=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def sampled(groups) -> tuple[torch.Tensor, torch.Tensor]:
 
 def assert_as_accurate(logp: torch.Tensor, tokens: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> None:
     """Assert that log-probs err no more than a plain computation in the same dtype, at most and on average."""
-    error = (logp - truth.gather(1, tokens)[:, 0]).abs()
+    error, usual = ((each - truth.gather(1, tokens)[:, 0]).abs() for each in (logp, plain.gather(1, tokens)[:, 0]))
     assert error.max() <= allowance(plain, truth)
-    assert error.mean() <= AS_GOOD_AS * (plain - truth).abs().mean()
+    assert error.mean() <= AS_GOOD_AS * usual.mean()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

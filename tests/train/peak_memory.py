@@ -46,6 +46,7 @@ def peak(changes: dict[str, Any]) -> dict[str, Any]:
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts over
     session = steps({**changes, "model": model}, 2)
+    assert session.estimate
     measured, estimate = resident("VmHWM") - before, session.estimate.memory
     session.close()
     return {
