@@ -53,7 +53,7 @@ def test_the_native_engine_and_the_trainer_score_as_transformers_does(model, exa
     truth = scored(exact, prompts, groups)
     tokens, logp = sampled(groups)
     assert_as_accurate(logp, tokens, plain, truth)
-    assert len({tuple(sample.tokens.tolist()) for group in groups for sample in group}) == 6
+    assert len({tuple(sample.tokens.tolist()) for group in groups for sample in group}) > len(prompts)
     rollouts = [
         Rollout(prompt, sample, "", Score(1.0, {}, "scored"))
         for prompt, group in zip(prompts, groups, strict=True)
@@ -76,4 +76,4 @@ def test_vllm_scores_as_transformers_does(model, exact, prompts, dtype, needs_vl
         engine.close()
     plain = scored(load_model("smollm2").to(getattr(torch, dtype)).eval(), prompts, groups)  # pyright: ignore
     assert_as_accurate(sampled(groups)[1], sampled(groups)[0], plain, scored(exact, prompts, groups))
-    assert len({tuple(sample.tokens.tolist()) for group in groups for sample in group}) == 6
+    assert len({tuple(sample.tokens.tolist()) for group in groups for sample in group}) > len(prompts)
