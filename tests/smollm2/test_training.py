@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -134,7 +136,15 @@ def assert_is_an_export_that_was_trained(folder, weights):
     assert all(torch.equal(p, weights[name]) for name, p in opened.named_parameters())
 
 
-def test_the_preflight_passes_in_bfloat16(folder):
+@pytest.fixture
+def another_dtype():
+    """accelerate has one dtype a process, unless it is made to forget."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_the_preflight_passes_in_bfloat16(folder, another_dtype):
     """The model's own rounding is 0.037 of a log-prob: no reason to refuse it."""
     changes = {"model": {"path": "smollm2", "dtype": "bfloat16"}, "rewards": [{"fn": "gsm8k"}]}
     assert checks.run(small_run.parsed(recipe(folder, **changes))) == 0
