@@ -20,6 +20,7 @@ from rlhf_pg.rollout import vllm_core
 from rlhf_pg.train import loop, setup
 from rlhf_pg.train.resume import Progress
 from rlhf_pg.train.variance import _NoRunDir
+from tests.smollm2.conftest import give_back_memory
 from tests.tolerance import allowance, in_float64
 from tests.train import small_run
 
@@ -38,6 +39,78 @@ def recipe(folder, **changes):
     return small_run.mapping(folder, **{**given, **changes})
 
 
+def test_a_run_stopped_after_its_first_step_ends_with_the_weights_of_one_that_was_not(folder, monkeypatch):
+    def run(place, **changes):
+        status = small_run.train(small_run.parsed(recipe(place, **changes)))
+        give_back_memory()
+        return status
+
+    assert run(folder / "whole", run={"dir": str(folder / "whole"), "steps": 2, "preflight": False}) == 0
+    poll = loop.TrainingRun.poll
+
+    def stopped(run, *done):
+        if run.progress.step == 1:
+            raise Stopped
+        poll(run, *done)
+
+    cut = {"dir": str(folder / "cut"), "steps": 2, "preflight": False}
+    monkeypatch.setattr(loop.TrainingRun, "poll", stopped)
+    assert run(folder / "cut", run=cut) == 130
+    assert not (folder / "cut" / "model").exists()
+    monkeypatch.undo()
+    assert run(folder / "cut", run=cut | {"resume": "auto"}) == 0
+    weights, resumed = (load_file(folder / place / "model" / "model.safetensors") for place in ("whole", "cut"))
+    small_run.assert_bitwise_equal(weights, resumed)
+    steps = [json.loads(line)["step"] for line in (folder / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+    assert_is_an_export_that_was_trained(folder / "cut" / "model", weights)
+
+
+@torch.no_grad()
+def assert_is_an_export_that_was_trained(folder, weights):
+    opened = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(p, weights[name]) for name, p in opened.named_parameters())
+
+
+@pytest.fixture
+def another_dtype():
+    """accelerate has one dtype a process, unless it is made to forget."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_the_preflight_passes_in_bfloat16(folder, another_dtype):
+    """The model's own rounding is 0.037 of a log-prob: no reason to refuse it."""
+    changes = {"model": {"path": "smollm2", "dtype": "bfloat16"}, "rewards": [{"fn": "gsm8k"}]}
+    assert checks.run(small_run.parsed(recipe(folder, **changes))) == 0
+
+
+def test_a_step_on_real_rows_of_gsm8k(folder, gsm8k):
+    arguments = [
+        "recipes/smollm2_gsm8k.yaml",
+        "model.path=smollm2",
+        f"data.train.path={gsm8k / 'train.jsonl'}",
+        f"data.eval.path={gsm8k / 'test.jsonl'}",
+        "data.train.limit=4",
+        "data.eval.limit=1",
+        f"run.dir={folder / 'run'}",
+        "run.steps=1",
+        "eval.every=0",
+        "checkpoint=null",
+        *(f"rollout.{name}={value}" for name, value in SIZES.items()),
+    ]
+    assert cli.main(["train", *arguments]) == 0
+    samples = (folder / "run" / "rollouts" / "step_00000001.jsonl").read_text().splitlines()
+    (row,) = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(samples) == 4 and json.loads(row)["mismatch/kl"] < 1e-6
+    asked = {json.loads(line)["question"]: json.loads(line)["answer"] for line in (gsm8k / "train.jsonl").open()}
+    for sample in map(json.loads, samples):
+        question = sample["prompt"].split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+        assert asked[question].split("#### ")[1].replace(",", "") == sample["answer"]
+
+
+# Last in this file: vLLM gives back only part of its memory.
 def test_two_steps_on_an_adapter_leave_the_base_as_it_was_and_its_export_opens_elsewhere(folder, model, tokenizer):
     """vLLM samples where it is installed: the second step's log-probs show that the adapter has reached it."""
     with_vllm = importlib.util.find_spec("vllm") is not None
@@ -103,72 +176,3 @@ def by_vllm(folder, tokens, text):
             llm.llm_engine.engine_core.shutdown()
     scored = [step[token].logprob for token, step in zip(tokens[1:], output.prompt_logprobs[1:], strict=True)]  # pyright: ignore
     return scored, list(spoken.prompt_token_ids or ())
-
-
-def test_a_run_stopped_after_its_first_step_ends_with_the_weights_of_one_that_was_not(folder, monkeypatch):
-    def run(place, **changes):
-        return small_run.train(small_run.parsed(recipe(place, **changes)))
-
-    assert run(folder / "whole", run={"dir": str(folder / "whole"), "steps": 2, "preflight": False}) == 0
-    poll = loop.TrainingRun.poll
-
-    def stopped(run, *done):
-        if run.progress.step == 1:
-            raise Stopped
-        poll(run, *done)
-
-    cut = {"dir": str(folder / "cut"), "steps": 2, "preflight": False}
-    monkeypatch.setattr(loop.TrainingRun, "poll", stopped)
-    assert run(folder / "cut", run=cut) == 130
-    assert not (folder / "cut" / "model").exists()
-    monkeypatch.undo()
-    assert run(folder / "cut", run=cut | {"resume": "auto"}) == 0
-    weights, resumed = (load_file(folder / place / "model" / "model.safetensors") for place in ("whole", "cut"))
-    small_run.assert_bitwise_equal(weights, resumed)
-    steps = [json.loads(line)["step"] for line in (folder / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2]
-    assert_is_an_export_that_was_trained(folder / "cut" / "model", weights)
-
-
-@torch.no_grad()
-def assert_is_an_export_that_was_trained(folder, weights):
-    opened = AutoModelForCausalLM.from_pretrained(folder)
-    assert all(torch.equal(p, weights[name]) for name, p in opened.named_parameters())
-
-
-@pytest.fixture
-def another_dtype():
-    """accelerate has one dtype a process, unless it is made to forget."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-def test_the_preflight_passes_in_bfloat16(folder, another_dtype):
-    """The model's own rounding is 0.037 of a log-prob: no reason to refuse it."""
-    changes = {"model": {"path": "smollm2", "dtype": "bfloat16"}, "rewards": [{"fn": "gsm8k"}]}
-    assert checks.run(small_run.parsed(recipe(folder, **changes))) == 0
-
-
-def test_a_step_on_real_rows_of_gsm8k(folder, gsm8k):
-    arguments = [
-        "recipes/smollm2_gsm8k.yaml",
-        "model.path=smollm2",
-        f"data.train.path={gsm8k / 'train.jsonl'}",
-        f"data.eval.path={gsm8k / 'test.jsonl'}",
-        "data.train.limit=4",
-        "data.eval.limit=1",
-        f"run.dir={folder / 'run'}",
-        "run.steps=1",
-        "eval.every=0",
-        "checkpoint=null",
-        *(f"rollout.{name}={value}" for name, value in SIZES.items()),
-    ]
-    assert cli.main(["train", *arguments]) == 0
-    samples = (folder / "run" / "rollouts" / "step_00000001.jsonl").read_text().splitlines()
-    (row,) = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(samples) == 4 and json.loads(row)["mismatch/kl"] < 1e-6
-    asked = {json.loads(line)["question"]: json.loads(line)["answer"] for line in (gsm8k / "train.jsonl").open()}
-    for sample in map(json.loads, samples):
-        question = sample["prompt"].split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
-        assert asked[question].split("#### ")[1].replace(",", "") == sample["answer"]
