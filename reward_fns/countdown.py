@@ -1,21 +1,24 @@
 """Countdown: reach a target with each given number used exactly once, by + - * / and brackets.
 
-The expression is the content of the last `<answer>` block (after any `<think>` block), else the last line; what follows
-an `=` is ignored. The small parser below evaluates it in exact fractions; nothing is run as code.
+The expression is the content of the last `<answer>` block after the reasoning (`rlhf_pg.grading.reasoning`), else the
+last line; what follows an `=` is ignored. The small parser below evaluates it in exact fractions; nothing is run as
+code.
 Reward: 1.0 for reaching the target, 0.1 for another valid expression of exactly the given numbers, else 0.0.
 """
 
 import re
 from fractions import Fraction
 
+from rlhf_pg.grading.reasoning import after_reasoning, answer_block
+
 MAX_CHARS, MAX_DEPTH = 200, 20
 TOKEN = re.compile(r"\s*(?:(\d{1,9})|([-+*/()]))")
 SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*"})
 
 
-def countdown(completion: str, numbers: list, target: int, finish: str = "stop") -> dict:
+def countdown(completion: str, numbers: list, target: int, finish: str = "stop", prompt: str = "") -> dict:
     """Return the reward; outcome "unparseable" when there is no expression, "truncated" when it was cut off."""
-    text = _expression(completion, finish)
+    text = _expression(completion, finish, prompt)
     try:
         value, used = _sum(_tokens(text), 0) if text else (None, [])
     except (ValueError, ZeroDivisionError):
@@ -27,11 +30,10 @@ def countdown(completion: str, numbers: list, target: int, finish: str = "stop")
     return {"reward": 1.0 if value == int(target) else 0.1, "outcome": "scored"}
 
 
-def _expression(completion: str, finish: str) -> str:
-    visible = completion.rpartition("</think>")[2]
-    before, closed, _ = visible.rpartition("</answer>")
-    block = before.rpartition("<answer>")[2] if closed and "<answer>" in before else None
-    if block is None and (finish == "length" or "<think>" in visible):
+def _expression(completion: str, finish: str, prompt: str) -> str:
+    visible = after_reasoning(completion, prompt)
+    block = None if visible is None else answer_block(visible)
+    if visible is None or (block is None and finish == "length"):
         return ""
     lines = (visible if block is None else block).strip().splitlines()
     return (lines[-1] if lines else "").split("=")[0].translate(SIGNS).strip()

@@ -6,14 +6,15 @@ block.
 
 import re
 
+from rlhf_pg.grading.reasoning import opened_by
+
 FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_r1(completion: str, prompt: str = "") -> float:
     """Return 1.0 when every tag stands exactly once, in order, and both blocks have content, else 0.0."""
-    if prompt.rstrip().endswith("<think>"):
-        completion = "<think>" + completion
+    completion = opened_by(prompt) + completion
     if any(completion.count(tag) != 1 for tag in TAGS):
         return 0.0
     match = FORMAT.fullmatch(completion)

@@ -5,13 +5,12 @@ scores 0 with outcome "timeout".
 """
 
 from rlhf_pg.grading.equality import grade
+from rlhf_pg.grading.numbers import as_text
 
 
-def math_answer(completion: str, answer: str, finish: str = "stop", prompt: str = "") -> dict:
+def math_answer(completion: str, answer: str | float, finish: str = "stop", prompt: str = "") -> dict:
     """Return 1.0 for the right answer; outcome "unparseable" or "truncated" where there is none."""
-    if prompt.rstrip().endswith("<think>"):
-        completion = "<think>" + completion
-    correct = grade(completion, str(answer), finished=finish == "stop")
+    correct = grade(completion, as_text(answer), finished=finish == "stop", prompt=prompt)
     if correct is None:
         return {"reward": 0.0, "outcome": "truncated" if finish == "length" else "unparseable"}
     return {"reward": float(correct), "outcome": "scored"}

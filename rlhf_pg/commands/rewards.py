@@ -20,7 +20,12 @@ def _add_check(group) -> None:
     help = "does a reward function run on this data?"
     parser = add_command(group, "check", run_check, help, "math_answer --data F.jsonl", group="rewards")
     _add_common(parser)
-    add_option(parser, "--data", type=Path, help="rows: .jsonl; without it, only say what the function asks for")
+    add_option(
+        parser,
+        "--data",
+        type=Path,
+        help="rows: .jsonl, .json, .parquet; without it, only say what the function asks for",
+    )
     add_option(parser, "--answer", metavar="COLUMN", help="column with the gold answer; default: answer")
     add_option(parser, "--completion", metavar="COLUMN", help="column with the text to score; default: gold answers")
     add_option(parser, "--rows", type=int, metavar="N", help="use the first N rows; default: 8")
@@ -31,18 +36,18 @@ def _add_score(group) -> None:
     example = "gsm8k --data F.jsonl --completion output --answer answer --out scored.jsonl"
     parser = add_command(group, "score", run_score, help, example, group="rewards")
     _add_common(parser)
-    parser.add_argument("--data", type=Path, required=True, help="rows: .jsonl")
+    parser.add_argument("--data", type=Path, required=True, help="rows: .jsonl, .json, .parquet")
     parser.add_argument("--completion", required=True, metavar="COLUMN", help="column with the text to score")
     parser.add_argument("--answer", required=True, metavar="COLUMN", help="column with the gold answer")
     parser.add_argument("--out", type=Path, required=True, help="a line per row: score, outcome")
     add_option(parser, "--workers", type=int, metavar="N", help="processes that score; default: 2")
-    add_option(parser, "--memory-mb", type=int, metavar="MB", help="memory of each; default: 2048")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fn", metavar="FN", help="shipped name, file.py:function or dotted.path:function")
     add_option(parser, "--prompt", metavar="COLUMN", help="column with the problem; default: prompt")
     add_option(parser, "--timeout-s", type=float, metavar="S", help="seconds a sample may take; default: 10")
+    add_option(parser, "--memory-mb", type=int, metavar="MB", help="memory a worker may take; default: 2048")
 
 
 def run_check(arguments: argparse.Namespace) -> int:

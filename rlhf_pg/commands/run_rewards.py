@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rlhf_pg.data.columns import names, value_at
+from rlhf_pg.data.source import load_rows
+from rlhf_pg.grading import numbers
 from rlhf_pg.rewards import plugin
+from rlhf_pg.rewards.arguments import check_rows
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.types import Sample, Score
 
@@ -29,6 +33,7 @@ def check(
     completion: str | None = None,
     rows: int = 8,
     timeout_s: float = 10.0,
+    memory_mb: int = 2048,
 ) -> int:
     """Show what a function is called with, and how it scores the first rows of the data.
 
@@ -37,15 +42,16 @@ def check(
     """
     console = Console(highlight=False)
     try:
-        reward = plugin.resolve(fn, timeout_s=timeout_s)
+        _at_least_one({"--rows": rows, "--memory-mb": memory_mb})
+        reward = _resolve(fn, timeout_s, memory_mb)
         _describe(console, reward)
         if data is None:
             return 0
         first_rows = list(itertools.islice(read_rows(data), rows))
         for column in [c for c in (completion, answer if "answer" in reward.arguments else None) if c]:
             require(first_rows, column, data)
-        plugin.check(reward, set(first_rows[0]) | {"answer"}, tokens=False)
         samples = [_sample(r, t, prompt, answer) for r in first_rows for t in _texts_to_score(r, answer, completion)]
+        _check_rows(reward, first_rows, data)
         with Scorer([reward], workers=1) as scorer:
             scores = scorer.score(samples)
     except (ValueError, RuntimeError, OSError) as error:
@@ -68,19 +74,20 @@ def score(
     timeout_s: float = 10.0,
     memory_mb: int = 2048,
 ) -> int:
-    """Score a column of a .jsonl file: one line per row in `out`, same order.
+    """Score a column of a file: one line per row in `out`, same order.
 
     A line has `score`, `outcome`, `parts` and `detail`; `score` is null where the function failed or excluded the row.
     Returns 0, or 1 after printing what is wrong.
     """
     try:
-        reward = plugin.resolve(fn, timeout_s=timeout_s)
+        _at_least_one({"--workers": workers, "--memory-mb": memory_mb})
+        reward = _resolve(fn, timeout_s, memory_mb)
         rows = list(read_rows(data))
         for column in (completion, answer):
             require(rows, column, data)
-        plugin.check(reward, set(rows[0]) | {"answer"}, tokens=False)
+        _check_rows(reward, rows, data)
         samples = [_sample(row, value_at(row, completion), prompt, answer) for row in rows]
-        with Scorer([reward], workers=workers, memory_mb=memory_mb) as scorer, out.open("w", encoding="ascii") as sink:
+        with Scorer([reward], workers=workers) as scorer, out.open("w", encoding="ascii") as sink:
             for scored in _with_progress(scorer, samples, batched=reward.batched):
                 line = {"score": scored.reward, "outcome": scored.outcome, "parts": scored.parts}
                 sink.write(json.dumps(line | {"detail": scored.detail}) + "\n")
@@ -89,15 +96,37 @@ def score(
     return 0
 
 
+def _resolve(fn: str, timeout_s: float, memory_mb: int) -> plugin.Reward:
+    if not timeout_s > 0:
+        raise ValueError(f"--timeout-s must be above 0, got {timeout_s:g}")
+    return plugin.resolve(fn, 1.0, timeout_s, memory_mb, "--{}")
+
+
+def _at_least_one(options: dict[str, int]) -> None:
+    for option, value in options.items():
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+
+
+def _check_rows(reward: plugin.Reward, rows: list[dict[str, Any]], path: Path) -> None:
+    check_rows([reward], [(f"{path}: row {n}", row) for n, row in enumerate(rows, 1)], tokens=False)
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl file. Raises ValueError for a line that is no JSON object, and for an empty file."""
+    """Yield the rows of a .parquet or .json file, or of any other as lines of JSON.
+
+    Raises ValueError for what cannot be read, naming the line, and for a file without rows.
+    """
+    if path.suffix in (".parquet", ".json"):
+        yield from load_rows(path=path)
+        return
     empty = True
-    with path.open(encoding="utf-8", errors="surrogatepass") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig", "surrogatepass"))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: not JSON: {error}") from error
             if not isinstance(row, dict):
@@ -121,7 +150,7 @@ def require(rows: list[dict[str, Any]], column: str, path: Path) -> None:
 
 
 def _sample(row: dict[str, Any], text: Any, prompt: str, answer: str) -> Sample:
-    gold = _value(row, answer, None)
+    gold = _gold(_value(row, answer, None))
     columns = row if gold is None else row | {"answer": gold}
     finish = "length" if row.get("finish") == "length" else "stop"
     return Sample(str(_value(row, prompt, "")), str(text), finish, columns)
@@ -135,10 +164,16 @@ def _value(row: dict[str, Any], column: str, default: Any) -> Any:
         return default
 
 
+def _gold(value: Any) -> Any:
+    """Return a gold answer as a run gives it to a reward: a number as text."""
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    return numbers.as_text(value) if is_number else value
+
+
 def _texts_to_score(row: dict[str, Any], answer: str, completion: str | None) -> list[str]:
     if completion is not None:
         return [str(value_at(row, completion))]
-    gold = str(_value(row, answer, ""))
+    gold = str(_gold(_value(row, answer, "")))
     return [gold, rf"\boxed{{{gold}}}"] if "\n" not in gold else [gold]
 
 
@@ -159,7 +194,10 @@ def _describe(console: Console, reward: plugin.Reward) -> None:
     optional = f"; if there: {', '.join(reward.optional)}" if reward.optional else ""
     rest = "; and every other column" if reward.takes_rest else ""
     console.print(f"{reward.name}: {reward.module}:{reward.function}", markup=False)
-    console.print(f"called {kind}{' (async)' if reward.is_async else ''}, limit {reward.timeout_s:g} s", markup=False)
+    console.print(
+        f"called {kind}{' (async)' if reward.is_async else ''}, limit {reward.timeout_s:g} s, {reward.memory_mb} MB",
+        markup=False,
+    )
     console.print(f"gets {needs}{optional}{rest}", markup=False)
 
 

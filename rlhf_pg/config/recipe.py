@@ -117,6 +117,9 @@ class RewardSpec(Section):
     )
     weight: float = Field(default=1.0, description="the reward is the weighted sum; 0 = only logged")
     timeout_s: float = Field(default=10.0, gt=0, description="per sample; per batch for functions of `completions`")
+    memory_mb: int = Field(
+        default=2048, ge=64, description="that a worker process may take to load and call the function"
+    )
 
 
 class AlgorithmSection(Section):

@@ -86,11 +86,17 @@ def _read_json(path: Path) -> Rows:
 
 
 def _read_parquet(path: Path) -> Rows:
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException, string, types
     from pyarrow.parquet import read_table
 
     try:
-        return Rows(read_table(path).to_pylist(), str(path))
+        table = read_table(path)
+        rows = table.to_pylist()
+        for column in table.schema:
+            if types.is_float32(column.type):  # its 0.1 is 0.1, not the 0.10000000149011612 of 64 bits
+                for row, text in zip(rows, table[column.name].cast(string()).to_pylist(), strict=True):
+                    row[column.name] = None if text is None else float(text)
+        return Rows(rows, str(path))
     except (ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({error})") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rlhf_pg.grading import expression, numeric, symbolic
+from rlhf_pg.grading import expression, numeric, real_set, symbolic
 from rlhf_pg.grading.expression import TooBig, Unreadable
 from rlhf_pg.grading.extract import extract_answer, extract_gold
 from rlhf_pg.grading.latex import clean, compact
@@ -18,13 +18,13 @@ from rlhf_pg.grading.parse_answer import MAX_LENGTH, Answer, parse_answer, ungro
 REVERSED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
-def grade(completion: str, reference: str, *, finished: bool = True) -> bool | None:
+def grade(completion: str, reference: str, *, finished: bool = True, prompt: str = "") -> bool | None:
     """Return whether the answer in a completion is the answer in a reference; None if the completion has no answer.
 
-    `finished` is False for a text that was cut off, in which only an explicit answer counts. Text can be made to take
-    long, so call this in a process that can be killed.
+    A prompt that ends with `<think>` began the reasoning. `finished` is False for a text that was cut off, in which
+    only an explicit answer counts. Text can be made to take long, so call this in a process that can be killed.
     """
-    answer = extract_answer(completion, finished)
+    answer = extract_answer(completion, finished, prompt)
     return None if answer is None else equal(extract_gold(reference), answer)
 
 
@@ -39,6 +39,8 @@ def equal(gold: str, answer: str) -> bool:
         return True
     if len(gold) > MAX_LENGTH:
         return False
+    if real_set.equal(gold, answer):
+        return True
     for gold_reading, answer_reading in _readings(gold, answer):
         try:
             if _equal_answers(parse_answer(gold_reading), parse_answer(answer_reading)):

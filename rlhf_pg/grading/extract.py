@@ -1,7 +1,7 @@
 """Finds the answer in the text of a completion or a reference. Nothing is evaluated.
 
 In order: an `<answer>` block, the last `\\boxed{}`, `#### x`, "(final) answer is x" and, in a text that was not cut
-off, the last formula or the last number. Reasoning in `<think>` does not count; an unclosed block means no answer.
+off, the last formula or the last number. Reasoning does not count (`reasoning`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from rlhf_pg.grading.latex import matching_bracket
+from rlhf_pg.grading.reasoning import after_reasoning, answer_block
 
 TAIL = 20_000  # characters at the end of a completion that are searched
 MAX_ANSWER = 1_000  # characters of an answer
@@ -30,16 +31,15 @@ NUMBER = re.compile(
 )
 
 
-def extract_answer(completion: str, finished: bool = True) -> str | None:
+def extract_answer(completion: str, finished: bool = True, prompt: str = "") -> str | None:
     """Return the answer of a completion, None if it gives none. `finished` is False if the text was cut off."""
-    visible = _after_reasoning(completion)
+    visible = after_reasoning(completion, prompt)
     if visible is None:
         return None
     has_boxes = BOX.search(visible) is not None  # also before the tail
     visible = visible[-TAIL:]
-    before, closed, _ = visible.rpartition("</answer>")
-    if closed and "<answer>" in before:
-        block = before.rpartition("<answer>")[2]
+    block = answer_block(visible)
+    if block is not None:
         return _limited(_marked(block) or ("" if BOX.search(block) else block))
     answer = _boxed(visible) if has_boxes else _marked(visible)
     if answer is None and finished and not has_boxes:
@@ -54,13 +54,6 @@ def extract_gold(reference: str) -> str:
     if answer is None and len(reference) > 200:
         answer = extract_answer(reference)
     return (reference if answer is None else answer).strip()
-
-
-def _after_reasoning(text: str) -> str | None:
-    """Return what follows the last `</think>`, None when a block was opened and never closed."""
-    _, closed, after = text.rpartition("</think>")
-    visible = after if closed else text
-    return None if "<think>" in visible else visible
 
 
 def _marked(text: str) -> str | None:

@@ -11,7 +11,7 @@ UNICODE = {
     "∩": r"\cap ", "∈": r"\in ", "≈": r"\approx ", "°": r"^\circ ", "√": r"\sqrt ", "²": "^2", "³": "^3", "¹": "^1",
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "’": "'",
-    "，": ",", "。": ".", "\ufeff": "",
+    "，": ",", "。": ".", "\ufeff": "", "∖": r"\setminus ", "∉": r"\notin ",
 }  # fmt: skip
 FULL_WIDTH = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 TO_LATEX = str.maketrans(FULL_WIDTH | UNICODE)
@@ -22,11 +22,12 @@ SYNONYMS = {
     r"\\div": "/", r"\\ast": "*", r"\\tbinom|\\dbinom|\\choose": r"\binom", r"\\lbrace": r"\{", r"\\rbrace": r"\}",
     r"\\lbrack": "[", r"\\rbrack": "]", r"\\lparen": "(", r"\\rparen": ")", r"\\and|\\land|\\wedge": r"\text{and}",
     r"\\or|\\lor|\\vee": r"\text{or}", r"\\union": r"\cup", r"\\isin": r"\in", r"\\percent": r"\%",
-    r"\\euro": "€", r"\\pounds": "£", r"\\R": r"\mathbb{R}", r"\\infin": r"\infty", r"\\inf": r"\infty",
+    r"\\euro": "€", r"\\pounds": "£", r"\\R|\\Bbb\s*\{?R\}?|\\mathbb R|\\reals": r"\mathbb{R}", r"\\not\s*=": r"\neq",
+    r"\\not\s*\\in": r"\notin", r"\\infin": r"\infty", r"\\inf": r"\infty",
 }  # fmt: skip
 SPACING = [
     (r"\\(?:left|right)\s*\.", ""),
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|strut|rm|bf|it)(?![a-zA-Z])", ""),
+    (r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|strut|rm|bf|it)(?![a-zA-Z])", ""),
     (r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ""),
     (r"(?<=\d)(?:\s?\{,\s?\}|\\,|\\;|\\:|\\ |~|[ ])(?=\d{3}(?!\d))", ""),
     (r"(?<!\\)\\[,;:!> ]|~|\\(?:quad|qquad|hspace\{[^{}]*\}|enspace|phantom(?:\{[^{}]*\})?)(?![a-zA-Z])", " "),

@@ -92,6 +92,19 @@ def within(x: Number, y: Fraction, distance: Fraction) -> bool:
         return mp.im(x) == 0 and abs(x - _float(y)) <= _float(distance)
 
 
+def is_real(node: Node) -> bool:
+    """Return whether an expression without symbols is a finite real number."""
+    x = _float(evaluate(node, {}))
+    return mp.im(x) == 0 and bool(mp.isfinite(x))
+
+
+def is_above(a: Node, b: Node) -> bool:
+    """Return whether one real number is greater than another. Both have no symbols."""
+    x, y = evaluate(a, {}), evaluate(b, {})
+    with mp.workdps(DIGITS):
+        return bool(mp.re(_float(x)) > mp.re(_float(y)))
+
+
 def evaluate(node: Node, values: dict[str, Number], digits: int = DIGITS) -> Number:
     """Return a Fraction where the form of the expression shows a rational value, else an mpmath number.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.plugin import TOKEN_ARGUMENTS, Reward
+from rlhf_pg.rewards.values import to_json
 from rlhf_pg.types import Sample
 
 
@@ -30,6 +32,42 @@ def batch_arguments(reward: Reward, samples: Sequence[Sample]) -> dict[str, list
     columns["finish"] = [s.finish for s in samples]
     tokens = [_tokens(s) for s in samples]
     return _select(reward, columns, {n: [t[n] for t in tokens] for n in TOKEN_ARGUMENTS} if all(tokens) else {})
+
+
+def check_rows(
+    rewards: Sequence[Reward], rows: Sequence[tuple[str, Mapping[str, Any]]], *, tokens: bool = True
+) -> None:
+    """Raise ValueError for a row from which a function cannot be called: `rows` are (name of the row, columns).
+
+    A row may lack an argument of a per-sample function, or hold what cannot be sent to another process. `tokens` is
+    False for texts from a file, whose tokens are unknown.
+    """
+    union = {name for _, columns in rows for name in columns}
+    for reward in rewards:
+        plugin.check(reward, union, tokens=tokens)
+        names = union if reward.takes_rest else union & {*reward.arguments, *reward.optional}
+        needed = () if reward.batched else union.intersection(reward.arguments) - set(plugin.SAMPLE_ARGUMENTS)
+        for where, columns in rows:
+            for name in sorted(needed - columns.keys() if needed else ()):
+                raise ValueError(f"{where} has no column {name!r}, which reward {reward.fn!r} asks for")
+            for name in sorted(names & columns.keys()):
+                _check_value(reward, where, name, columns[name])
+
+
+def _check_value(reward: Reward, where: str, column: str, value: Any) -> None:
+    if value is None or isinstance(value, str | int | float):
+        return
+    try:
+        to_json(value)
+    except (TypeError, RecursionError) as error:
+        what = str(error) if isinstance(error, TypeError) else "values nested too deeply"
+        named = column in (*reward.arguments, *reward.optional)
+        why = "which asks for it" if named else "which takes every column (**kwargs)"
+        raise ValueError(
+            f"{where}: column {column!r} holds {what}, which cannot be sent to the process that runs reward "
+            f"{reward.fn!r}, {why}: make it text, numbers, dates, bytes, or lists and dicts of those, or drop it"
+            + ("" if named else ", or let the function name the columns it uses instead of **kwargs")
+        ) from error
 
 
 def token_count(sample: Sample) -> int:

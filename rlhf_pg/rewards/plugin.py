@@ -16,12 +16,13 @@ import operator
 import pkgutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlhf_pg.names import nearest
+from rlhf_pg.rewards import callables
 
 ENTRY_POINTS = "rlhf_pg.rewards"
 SAMPLE_ARGUMENTS = ("completion", "prompt", "finish", "answer")
@@ -45,6 +46,12 @@ class Reward:
     optional: tuple[str, ...] = ()  # with a default; passed when the sample has them
     takes_rest: bool = False  # **kwargs: gets every column
     on_limit: float | None = None  # reward of a sample that exhausts time or memory; None: excluded
+    memory_mb: int = 2048  # that a worker may take for this function, beyond what it had
+    option: str = "{}"  # how the user writes a setting, for messages: "rewards.0.{}"
+
+    def raise_option(self, name: str) -> str:
+        """Return what to do where a limit is too low: "raise rewards.0.memory_mb", or "raise --memory-mb"."""
+        return f"raise {self.option.format(name.replace('_', '-') if self.option.startswith('--') else name)}"
 
 
 def shipped() -> list[str]:
@@ -52,21 +59,23 @@ def shipped() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("reward_fns").__path__))
 
 
-def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0) -> Reward:
+def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0, memory_mb: int = 2048, option: str = "{}") -> Reward:
     """Return the reward function that `fn` names.
 
     `fn` is a shipped name, an entry point of group `rlhf_pg.rewards`, `file.py:function`, `pkg.mod:function` or
     `pkg.mod.function`; without `:function`, the function in a file has the file's name. A function may have attributes:
     `on_limit` (the reward of a completion that exhausts time or memory; without it such a sample is excluded),
     `limit_s` (an upper bound on `timeout_s`) and `setup` (called once in each worker, outside any time limit).
-    Raises ValueError naming what does not exist and the nearest name.
+    `option` says how the user writes a setting of it, for messages: "rewards.0.{}".
+    Raises ValueError naming what does not exist and the nearest name, and for what cannot be called by argument names.
     """
     if not timeout_s > 0:
         raise ValueError(f"reward {fn!r}: timeout_s must be above 0, got {timeout_s}")
     if not math.isfinite(weight):
         raise ValueError(f"reward {fn!r}: weight must be a finite number, got {weight}")
     module, name = locate(fn)
-    return _describe(fn, module, name, _load_or_explain(fn, module, name), weight, timeout_s)
+    reward = _describe(fn, module, name, _load_or_explain(fn, module, name), weight, timeout_s)
+    return replace(reward, memory_mb=memory_mb, option=option)
 
 
 def locate(fn: str) -> tuple[str, str]:
@@ -141,8 +150,13 @@ def _load_or_explain(fn: str, module: str, name: str) -> Callable[..., Any]:
         names = [n for n, v in namespace.items() if callable(v) and not n.startswith("_")]
         listed = f"; it has {', '.join(names)}" if names else ""
         raise ValueError(f"reward {fn!r}: no function {name!r} in {module}{nearest(name, names)}{listed}") from error
-    if not callable(function):
-        raise ValueError(f"reward {fn!r}: {name} in {module} is a {type(function).__name__}, not a function")
+    owner = operator.attrgetter(name.rpartition(".")[0])(_import(module)) if "." in name else None
+    try:
+        fault = callables.fault(name, function, owner)
+    except ValueError as error:
+        raise ValueError(f"reward {fn!r}: {error}") from error
+    if fault:
+        raise ValueError(f"reward {fn!r}: {name} in {module} {fault}")
     return function
 
 
@@ -170,10 +184,7 @@ def _import(module: str) -> ModuleType:
 
 def _describe(fn: str, module: str, name: str, function: Any, weight: float, timeout_s: float) -> Reward:
     """Read the arguments and attributes of the function. Raises ValueError for arguments that cannot be passed."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"reward {fn!r}: its arguments cannot be read: {error}") from error
+    parameters = callables.parameters_of(function)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
         raise ValueError(f"reward {fn!r}: arguments are passed by name, so none may be positional-only ('/')")
@@ -182,7 +193,7 @@ def _describe(fn: str, module: str, name: str, function: Any, weight: float, tim
     per_sample = names & {"completion", "prompt"}
     if batched and per_sample:
         raise ValueError(f"reward {fn!r} mixes per-sample {sorted(per_sample)} and per-batch arguments: use one kind")
-    limit_s = getattr(function, "limit_s", None)
+    limit_s = callables.attribute(function, "limit_s")
     return Reward(
         name=Path(module).stem if name == "reward" and module.endswith(".py") else name.rpartition(".")[2],
         fn=fn,
@@ -191,9 +202,9 @@ def _describe(fn: str, module: str, name: str, function: Any, weight: float, tim
         weight=weight,
         timeout_s=timeout_s if limit_s is None else min(timeout_s, limit_s),
         batched=batched,
-        is_async=any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))),  # noqa: B004
+        is_async=any(map(inspect.iscoroutinefunction, callables.layers(function))),
         arguments=tuple(p.name for p in named if p.default is p.empty),
         optional=tuple(p.name for p in named if p.default is not p.empty),
         takes_rest=any(p.kind is p.VAR_KEYWORD for p in parameters),
-        on_limit=getattr(function, "on_limit", None),
+        on_limit=callables.attribute(function, "on_limit"),
     )

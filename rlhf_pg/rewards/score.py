@@ -18,7 +18,8 @@ from typing import Any
 from rlhf_pg.errors import RunError
 from rlhf_pg.rewards.arguments import batch_arguments, sample_arguments, token_count
 from rlhf_pg.rewards.plugin import Reward
-from rlhf_pg.rewards.verdict import Verdict, combine, parse_batch_reply, parse_reply
+from rlhf_pg.rewards.values import to_json
+from rlhf_pg.rewards.verdict import Verdict, combine, memory_limit, parse_batch_reply, parse_reply
 from rlhf_pg.rewards.worker_process import WorkerProcess
 from rlhf_pg.types import Sample, Score
 
@@ -35,12 +36,12 @@ class Job:
 
 
 class Scorer:
-    """Scores samples with reward functions in `workers` processes of `memory_mb` address space, started when needed.
+    """Scores samples with reward functions in `workers` processes, started when needed.
 
     Not for several threads at once. Raises ValueError when two functions have one name.
     """
 
-    def __init__(self, rewards: Sequence[Reward], *, workers: int = 2, memory_mb: int = 2048) -> None:
+    def __init__(self, rewards: Sequence[Reward], *, workers: int = 2) -> None:
         names = [r.name for r in rewards]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
@@ -48,7 +49,7 @@ class Scorer:
         if not rewards or workers < 1:
             raise ValueError("a scorer needs at least one reward function and one worker")
         self.rewards = tuple(rewards)
-        self.size, self.memory_mb = workers, memory_mb
+        self.size = workers
         self.workers: list[WorkerProcess] = []
         self.in_use = False  # by a `Scoring`
         self._finalizer = weakref.finalize(self, _kill_all, self.workers)
@@ -123,7 +124,7 @@ class Scoring:
     def pump(self) -> None:
         """Read the replies that have arrived, kill late calls and give idle workers jobs, without waiting.
 
-        Raises RunError when no worker can start, ValueError for a data column that is no JSON value.
+        Raises RunError when no worker can start, ValueError for a value that cannot be sent.
         """
         self._read_replies()
         self._assign()
@@ -158,7 +159,7 @@ class Scoring:
         starting = sum(not w.ready for w in workers)
         jobs = len(self.jobs) + sum(math.ceil(len(queue) / self.job_size) for queue in self.queues)
         while len(workers) < self.scorer.size and starting < jobs:
-            workers.append(WorkerProcess(self.rewards, self.scorer.memory_mb))
+            workers.append(WorkerProcess(self.rewards))
             starting += 1
 
     def _next_job(self) -> Job | None:
@@ -177,9 +178,9 @@ class Scoring:
             calls = [[i, sample_arguments(reward, self.samples[i])] for i in job.pending]
         worker.job, worker.due = job, _due(reward)
         try:
-            worker.send({"reward": job.reward, "calls": calls})
-        except TypeError as error:
-            raise ValueError(f"a data column holds something that is not a JSON value: {error}") from error
+            worker.send({"reward": job.reward, "calls": to_json(calls)})
+        except TypeError as error:  # `arguments.check_rows` finds it before a run
+            raise ValueError(f"a data column holds what cannot be sent to a worker: {error}") from error
 
     def _wait(self) -> None:
         """Sleep until a worker replies, takes more input, or is late, at most POLL_S."""
@@ -205,7 +206,7 @@ class Scoring:
         for reply in replies or []:
             if not worker.ready:
                 if "ready" not in reply:
-                    raise RunError(f"reward functions cannot be loaded in a worker: {reply.get('failed')}")
+                    raise RunError(_load_failure(self.rewards, reply))
                 worker.ready = True
             elif worker.job is not None:
                 self._record(worker, reply)
@@ -249,12 +250,22 @@ class Scoring:
             return
         first = current if current in job.pending else job.pending[0]  # it may have ended before its first call
         blamed = job.pending if reward.batched or reward.is_async else [first]
-        cause = {"limit": f"no answer within {reward.timeout_s:g} s", "late": True} if late else {"limit": how}
+        if late:
+            cause = {"limit": f"no answer within {reward.timeout_s:g} s", "late": True}
+        else:  # a signal is how libraries in C end when they get no memory
+            cause = {"limit": how, "memory": worker.returncode is not None and worker.returncode < 0}
         for i in blamed:
             self.verdicts[job.reward][i] = parse_reply(reward, cause, i)
         rest = [i for i in job.pending if i not in blamed]
         if rest:
             self.jobs.appendleft(Job(job.reward, rest))
+
+
+def _load_failure(rewards: Sequence[Reward], reply: dict[str, Any]) -> str:
+    reward = rewards[reply["reward"]] if "reward" in reply else None
+    named = f"reward {reward.fn!r}" if reward else "reward functions"
+    text = f"{named} cannot be loaded in a worker: {reply.get('failed')}"
+    return f"{text}; {memory_limit(reward)}" if reward and reply.get("memory") else text
 
 
 def _due(reward: Reward) -> float:

@@ -69,10 +69,17 @@ def parse_batch_reply(
     ]
 
 
+def memory_limit(reward: Reward) -> str:
+    """Return how much memory a function may take and what to do if that is too little."""
+    return f"it may take {reward.memory_mb} MB; {reward.raise_option('memory_mb')} if it needs more"
+
+
 def parse_reply(reward: Reward, reply: dict[str, Any], index: int, token_count: int = 0) -> Verdict:
     """Return the verdict in a worker's reply to the call for one sample, which has `token_count` sampled tokens."""
     where = f"{reward.name}, sample {index}: "
     if "limit" in reply:
+        if reply.get("memory"):
+            reply = reply | {"limit": f"{reply['limit']}; {memory_limit(reward)}"}
         if reward.on_limit is not None:
             return Verdict(reward.on_limit, "timeout", f"{where}{reply['limit']}")
         return Verdict(None, "timeout" if "late" in reply else "error", f"{where}{reply['limit']}")

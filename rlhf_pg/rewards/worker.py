@@ -1,8 +1,9 @@
 """The worker process that runs reward functions. Started by file path, so that it never needs to import torch.
 
-Protocol: one JSON object per line. The parent sends {"path", "memory_mb", "rewards"} once and then jobs,
-{"reward": number, "calls": [[index, arguments], ...]}. The worker sends {"ready": null} or {"failed": text} once and
-then one reply per call: {"index": i} with "value", "error" (the function failed) or "limit" (time or memory ran out).
+Protocol: one JSON object per line. The parent sends {"path", "rewards"} once and then jobs,
+{"reward": number, "calls": [[index, arguments], ...]}, whose arguments are JSON as `values` makes it. The worker sends
+{"ready": null}, or {"failed": text, "reward": number, "memory": whether that ran out}, once and then a reply per call:
+{"index": i} with "value", "error" (the function failed) or "limit" (time ran out, or memory: then "memory" is true).
 Replies are written every few milliseconds, several at a time. The index of the call in progress is in the file
 `progress`, so that the parent can name the call in which a killed worker was.
 What a function prints goes to the log of the process, never into the protocol.
@@ -11,13 +12,15 @@ What a function prints goes to the log of the process, never into the protocol.
 from __future__ import annotations
 
 import asyncio
+import errno
+import inspect
 import json
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 FLUSH_S = 0.004
@@ -31,11 +34,17 @@ def main() -> None:
     os.dup2(2, 1)
     settings = json.loads(requests.readline())
     sys.path[:] = settings["path"]
-    functions = _load(settings, replies)
+    rewards = settings["rewards"]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory(sum(r["memory_mb"] for r in rewards), at_most=True)
+    functions = _load(rewards, replies)
     progress = int(sys.argv[1])
+    from rlhf_pg.rewards.values import from_json
+
     for line in requests:
-        job = json.loads(line)
-        reward, function = settings["rewards"][job["reward"]], functions[job["reward"]]
+        job = json.loads(line, object_hook=from_json)
+        reward, function = rewards[job["reward"]], functions[job["reward"]]
+        _limit_memory(reward["memory_mb"])
         if reward["is_async"] and not reward["batched"]:
             signal.setitimer(signal.ITIMER_REAL, reward["timeout_s"] + GRACE_S)
             asyncio.run(_call_together(job["calls"], reward["timeout_s"], function, replies))
@@ -44,20 +53,29 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _load(settings: dict[str, Any], replies: int) -> list[Callable[..., Any]]:
-    """Import the functions and run their `setup`, under the memory limit. Exits after saying why when one fails."""
-    limit = settings["memory_mb"] * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from rlhf_pg.rewards import plugin
+def _limit_memory(megabytes: int, at_most: bool = False) -> None:
+    """Let the process map so much more memory than it has now; `at_most`: and never more, whatever comes later."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    limit, most = mapped + megabytes * 1024 * 1024, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if most != resource.RLIM_INFINITY:
+        limit = min(limit, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit if at_most else most))
 
-    try:
-        functions = [plugin.load(r["module"], r["function"]) for r in settings["rewards"]]
-        for function in functions:
-            getattr(function, "setup", lambda: None)()
-    except BaseException as error:
-        _send(replies, {"failed": _message(error)})
-        sys.exit(1)
+
+def _load(rewards: list[dict[str, Any]], replies: int) -> list[Callable[..., Any]]:
+    """Import the functions and run their `setup`, each under its limit. Exits after saying why when one fails."""
+    from rlhf_pg.rewards import callables, plugin
+
+    functions = []
+    for number, reward in enumerate(rewards):
+        _limit_memory(reward["memory_mb"])
+        try:
+            functions.append(plugin.load(reward["module"], reward["function"]))
+            (callables.attribute(functions[-1], "setup") or (lambda: None))()
+        except BaseException as error:
+            _send(replies, {"failed": _message(error), "reward": number, "memory": _is_out_of_memory(error)})
+            sys.exit(1)
     _send(replies, {"ready": None})
     return functions
 
@@ -73,17 +91,21 @@ def _call_in_turn(
             unsent, sent_at = [], time.monotonic()
         os.pwrite(progress, b"%12d" % (index or 0), 0)
         signal.setitimer(signal.ITIMER_REAL, reward["timeout_s"] + GRACE_S)
-        unsent.append({"index": index, **_call(function, arguments, reward["is_async"])})
+        unsent.append({"index": index, **_call(function, arguments)})
         signal.setitimer(signal.ITIMER_REAL, 0)  # before sending, which may have to wait until the parent reads
     _send(replies, *unsent)
 
 
-def _call(function: Callable[..., Any], arguments: dict[str, Any], is_async: bool) -> dict[str, Any]:
+def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         value = function(**arguments)
-        return {"value": _json_value(asyncio.run(value) if is_async else value)}
+        return {"value": _json_value(asyncio.run(_wait(value)) if inspect.isawaitable(value) else value)}
     except Exception as error:
         return _failure(error)
+
+
+async def _wait(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 async def _call_together(calls: list[Any], limit: float, function: Callable[..., Any], replies: int) -> None:
@@ -100,7 +122,17 @@ async def _call_together(calls: list[Any], limit: float, function: Callable[...,
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    return {"limit" if isinstance(error, MemoryError | RecursionError) else "error": _message(error)}
+    if _is_out_of_memory(error):
+        return {"limit": _message(error), "memory": True}
+    return {"limit" if isinstance(error, RecursionError) else "error": _message(error)}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether this is how Python or a library says that it could get no memory, or no stack for a thread."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower()
+    return any(t in text for t in ("allocate memory", "bad_alloc", "start new thread", "failed to map segment"))
 
 
 def _json_value(value: Any) -> Any:
@@ -117,7 +149,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _message(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    return f"{type(error).__name__}: {error}"[:500].removesuffix(": ")
 
 
 def _send(replies: int, *messages: dict[str, Any]) -> None:

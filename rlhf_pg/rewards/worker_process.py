@@ -29,7 +29,7 @@ class WorkerProcess:
     the index of the call in progress to `progress`.
     """
 
-    def __init__(self, rewards: Sequence[Reward], memory_mb: int) -> None:
+    def __init__(self, rewards: Sequence[Reward]) -> None:
         self.log, self.progress = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         progress = self.progress.fileno()
         self.process = subprocess.Popen(
@@ -46,12 +46,13 @@ class WorkerProcess:
         os.set_blocking(self.stdin, False)
         os.set_blocking(self.stdout, False)
         self.ready = False
+        self.returncode: int | None = None
         self.job: Any = None
         self.inbox, self.outbox = bytearray(), memoryview(b"")
         self.last_read = time.monotonic()
         self.due = self.last_read + LOAD_LIMIT_S  # when the call in progress must have been answered
         path = [p or os.getcwd() for p in sys.path]
-        self.send({"path": path, "memory_mb": memory_mb, "rewards": [asdict(r) for r in rewards]})
+        self.send({"path": path, "rewards": [asdict(r) for r in rewards]})
 
     @property
     def deadline(self) -> float:
@@ -106,8 +107,11 @@ class WorkerProcess:
             return False
 
     def kill(self) -> str:
-        """Kill the process and everything it started. Returns how it ended and the last line it printed."""
-        returncode = self.process.poll()
+        """Kill the process and everything it started. Returns how it ended and the last line it printed.
+
+        `returncode` is then how it had ended by itself, None if it had not.
+        """
+        returncode = self.returncode = self.process.poll()
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 
+from rlhf_pg.grading import numbers
 from rlhf_pg.tasks.base import Row, Task
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations such as <<48/2=24>>, which no model should imitate
 
 
 def gold(answer: str) -> str:
-    """Return the number after the last "####", or the text itself where there is none, without thousands separators.
+    """Return the number after the last "####", or in the text itself where there is none: digits as they are, any other
+    spelling (1,000, 5e-05, $1/2$) as decimals or a fraction.
 
-    Raises ValueError when that is not a number.
+    Raises ValueError when that is not one number.
     """
-    number = answer.rsplit("####", 1)[-1].strip().replace(",", "")
-    if not re.fullmatch(r"-?\d+(\.\d+)?", number):
-        raise ValueError(f"no number after '####' in {answer[-60:]!r}")
-    return number
+    text = answer.rsplit("####", 1)[-1].strip()
+    if re.fullmatch(r"-?\d+(\.\d+)?", text):
+        return text
+    found = numbers.every(numbers.plain(text), 2)
+    if len(found) != 1 or found[0].value is None or found[0].percent:
+        raise ValueError(f"no number after '####' in {answer[-60:]!r}, or one that can be read in two ways")
+    return numbers.of_fraction(found[0].value)
 
 
 def solution(row: Row) -> str | None:

@@ -27,6 +27,7 @@ from rlhf_pg.models.load import load_config, load_model, load_tokenizer, switch_
 from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
+from rlhf_pg.rewards.arguments import check_rows
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import build as build_engine
@@ -92,15 +93,17 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
 
     `backend`: the process group, if it has been joined. Raises ValueError naming the key, file or column that is wrong.
     """
-    rewards = [plugin.resolve(r.fn, r.weight, r.timeout_s) for r in recipe.rewards]
+    rewards = [
+        plugin.resolve(r.fn, r.weight, r.timeout_s, r.memory_mb, f"rewards.{i}.{{}}")
+        for i, r in enumerate(recipe.rewards)
+    ]
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
     prompts = prompts_of(recipe, tokenizer, context_length(model_config))
     train, dropped = prompts["train"].prompts, prompts["train"].dropped_note
     sampler = prompt_data.PromptSampler(train, recipe.rollout.prompts_per_step, recipe.run.seed, dropped)
-    for reward in rewards:
-        plugin.check(reward, set(train[0].columns))
+    check_rows(rewards, [(f"prompt {p.id}", p.columns) for source in prompts.values() for p in source.prompts])
     vocabulary = model_config.get_text_config().vocab_size
     for prompt in (prompt for source in prompts.values() for prompt in source.prompts):
         check_tokens(prompt.tokens, f"prompt {prompt.id}", tokenizer, vocabulary)

@@ -1,7 +1,13 @@
 """`rewards check` and `rewards score`, and what they say of bad input."""
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
 
 from rlhf_pg.commands import run_rewards
 
@@ -82,3 +88,77 @@ def test_check_fails_when_the_function_does(tmp_path, capsys):
     data = rows(tmp_path / "d.jsonl", {"answer": "4"})
     assert run_rewards.check(f"{tmp_path / 'bad.py'}:bad", data) == 1
     assert "oops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rows": 0}, "--rows must be at least 1, got 0"),
+        ({"rows": -3}, "--rows must be at least 1, got -3"),
+        ({"memory_mb": 0}, "--memory-mb must be at least 1, got 0"),
+        ({"timeout_s": 0.0}, "--timeout-s must be above 0"),
+        ({"timeout_s": -1.0}, "--timeout-s must be above 0"),
+    ],
+)
+def test_a_number_out_of_range_is_named_by_its_option(tmp_path, capsys, options, named):
+    data = rows(tmp_path / "d.jsonl", {"answer": "4"})
+    assert run_rewards.check("gsm8k", data, **options) == 1
+    assert named in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("option", "value"), [("workers", 0), ("workers", -1), ("memory_mb", -5)])
+def test_score_names_the_option_too(tmp_path, capsys, option, value):
+    data = rows(tmp_path / "d.jsonl", {"answer": "4"})
+    assert run_rewards.score("gsm8k", data, "answer", "answer", tmp_path / "o", **{option: value}) == 1
+    assert f"--{option.replace('_', '-')} must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", " \n"])
+def test_check_refuses_a_file_without_rows(tmp_path, capsys, content):
+    (tmp_path / "d.jsonl").write_text(content)
+    assert run_rewards.check("gsm8k", tmp_path / "d.jsonl") == 1
+    assert "d.jsonl: no rows" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_check_names_a_file_that_is_no_text(tmp_path, capsys):
+    (tmp_path / "d.jsonl").write_bytes(b"PAR1\xff\xfe\x00")
+    assert run_rewards.check("gsm8k", tmp_path / "d.jsonl") == 1
+    assert "d.jsonl" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_gold_answers_in_a_column_of_numbers_are_read_from_their_value(tmp_path, capsys):
+    golds = [5e-05, 2.5e16, 0.1, 1e22, 1234567.0]
+    texts = ["0.00005", "25000000000000000", ".1", "10^{22}", "1,234,567"]
+    wrong = ["5", "16", "1", "22", "7"]
+    data = rows(
+        tmp_path / "d.jsonl",
+        *[{"right": t, "wrong": w, "gold": g} for t, w, g in zip(texts, wrong, golds, strict=True)],
+    )
+    for column, expected in (("right", 1.0), ("wrong", 0.0)):
+        out = tmp_path / f"{column}.jsonl"
+        assert run_rewards.score("gsm8k", data, column, "gold", out) == 0
+        assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [expected] * 5
+    assert run_rewards.check("gsm8k", data, answer="gold") == 0
+    assert "10 of 10 scored" in capsys.readouterr().out
+
+
+def test_a_function_that_wants_more_memory_is_told_of_the_option(tmp_path, capsys):
+    (tmp_path / "eats.py").write_text("def eats(completion):\n    return len(bytearray(300 << 20))\n")
+    data = rows(tmp_path / "d.jsonl", {"answer": "4"})
+    assert run_rewards.check(f"{tmp_path / 'eats.py'}:eats", data, memory_mb=128) == 1
+    assert "raise --memory-mb" in capsys.readouterr().err.replace("\n", " ")
+    assert run_rewards.check(f"{tmp_path / 'eats.py'}:eats", data, memory_mb=1024) == 0
+
+
+def test_a_parquet_file_with_a_timestamp_column_is_scored(tmp_path, capsys):
+    (tmp_path / "year.py").write_text("def year(completion, **kwargs):\n    return kwargs['when'].year\n")
+    when = [datetime.datetime(2024, 2, 29), datetime.datetime(1999, 1, 1)]
+    columns = {"when": when, "answer": [Decimal("1.50"), Decimal("2")], "text": ["1.5", "2"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    fn, out = f"{tmp_path / 'year.py'}:year", tmp_path / "out.jsonl"
+    assert run_rewards.check(fn, tmp_path / "d.parquet") == 0
+    assert run_rewards.score(fn, tmp_path / "d.parquet", "text", "answer", out) == 0
+    assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [2024.0, 1999.0]
+    assert run_rewards.score("gsm8k", tmp_path / "d.parquet", "text", "answer", out) == 0
+    assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [1.0, 1.0]
