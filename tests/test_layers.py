@@ -190,7 +190,7 @@ def test_each_rare_package_is_imported_in_one_file_at_most():
 
 def test_the_tests_of_a_folder_are_in_a_folder_of_its_name():
     here = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert here - {"dist", "reward_fns"} <= layers.MAY_IMPORT.keys()
+    assert here - {"dist", "reward_fns", "smollm2"} <= layers.MAY_IMPORT.keys()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from rlhf_pg.train import gradient_step, launch_facts
 from rlhf_pg.train.learner import Learner, Objective
 from rlhf_pg.train.prompts import note, read_prompts
 from rlhf_pg.train.resume import refuse_another_run
-from rlhf_pg.train.setup import adamw
+from rlhf_pg.train.setup import adamw, model_notes
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 EXPORTED = 64  # prompts whose tokens an export must keep
@@ -55,7 +55,7 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
     with RunDir.open(recipe.run.dir, recipe.run.resume) as folder, LiveView(batches, recipe.log.live) as view:
         folder.truncate_after(0)
         folder.write_text("config.yaml", config.dump(recipe))
-        for note in notes:
+        for note in [*model_notes(recipe.model.path), *notes]:
             view.message(note)
         learner, model = _learner(recipe, backend, batches)
         texts = [example.prompt.text for example in examples[:EXPORTED]]

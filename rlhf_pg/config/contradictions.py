@@ -248,7 +248,7 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
 
 def _missing_model(key: str, path: str) -> Iterator[str]:
     """Say so if a model path can only be a file or folder and is not there; a hub name is `name` or `owner/name`."""
-    if path.endswith(".gguf"):
+    if path.lower().endswith(".gguf"):
         if not Path(path).is_file():
             yield f"{key}: no file {path}"
     elif (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir():

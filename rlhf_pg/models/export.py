@@ -21,11 +21,12 @@ UNUSABLE = (  # what to do about faults of an export
     "The trained model could not be written at the end, or not be used: mend the file that is named. A tokenizer that "
     "reads its text another way beside this model has to lie in the model's own folder, without model.tokenizer."
 )
+SOURCE = "source.json"  # in a folder that comes from a GGUF file: the model's name, licence and file
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def remember_model(model: PreTrainedModel, path: str, configured: torch.dtype | None) -> PreTrainedModel:
-    """Note on the model what its export takes from the files it came from: their dtype, and generation_config.json.
+    """Note on the model what its export takes from the files it came from: dtype, generation_config.json, source.json.
 
     `configured`: the dtype that config.json names, for weights that cannot be looked into. transformers refuses to
     write some of the generation settings that it reads, so that file is passed on as it came.
@@ -34,7 +35,12 @@ def remember_model(model: PreTrainedModel, path: str, configured: torch.dtype | 
     dtype = model_folder.dtype_of(place) if place else None
     file = place / GENERATION if place else None
     content = file.read_bytes() if file and file.is_file() else None
-    model.origin = {"dtype": dtype or configured, GENERATION: content}  # pyright: ignore
+    source = place / SOURCE if place else None
+    model.origin = {  # pyright: ignore
+        "dtype": dtype or configured,
+        GENERATION: content,
+        SOURCE: source.read_bytes() if source and source.is_file() else None,
+    }
     return model
 
 
@@ -157,7 +163,10 @@ def _differences(
 
 
 def _save_generation(model: PreTrainedModel, folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write generation_config.json as it came; else the model's settings, those too that save_pretrained refuses."""
+    """Write generation_config.json as it came, else the model's settings, those too that save_pretrained refuses; and
+    source.json, which names the licence, if there was one."""
+    if origin[SOURCE] is not None:
+        (folder / SOURCE).write_bytes(origin[SOURCE])
     if origin[GENERATION] is not None:
         (folder / GENERATION).write_bytes(origin[GENERATION])
     elif model.generation_config is not None:
@@ -183,7 +192,7 @@ def _write_dtype(file: Path, dtype: torch.dtype) -> None:
 
 
 def _origin(model: PreTrainedModel) -> dict[str, Any]:
-    return getattr(without_adapter(model), "origin", {"dtype": None, GENERATION: None})
+    return getattr(without_adapter(model), "origin", {"dtype": None, GENERATION: None, SOURCE: None})
 
 
 def _rounded(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def check_weights(folder: Path) -> None:
             "adapter away to train the model, or merge it by PEFT's merge_and_unload()"
         )
     for file in _shards(folder):
-        _refuse_pointer(file)
+        refuse_pointer(file)
         try:
             with safe_open(file, "pt"):  # reads the header and compares it with the length of the file
                 pass
@@ -72,10 +72,14 @@ def check_config(folder: Path) -> None:
         return
     _refuse_adapter(folder)
     if "config.json" not in _names(folder):
-        raise ValueError(f"{folder}: no config.json there; model.path must be a Hugging Face model folder or hub name")
+        files = sorted(folder.glob("*.gguf"))
+        hint = f"; it holds {files[0].name}: name that file" if files else ""
+        raise ValueError(
+            f"{folder}: no config.json there; model.path must be a Hugging Face model folder or hub name{hint}"
+        )
     for name in ("config.json", "generation_config.json"):  # transformers takes no notice of a broken second one
         if (folder / name).exists():
-            _refuse_pointer(folder / name)
+            refuse_pointer(folder / name)
             _read_json(folder / name)
 
 
@@ -96,7 +100,7 @@ def check_tokenizer(folder: Path) -> None:
     # transformers also reads config.json, which says the kind of tokenizer
     for file in (*vocabularies, *(folder / name for name in (*TOKENIZER_SETTINGS, "config.json"))):
         if file.exists():
-            _refuse_pointer(file)
+            refuse_pointer(file)
             if file.suffix == ".json":
                 _read_json(file)
 
@@ -166,7 +170,7 @@ def _shards(folder: Path) -> list[Path]:
         raise ValueError(f"{folder}: no *.safetensors weights there; pickle weights are not loaded, convert them first")
     if (folder / "model.safetensors").exists() or not (folder / INDEX).exists():
         return files
-    _refuse_pointer(folder / INDEX)
+    refuse_pointer(folder / INDEX)
     index = _read_json(folder / INDEX)
     names = sorted(set(index.get("weight_map", {}).values()))
     absent = [name for name in names if not (folder / name).exists()]
@@ -178,7 +182,8 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _refuse_pointer(file: Path) -> None:
+def refuse_pointer(file: Path) -> None:
+    """Raise ValueError for a file that is empty or stands for content that git did not fetch."""
     try:
         with file.open("rb") as opened:
             beginning = opened.read(len(LFS))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.data import collate
-from rlhf_pg.rollout.weight_check import Closeness
+from rlhf_pg.rollout.weight_check import Closeness, rounding
 from rlhf_pg.train.gradient_step import shares_prompts
 from rlhf_pg.train.precompute import log_probs
 from rlhf_pg.train.setup import Session
@@ -19,8 +19,11 @@ PROMPTS, SAMPLES = 2, 2  # of the batch that are compared
 
 
 def closeness(session: Session) -> Closeness:
-    """Return how near two log-probs of the same tokens must be in a run's arithmetic."""
-    return Closeness.of(session.recipe.model.dtype, float32=FLOAT32_LIMIT)
+    """Return how near two log-probs of the same tokens must be in a run's arithmetic, by its model's own rounding."""
+    dtype = session.recipe.model.dtype
+    if session.rounding is None:
+        session.rounding = rounding(session.model, dtype)
+    return Closeness.of(dtype, float32=FLOAT32_LIMIT, rounding=session.rounding)
 
 
 def verify(session: Session, batch: Batch, message: Callable[[str], None]) -> None:

@@ -60,6 +60,7 @@ class Session:
     notes: list[str]  # what a person should know before step 1: dropped prompts, the template in use
     estimate: RunEstimate | None  # None: the model's shape is not one that is counted; a note says why
     reference_digest: str | None = None  # of its weights, computed once
+    rounding: float | None = None  # the mean error of a log-prob in the run's arithmetic, computed once
 
     def sampling(self, step: int) -> Sampling:
         """Return how the rollouts of a step are sampled."""
@@ -131,7 +132,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     ranks = backend.ranks.size
     slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
     engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
-    notes = [*model_notes(recipe), *(note(name, source) for name, source in prompts.items()), *stop_notes]
+    notes = [*model_notes(recipe.model.path), *(note(name, source) for name, source in prompts.items()), *stop_notes]
     notes += _slower_ways(recipe, model, policy, engine)
     estimate = None
     try:
@@ -157,9 +158,9 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     )
 
 
-def model_notes(recipe: ResolvedRecipe) -> list[str]:
+def model_notes(path: str) -> list[str]:
     """Return what to say of the model before step 1: where a GGUF file comes from, and its licence."""
-    return [gguf.description(recipe.model.path)] if gguf.is_gguf(recipe.model.path) else []
+    return [gguf.description(path)] if gguf.is_gguf(path) else []
 
 
 def _slower_ways(recipe: ResolvedRecipe, model: PreTrainedModel, policy: Policy, engine: Engine) -> Iterator[str]:

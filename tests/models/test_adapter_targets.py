@@ -14,7 +14,7 @@ from rlhf_pg.models.adapter import add_adapter
 from rlhf_pg.models.export import save_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from tests.random_models import random_model
-from tests.tolerance import allowance, in_float64
+from tests.tolerance import in_float64, rounding
 
 
 def adapted(targets: str | list[str], model=None) -> set[str]:
@@ -107,10 +107,11 @@ def test_an_adapter_on_a_fused_or_transposed_layer_is_merged_into_the_export(kin
         if "lora_" in name:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     tokens = torch.tensor([[5, 9, 3, 40]])
-    beside, exact = (each(input_ids=tokens).logits for each in (model, in_float64(model)))
+    model = in_float64(model)  # a merged weight is rounded once more than one that is computed beside the adapter
+    beside = model(input_ids=tokens).logits
     with model.disable_adapter():
         plain = model(input_ids=tokens).logits
-    save_model(model, character_tokenizer(), tmp_path / "model")
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(input_ids=tokens).logits
-    assert (exported - exact).abs().max() <= allowance(beside, exact)
+    save_model(model, character_tokenizer(), tmp_path / "model", dtype=torch.float64)
+    merged = in_float64(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64).eval())
+    assert (merged(input_ids=tokens).logits - beside).abs().max() <= rounding(torch.float64, beside.abs().max(), 1000)
     assert (plain - beside).abs().max() > 1e-2

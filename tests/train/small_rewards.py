@@ -44,3 +44,8 @@ def fails_on_odd_sums(completion):
     if sum(map(ord, completion)) % 2:
         raise ValueError("the sum of its characters is odd")
     return share_of_sevens(completion)
+
+
+def letters_modulo_seven(completion):
+    """Hardly ever the same for all samples of a prompt, whatever the tokens are."""
+    return sum(map(ord, completion)) % 7 / 7

@@ -16,7 +16,11 @@ REWARDS = Path(__file__).with_name("small_rewards.py")
 
 def recipe(folder: Path, **changes: Any) -> config.ResolvedRecipe:
     """`changes`: section=dict, merged into the defaults of `mapping`."""
-    return config.parse(mapping(folder, **changes), config.Recipe)
+    return parsed(mapping(folder, **changes))
+
+
+def parsed(raw: dict[str, Any]) -> config.ResolvedRecipe:
+    return config.parse(raw, config.Recipe)
 
 
 def mapping(folder: Path, **changes: Any) -> dict[str, Any]:
