@@ -226,8 +226,11 @@ def _source(name: str, source: DataSource) -> Iterator[str]:
         yield f"{name}: says not where rows come from; give task, path or dataset"
     if source.path is not None and not source.path.is_file():
         yield f"{name}.path: no file {source.path}"
-    if source.template_options and source.template not in (None, "auto", "chat"):
-        yield f"{name}.template_options: variables of a chat template, and {name}.template is {source.template!r}"
+    if source.template not in (None, "auto", "chat"):
+        if source.template_options:
+            yield f"{name}.template_options: variables of a chat template, and {name}.template is {source.template!r}"
+        if source.instruction is not None:
+            yield f"{name}.instruction: a turn of a chat template, and {name}.template is {source.template!r}"
 
 
 def _task(name: str, source: DataSource) -> Iterator[str]:

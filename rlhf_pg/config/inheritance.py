@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe, is_generated
 
 INHERITING = {"data.eval": "data.train", "critic.optimizer": "optimizer"}  # section -> the one it takes from
-COLUMNS = ("prompt", "answer", "template", "template_options")  # say how rows are read, wherever they come from
+COLUMNS = ("prompt", "answer", "template", "instruction", "template_options")  # say how rows are read, wherever they come from
 OWN_RATE = ("lr",)  # of a critic: values are learned faster than a policy
 
 R = TypeVar("R", Recipe, SftRecipe, Recipe | SftRecipe)
@@ -42,7 +42,7 @@ def _held_out_source(train: DataSource, held_out: DataSource) -> dict[str, Any]:
         return {}
     inherited = {"task": train.task, **{key: getattr(train, key) for key in COLUMNS}}
     if held_out.template not in (None, train.template):
-        del inherited["template_options"]  # variables of another template
+        del inherited["instruction"], inherited["template_options"]  # those of another template
     if held_out.path is None:
         for key in ("dataset", "subset"):
             if held_out.dataset in (None, train.dataset):

@@ -78,6 +78,10 @@ class DataSource(Section):
         None,
         description="auto (chat if the tokenizer has a chat template, else r1), chat, r1, plain, or text with {prompt}",
     )
+    instruction: str | None = Field(
+        default=None,
+        description="system turn of the chat template, for rows without one; empty for none; default: the task's",
+    )
     template_options: dict[str, Any] = Field(
         default={}, description="variables of the chat template, as in {enable_thinking: false}"
     )

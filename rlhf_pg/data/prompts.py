@@ -46,6 +46,7 @@ def to_prompts(
     prompt_column: str | None = None,
     answer_column: str | None = None,
     template: str | None = None,
+    instruction: str | None = None,
     template_options: Mapping[str, Any] | None = None,
     max_prompt_tokens: int,
     context_length: int,
@@ -57,13 +58,14 @@ def to_prompts(
 
     Prompts longer than `max_prompt_tokens`, or than the context leaves after `max_new_tokens`, are dropped and counted.
     Raises ValueError for a missing column, an empty or missing question or answer (with its line), an answer the task
-    finds no gold in, a wrong template or option of one, a row that cannot be rendered, or when nothing is left.
+    finds no gold in, a wrong template or option of one, an instruction that no
+    template takes, a row that cannot be rendered, or when nothing is left.
     """
     record = resolve_task(task) if isinstance(task, str) else task
     rows = rows if isinstance(rows, Rows) else Rows(list(rows), split_name)
     question_of, gold_of = readers(rows, record, prompt_column, answer_column)
     in_turns = not isinstance(question_of(0), str)
-    chosen = _template(template, tokenizer, record, template_options, split_name, in_turns=in_turns)
+    chosen = _template(template, tokenizer, record, instruction, template_options, split_name, in_turns=in_turns)
     room = min(max_prompt_tokens, context_length - max_new_tokens)
     prompts, shortest = [], None
     for index, row in enumerate(rows):
@@ -90,6 +92,7 @@ def _template(
     template: str | None,
     tokenizer: PreTrainedTokenizerBase,
     task: Task | None,
+    instruction: str | None,
     options: Mapping[str, Any] | None,
     split_name: str,
     *,
@@ -97,15 +100,18 @@ def _template(
 ) -> Template:
     """Return the template for questions, or for conversations `in_turns`.
 
-    A task may name its own for questions. Conversations without a task say themselves how to answer.
+    A task may name its own for questions. Conversations without a task or instruction say themselves how to answer.
     """
-    own, instruction = (task.template, task.instruction) if task else ("auto", "" if in_turns else BOXED_INSTRUCTION)
+    own, usual = (task.template, task.instruction) if task else ("auto", "" if in_turns else BOXED_INSTRUCTION)
     if template in (None, "auto"):
         template = "auto" if in_turns else own
     try:
-        return choose(template, tokenizer, instruction, options)
+        chosen = choose(template, tokenizer, usual if instruction is None else instruction, options)
+        if instruction is not None and chosen.chat is None:
+            raise ValueError(f"instruction: a turn of a chat template, and the template is {chosen.name}")
     except ValueError as error:
         raise ValueError(f"data.{split_name}: {error}") from error
+    return chosen
 
 
 def _limit(max_prompt_tokens: int, context_length: int, max_new_tokens: int) -> str:

@@ -62,6 +62,7 @@ def read_prompts(
         prompt_column=source.prompt,
         answer_column=source.answer,
         template=source.template or "auto",
+        instruction=source.instruction,
         template_options=source.template_options,
         max_prompt_tokens=max_prompt_tokens,
         context_length=context,

@@ -48,6 +48,16 @@ def test_held_out_problems_take_the_options_of_a_template_with_the_template():
     assert options == [{"enable_thinking": False}, {}, {"effort": "low"}]
 
 
+def test_held_out_problems_take_the_instruction_with_the_template():
+    given = ["data.train.task=gsm8k", "data.train.instruction=Be brief.", "data.eval.limit=5"]
+    instructions = []
+    for more in ([], ["data.eval.template=plain"], ["data.eval.instruction=''"]):
+        held_out = load(*given, *more).data.eval
+        assert held_out is not None
+        instructions.append(held_out.instruction)
+    assert instructions == ["Be brief.", None, ""]
+
+
 def test_another_task_takes_nothing():
     held_out = load(*TRAIN, "data.eval.task=countdown").data.eval
     assert held_out is not None

@@ -179,6 +179,13 @@ def test_options_of_a_template_that_has_none(template):
     assert line == f"data.train.template_options: {expected}"
 
 
+@pytest.mark.parametrize("template", ["plain", "r1", "Q: {prompt}"])
+@pytest.mark.parametrize("instruction", ["Be brief.", "''"])
+def test_an_instruction_for_a_template_without_turns(template, instruction):
+    line = problem(f"data.train.template={template}", f"data.train.instruction={instruction}")
+    assert line == f"data.train.instruction: a turn of a chat template, and data.train.template is {template!r}"
+
+
 def test_two_data_sources():
     write("{}\n", "rows.jsonl")
     assert problem("data.train.path=rows.jsonl", "data.train.dataset=a/b") == (

@@ -225,3 +225,35 @@ def test_a_null_in_a_nested_column_is_refused_with_its_row():
         prompts(rows)
     with pytest.raises(ValueError, match=r"train, row 1: answer column 'reward_model\.ground_truth' is None"):
         prompts([verl([user("1+1?")]), verl([user("1+1?")], None)])
+
+
+def test_an_instruction_takes_the_place_of_the_tasks():
+    rows = [{"question": "1+1?", "answer": "#### 2"}]
+
+    def text(**arguments):
+        settings = {"prompt_column": None, "answer_column": None, "task": gsm8k, "template": "chat", **arguments}
+        return prompts(rows, **settings).prompts[0].text
+
+    question = "<im>user\n1+1?</im>\n<im>assistant\n"
+    assert text() == f"<im>system\n{BOXED_INSTRUCTION}</im>\n{question}"
+    assert text(instruction="Be brief.") == f"<im>system\nBe brief.</im>\n{question}"
+    assert text(instruction="") == question
+
+
+def test_an_instruction_is_for_conversations_without_a_system_turn():
+    assert text_of([user("1+1?")], instruction="Be brief.") == text_of([system("Be brief."), user("1+1?")])
+    own = [system("Think."), user("1+1?")]
+    assert text_of(own, instruction="Be brief.") == text_of(own)
+
+
+def test_an_instruction_without_a_chat_template_is_refused():
+    with pytest.raises(ValueError, match=r"data\.train: instruction: a turn of a chat template, .* template is r1"):
+        to_prompts(
+            [{"q": "1+1?", "a": "2"}],
+            characters(None),
+            split_name="train",
+            prompt_column="q",
+            answer_column="a",
+            instruction="Be brief.",
+            **ROOM,
+        )
