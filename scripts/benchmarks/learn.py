@@ -27,6 +27,7 @@ RECIPE: dict[str, Any] = {
         "train": {
             "task": "arithmetic",
             "template": "chat",
+            "instruction": "Write the sum in one line.",
             "options": {"operations": "+", "low": 10, "high": 99, "words": True, "count": 4000},
         },
         "eval": {"options": {"count": 100}},
@@ -34,7 +35,7 @@ RECIPE: dict[str, Any] = {
     "rollout": {"prompts_per_step": 16, "samples_per_prompt": 8, "max_new_tokens": 16},
     "rewards": [{"fn": "gsm8k"}],
     "kl": {"coefficient": 0.0},
-    "optimizer": {"lr": 1e-5},
+    "optimizer": {"lr": 2e-5},
     "log": {"live": "off"},
 }
 TINY: dict[str, Any] = {  # seconds: for the test of this file
