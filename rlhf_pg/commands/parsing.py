@@ -30,9 +30,16 @@ def add_command(subcommands, name: str, run: Run, help: str, example: str, group
 def add_recipe_command(subcommands, name: str, run: Run, help: str, example: str) -> argparse.ArgumentParser:
     """Add a subcommand that reads a recipe and overrides."""
     parser = add_command(subcommands, name, run, help, example)
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file; docs/recipes.md lists its keys")
+    help = "YAML file, or the name of a shipped recipe (rlhf-pg recipes); docs/recipes.md lists its keys"
+    parser.add_argument("recipe", metavar="RECIPE", type=_recipe_file, help=help)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, as in optimizer.lr=1e-5")
     return parser
+
+
+def _recipe_file(text: str) -> Path:
+    from rlhf_pg.config import places  # here: --help needs no recipe
+
+    return places.find(text)
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:

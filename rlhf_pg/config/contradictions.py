@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
-from rlhf_pg.config import messages
+from rlhf_pg.config import messages, places
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
 from rlhf_pg.names import nearest, nearest_folder
@@ -255,4 +255,6 @@ def _missing_model(key: str, path: str) -> Iterator[str]:
         if not Path(path).is_file():
             yield f"{key}: no file {path}"
     elif (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir():
-        yield f"{key}: no folder {path}{nearest_folder(Path(path))}"
+        maker = places.cold_start_of(path)
+        hint = f"; rlhf-pg sft {maker} makes it" if maker else nearest_folder(Path(path))
+        yield f"{key}: no folder {path}{hint}"

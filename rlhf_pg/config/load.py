@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
-from rlhf_pg.config import contradictions, messages, reading, renamed, unused_keys
+from rlhf_pg.config import contradictions, messages, places, reading, renamed, unused_keys
 from rlhf_pg.config.inheritance import with_inherited
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import Recipe, SftRecipe
@@ -33,10 +33,11 @@ def load(path: str | Path, overrides: Sequence[str], schema: type[SftRecipe]) ->
 def load(path: str | Path, overrides: Sequence[str] = (), schema: type[Recipe] | type[SftRecipe] = Recipe):
     """Read a recipe file, apply each "section.key=value", check all of it and resolve it.
 
-    Paths inside a recipe are relative to the current directory, except `base`, which is relative to its file.
+    `path` may be the name of a shipped recipe. Files that a recipe names are looked for beside it first, then in the
+    current folder; those of overrides in the current folder.
     Raises RecipeError listing every problem found, one line each.
     """
-    mapping = reading.read(Path(path), overrides, lambda key: messages.kind(key, schema))
+    mapping = reading.read(places.find(path), overrides, lambda key: messages.kind(key, schema))
     return parse(mapping, schema, str(path))
 
 

@@ -17,6 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
+from rlhf_pg.config import places
 from rlhf_pg.errors import RecipeError
 
 TEXT, MERGE, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "timestamp"))
@@ -148,10 +149,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         return mapping
     if not isinstance(base, str):
         raise RecipeError(str(path), [f"base: must be the path of one recipe, is {base!r}"])
-    base_path = path.expanduser().parent / Path(base).expanduser()
-    if not base_path.is_file():
-        raise RecipeError(str(path), [f"base: no file {base_path}"])
-    return merge(_read_with_bases(base_path, (*chain, resolved)), mapping)
+    return merge(_read_with_bases(places.base_of(path.expanduser(), base), (*chain, resolved)), mapping)
 
 
 def _arrows(chain: Sequence[Path]) -> str:
@@ -162,7 +160,7 @@ def _read_one(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecipeError(str(path), ["no such recipe file"]) from error
+        raise places.missing(path) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
     mapping = parse(text, str(path))
@@ -170,7 +168,7 @@ def _read_one(path: Path) -> dict[str, Any]:
         raise RecipeError(str(path), ["the file is empty"])
     if not isinstance(mapping, dict):
         raise RecipeError(str(path), [f"a recipe is a mapping of sections, this file holds a {type(mapping).__name__}"])
-    return mapping
+    return mapping if places.is_record(path) else places.anchored(mapping, path.parent)
 
 
 def _check_keys(node: Node | None) -> None:

@@ -25,6 +25,7 @@ from rlhf_pg.names import nearest
 from rlhf_pg.rewards import callables
 
 ENTRY_POINTS = "rlhf_pg.rewards"
+SHIPPED = "rlhf_pg.reward_fns"  # reward_fns/ of the project, which is a part of the package when installed
 SAMPLE_ARGUMENTS = ("completion", "prompt", "finish", "answer")
 BATCH_ARGUMENTS = ("completions", "prompts")
 TOKEN_ARGUMENTS = ("completion_tokens", "max_new_tokens", "token_texts")  # of both kinds; never part of **kwargs
@@ -55,8 +56,8 @@ class Reward:
 
 
 def shipped() -> list[str]:
-    """Return the names of the shipped reward functions, which are the files of the package `reward_fns`."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("reward_fns").__path__))
+    """Return the names of the shipped reward functions, which are the files of reward_fns/."""
+    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(SHIPPED).__path__))
 
 
 def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0, memory_mb: int = 2048, option: str = "{}") -> Reward:
@@ -91,7 +92,7 @@ def locate(fn: str) -> tuple[str, str]:
             raise ValueError(f"no file {head} in {Path.cwd()}{nearest(path.name, neighbours)}")
         return str(path), function or path.stem
     if fn in shipped():
-        return f"reward_fns.{fn}", fn
+        return f"{SHIPPED}.{fn}", fn
     entries = {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if fn in entries:
         return entries[fn].module, entries[fn].attr or fn

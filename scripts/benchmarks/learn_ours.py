@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.learn import Course
 from benchmarks.ours import open_recipe
 from benchmarks.port import Answer, Port
-from reward_fns.gsm8k import gsm8k
 from rlhf_pg import config
+from rlhf_pg.reward_fns.gsm8k import gsm8k
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.token_texts import hidden_ids, text_of
 from rlhf_pg.train import loop

@@ -13,10 +13,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissin
 from benchmarks.learn import Course
 from benchmarks.learn_ours import greedy_accuracy, recipe_of
 from benchmarks.port import Answer, Port
-from reward_fns.gsm8k import gsm8k
 from rlhf_pg import config
 from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.models.load import folder_or_name, load_model, load_tokenizer
+from rlhf_pg.reward_fns.gsm8k import gsm8k
 from rlhf_pg.rollout.engine import build
 from rlhf_pg.train.prompts import prompts_of
 from rlhf_pg.types import Prompt

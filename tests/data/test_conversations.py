@@ -255,5 +255,7 @@ def test_an_instruction_without_a_chat_template_is_refused():
             prompt_column="q",
             answer_column="a",
             instruction="Be brief.",
-            **ROOM,
+            max_prompt_tokens=2000,
+            context_length=4000,
+            max_new_tokens=50,
         )

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from reward_fns.gsm8k import gsm8k
+from rlhf_pg.reward_fns.gsm8k import gsm8k
 from rlhf_pg.tasks.gsm8k import gold
 
 

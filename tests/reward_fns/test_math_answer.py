@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from reward_fns.math_answer import math_answer
+from rlhf_pg.reward_fns.math_answer import math_answer
 
 
 def reward(completion: str, answer: str = "42", finish: str = "stop", **more: str) -> tuple[float, str]:

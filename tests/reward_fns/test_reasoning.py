@@ -2,10 +2,10 @@
 
 import pytest
 
-from reward_fns.countdown import countdown
-from reward_fns.format_r1 import format_r1
-from reward_fns.gsm8k import gsm8k
-from reward_fns.math_answer import math_answer
+from rlhf_pg.reward_fns.countdown import countdown
+from rlhf_pg.reward_fns.format_r1 import format_r1
+from rlhf_pg.reward_fns.gsm8k import gsm8k
+from rlhf_pg.reward_fns.math_answer import math_answer
 
 ANSWERS = {"gsm8k": (r"\boxed{42}", r"\boxed{7}"), "countdown": ("<answer>(25-3)*4</answer>", "<answer>3</answer>")}
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from reward_fns.countdown import countdown
-from reward_fns.format_r1 import format_r1
-from reward_fns.length import length
-from reward_fns.overlong import overlong
+from rlhf_pg.reward_fns.countdown import countdown
+from rlhf_pg.reward_fns.format_r1 import format_r1
+from rlhf_pg.reward_fns.length import length
+from rlhf_pg.reward_fns.overlong import overlong
 
 
 @pytest.mark.parametrize(
