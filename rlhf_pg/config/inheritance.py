@@ -12,13 +12,8 @@ from pydantic import BaseModel
 from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe, is_generated
 
 INHERITING = {"data.eval": "data.train", "critic.optimizer": "optimizer"}  # section -> the one it takes from
-COLUMNS = (
-    "prompt",
-    "answer",
-    "template",
-    "instruction",
-    "template_options",
-)  # say how rows are read, wherever they come from
+# keys that say how rows are read, wherever they come from
+COLUMNS = ("prompt", "answer", "template", "instruction", "template_options")
 OWN_RATE = ("lr",)  # of a critic: values are learned faster than a policy
 
 R = TypeVar("R", Recipe, SftRecipe, Recipe | SftRecipe)

@@ -6,6 +6,7 @@ Shipped recipes are files of the package and go by name: "quickstart", "accelera
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,8 @@ def missing(recipe: Path) -> RecipeError:
 
 def cold_start_of(model: str) -> str | None:
     """Return the name of the shipped sft recipe whose result is the folder `model`, or None."""
-    folder, _, result = model.rpartition("/")
-    name = folder.rpartition("/")[2]
-    return (
-        name if result == "model" and folder == f"runs/{name}" and name.endswith("_sft") and name in shipped() else None
-    )
+    result = re.fullmatch(r"runs/(\w+_sft)/model", model)
+    return result[1] if result and result[1] in shipped() else None
 
 
 def base_of(recipe: Path, base: str) -> Path:

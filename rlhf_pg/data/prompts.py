@@ -102,11 +102,13 @@ def _template(
 
     A task may name its own for questions. Conversations without a task or instruction say themselves how to answer.
     """
-    own, usual = (task.template, task.instruction) if task else ("auto", "" if in_turns else BOXED_INSTRUCTION)
+    usual_template, usual_instruction = (
+        (task.template, task.instruction) if task else ("auto", "" if in_turns else BOXED_INSTRUCTION)
+    )
     if template in (None, "auto"):
-        template = "auto" if in_turns else own
+        template = "auto" if in_turns else usual_template
     try:
-        chosen = choose(template, tokenizer, usual if instruction is None else instruction, options)
+        chosen = choose(template, tokenizer, usual_instruction if instruction is None else instruction, options)
         if instruction is not None and chosen.chat is None:
             raise ValueError(f"instruction: a turn of a chat template, and the template is {chosen.name}")
     except ValueError as error:
