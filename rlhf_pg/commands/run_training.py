@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf_pg import config
+from rlhf_pg.commands.cold_start import make_model
 from rlhf_pg.commands.export import export, headline
 from rlhf_pg.commands.open_run import open_folder, resumed
 from rlhf_pg.config import ResolvedRecipe
@@ -30,6 +31,7 @@ def train(recipe: ResolvedRecipe, source: Path | None = None) -> int:
 
     source: the recipe's file, whose commit is recorded.
     """
+    make_model(recipe)
     backend = join(recipe)
     try:
         return _train(recipe, backend, source)

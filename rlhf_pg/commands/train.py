@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, then train. Returns the exit code."""
     from rlhf_pg import config
 
-    recipe = config.load(arguments.recipe, arguments.overrides)
+    recipe = config.load(arguments.recipe, arguments.overrides, makes_model=True)
     from rlhf_pg.commands.run_training import train
 
     return train(recipe, arguments.recipe)

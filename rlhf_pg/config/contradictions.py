@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
-from rlhf_pg.config import messages, places
+from rlhf_pg.config import messages
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
 from rlhf_pg.names import nearest, nearest_folder
@@ -26,11 +26,19 @@ def of_recipe(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[str]
         yield from part(recipe)
 
 
-def of_places(recipe: Recipe | SftRecipe) -> Iterator[str]:
-    """Say, a line each, what folder, file or data source is missing or ambiguous."""
-    for key, path in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
-        if path is not None:
-            yield from _missing_model(key, path)
+def of_places(recipe: Recipe | SftRecipe, makes_model: bool = False) -> Iterator[str]:
+    """Say, a line each, what folder, file or data source is missing or ambiguous.
+
+    `makes_model`: where `model.path` is missing, `run.cold_start` is run first.
+    """
+    if recipe.run.cold_start is None or not is_missing_folder(recipe.model.path):
+        yield from _missing_model("model.path", recipe.model.path)
+    elif not makes_model:
+        yield f"model.path: no folder {recipe.model.path}; rlhf-pg sft {recipe.run.cold_start} makes it"
+    elif Path(recipe.model.path).name != "model":
+        yield f"model.path: no folder {recipe.model.path}; one that run.cold_start makes is called .../model"
+    if recipe.model.tokenizer is not None:
+        yield from _missing_model("model.tokenizer", recipe.model.tokenizer)
     if recipe.run.dir.exists() and not recipe.run.dir.is_dir():
         yield f"run.dir: {recipe.run.dir} is a file; a run needs a folder of its own"
     for name, source in sources(recipe):
@@ -249,12 +257,15 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
         yield f"{name}: task {source.task!r} reads rows but has none of its own; give path or dataset"
 
 
+def is_missing_folder(path: str) -> bool:
+    """Return whether a model path can only be a folder and is not there; a hub name is `name` or `owner/name`."""
+    is_file = path.lower().endswith(".gguf")
+    return not is_file and (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir()
+
+
 def _missing_model(key: str, path: str) -> Iterator[str]:
-    """Say so if a model path can only be a file or folder and is not there; a hub name is `name` or `owner/name`."""
-    if path.lower().endswith(".gguf"):
-        if not Path(path).is_file():
-            yield f"{key}: no file {path}"
-    elif (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir():
-        maker = places.cold_start_of(path)
-        hint = f"; rlhf-pg sft {maker} makes it" if maker else nearest_folder(Path(path))
-        yield f"{key}: no folder {path}{hint}"
+    """Say so if a model path can only be a file or folder and is not there."""
+    if path.lower().endswith(".gguf") and not Path(path).is_file():
+        yield f"{key}: no file {path}"
+    elif is_missing_folder(path):
+        yield f"{key}: no folder {path}{nearest_folder(Path(path))}"

@@ -25,20 +25,31 @@ S = TypeVar("S", bound=BaseModel)
 
 
 @overload
-def load(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe: ...
+def load(path: str | Path, overrides: Sequence[str] = (), *, makes_model: bool = False) -> ResolvedRecipe: ...
 @overload
-def load(path: str | Path, overrides: Sequence[str], schema: type[Recipe]) -> ResolvedRecipe: ...
+def load(
+    path: str | Path, overrides: Sequence[str], schema: type[Recipe], *, makes_model: bool = False
+) -> ResolvedRecipe: ...
 @overload
-def load(path: str | Path, overrides: Sequence[str], schema: type[SftRecipe]) -> SftRecipe: ...
-def load(path: str | Path, overrides: Sequence[str] = (), schema: type[Recipe] | type[SftRecipe] = Recipe):
+def load(
+    path: str | Path, overrides: Sequence[str], schema: type[SftRecipe], *, makes_model: bool = False
+) -> SftRecipe: ...
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    schema: type[Recipe] | type[SftRecipe] = Recipe,
+    *,
+    makes_model: bool = False,
+):
     """Read a recipe file, apply each "section.key=value", check all of it and resolve it.
 
     `path` may be the name of a shipped recipe. Files that a recipe names are looked for beside it first, then in the
-    current folder; those of overrides in the current folder.
+    current folder; those of overrides in the current folder. `makes_model`: the command runs `run.cold_start` first, so
+    `model.path` need not be there yet.
     Raises RecipeError listing every problem found, one line each.
     """
     mapping = reading.read(places.find(path), overrides, lambda key: messages.kind(key, schema))
-    return parse(mapping, schema, str(path))
+    return parse(mapping, schema, str(path), makes_model=makes_model)
 
 
 def load_saved(path: Path, schema: type[Recipe] | type[SftRecipe]) -> Recipe | SftRecipe:
@@ -49,22 +60,36 @@ def load_saved(path: Path, schema: type[Recipe] | type[SftRecipe]) -> Recipe | S
 
 @overload
 def parse(
-    mapping: Mapping[str, Any], schema: type[Recipe] = Recipe, source: str = "recipe", launch: Launch | None = None
+    mapping: Mapping[str, Any],
+    schema: type[Recipe] = Recipe,
+    source: str = "recipe",
+    launch: Launch | None = None,
+    *,
+    makes_model: bool = False,
 ) -> ResolvedRecipe: ...
 @overload
-def parse(mapping: Mapping[str, Any], schema: type[SftRecipe], source: str = "recipe") -> SftRecipe: ...
+def parse(
+    mapping: Mapping[str, Any],
+    schema: type[SftRecipe],
+    source: str = "recipe",
+    launch: Launch | None = None,
+    *,
+    makes_model: bool = False,
+) -> SftRecipe: ...
 def parse(
     mapping: Mapping[str, Any],
     schema: type[Recipe] | type[SftRecipe] = Recipe,
     source: str = "recipe",
     launch: Launch | None = None,
+    *,
+    makes_model: bool = False,
 ) -> ResolvedRecipe | SftRecipe:
     """Check and resolve plain values for `launch` (default: that of this process).
 
     Raises RecipeError, its first line opening with `source`.
     """
     recipe = with_inherited(_validated(mapping, schema, source))
-    problems = list(contradictions.of_places(recipe))
+    problems = list(contradictions.of_places(recipe, makes_model))
     if isinstance(recipe, SftRecipe):
         problems += unused_keys.written_without_effect(recipe, None)
         if problems:

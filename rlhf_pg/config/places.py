@@ -6,7 +6,6 @@ Shipped recipes are files of the package and go by name: "quickstart", "accelera
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,13 @@ from rlhf_pg.errors import RecipeError
 from rlhf_pg.names import nearest
 
 SHIPPED = (Path(__file__).parents[1] / "recipes").resolve()
-FILE_KEYS = ("path", "tokenizer", "backbone", "fn")  # wherever they are; "fn" may have ":function" behind the file
+FILE_KEYS = (
+    "path",
+    "tokenizer",
+    "backbone",
+    "fn",
+    "cold_start",
+)  # wherever they are; "fn" may have ":function" behind the file
 NOT_FILES = ("tiny", "smollm2", "policy")  # models that go by name, also where a folder is called so
 
 
@@ -36,12 +41,6 @@ def missing(recipe: Path) -> RecipeError:
     stem = recipe.with_suffix("").name
     hint = f"; {stem!r}, without folder and ending, is shipped" if stem in shipped() else nearest(stem, shipped())
     return RecipeError(str(recipe), [f"no such recipe file{hint} (rlhf-pg recipes lists those that are shipped)"])
-
-
-def cold_start_of(model: str) -> str | None:
-    """Return the name of the shipped sft recipe whose result is the folder `model`, or None."""
-    result = re.fullmatch(r"runs/(\w+_sft)/model", model)
-    return result[1] if result and result[1] in shipped() else None
 
 
 def base_of(recipe: Path, base: str) -> Path:

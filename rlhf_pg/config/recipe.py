@@ -22,6 +22,11 @@ class RunSection(Section):
     resume: Literal["never", "auto", "must"] = Field(
         default="never", description="auto: continue if there is a checkpoint"
     )
+    cold_start: HomeText | None = Field(
+        default=None,
+        description="a recipe of `rlhf-pg sft` that train runs first where `model.path`, a folder called model, is not "
+        "there yet; with run.seed and data.train.path of this one",
+    )
     preflight: bool = Field(default=True, description="run the checks of `rlhf-pg check` before step 1")
     timeout_s: float = Field(
         default=1800.0, gt=0, description="the longest a process waits for the others before the run ends with an error"

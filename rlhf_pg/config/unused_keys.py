@@ -14,6 +14,7 @@ from rlhf_pg.config.recipe import Recipe, SftRecipe, is_generated, samples_as_tr
 
 IDLE_IN_SFT = (
     "run.steps",
+    "run.cold_start",
     "run.preflight",
     "run.timeout_s",
     "model.lora",
