@@ -217,30 +217,29 @@ def prompt_sharing(session: Session, probe: Callable[[], Probe]) -> Finding:
 
 
 def gold_answers(session: Session, probe: Callable[[], Probe]) -> Finding:
-    """Check that the first reward gives at least 1 to the gold answer in some usual form, and less to another row's."""
-    reward, every = session.scorer.rewards[0], max(1, len(session.train_prompts) // GOLD_ROWS)
+    """Check that the reward, or a function or part of it, tells each row's gold answer from another row's."""
+    rewards, every = session.scorer.rewards, max(1, len(session.train_prompts) // GOLD_ROWS)
     prompts = session.train_prompts[::every][:GOLD_ROWS]
-    if not {*reward.arguments, *reward.optional} & prompts[0].columns.keys() - {"prompt", "question"}:
-        return Finding(
-            "gold answers", None, f"reward {reward.name!r} asks for no column by name, so for no gold answer"
-        )
-    forms = [gold.answer_forms(prompt) for prompt in prompts]  # of each prompt
-    gold.values(
-        session, [(prompts[0], forms[0][0]), (prompts[0], forms[0][-1])]
-    )  # a function that hangs costs two calls
-    flat = iter(gold.values(session, [(p, text) for p, texts in zip(prompts, forms, strict=True) for text in texts]))
-    values = [[next(flat) for _ in texts] for texts in forms]  # of each form of each prompt
-    missed = [p for p, of_forms in zip(prompts, values, strict=True) if max(of_forms) < 1]
-    swapped = gold.swapped(prompts, forms, [of_forms.index(max(of_forms)) for of_forms in values])
-    accepted = sum(value >= 1 for value in gold.values(session, swapped))
+    asked = {name for reward in rewards for name in (*reward.arguments, *reward.optional)}
+    if not asked & prompts[0].columns.keys() - {"prompt", "question"}:
+        names = ", ".join(repr(reward.name) for reward in rewards)
+        return Finding("gold answers", None, f"reward {names} asks for no column by name, so for no gold answer")
+    judgements = gold.judgements(session, prompts)
+    judged = next((judgement for judgement in judgements if judgement.tells_apart), judgements[0])
+    right, others = judged.medians
+    counts = f"right {len(prompts) - len(judged.missed)} of {len(prompts)}, other rows' answers {judged.accepted}"
+    figure = f"gold {counts}; " if judged.clear else ""
+    figure += f"{judged.name} gives gold answers {right:.3g}, other rows' {others:.3g} (medians)"
+    missed = [prompts[i] for i in judged.missed[:1]]
     return Finding(
         "gold answers",
-        not missed and accepted <= 0.1 * len(swapped),
-        f"gold right {len(prompts) - len(missed)} of {len(prompts)}, other rows' answers {accepted} of {len(swapped)}"
-        + "".join(f"; judged wrong: {p.id}, gold {p.columns['answer']!r}{_changed(session, p)}" for p in missed[:1]),
-        "all gold right, at most 10 % of the others",
-        f"Reward {reward.name!r} does not tell right from wrong on this data: see data.train.answer and the form of "
-        "answer it expects, try it by `rlhf-pg rewards check`, and list the function that judges answers first.",
+        judged.tells_apart,
+        figure + "".join(f"; not right: {p.id}, gold {p.columns['answer']!r}{_changed(session, p)}" for p in missed),
+        "every gold answer nearer to the first median, at most 10 % of the others, and the medians apart by more than "
+        "a tenth of the range",
+        f"Neither the reward nor one of its parts ({', '.join(j.name for j in judgements[1:])}) tells right from wrong "
+        "on this data: see data.train.answer and the form of answer that is expected, and try it by `rlhf-pg rewards "
+        "check`.",
     )
 
 

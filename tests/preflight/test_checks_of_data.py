@@ -26,13 +26,21 @@ def solution_only(completion, solution): return 2.0 * (completion == solution)
 def batched(completions, answer, **rest): return [float(c == a) for c, a in zip(completions, answer)]
 def first_is_wrong(completion, answer, question): return float(completion == answer and answer != FIRST)
 def length(completion): return float(len(completion))
+def short_and_right(completion, answer):
+    return {"right": float(completion == answer), "brief": -0.001 * len(completion)}
+def penalised(completion, answer): return -float(completion != answer)
+def scaled(completion, answer): return 10.0 + 10.0 * (completion == answer)
+def noisy(completion, answer): return {"right": float(completion == answer), "noise": -10.0 * (int(answer) % 7)}
+def longer(completion, answer): return 0.001 * len(completion)
+def backwards(completion, answer): return float(completion != answer)
+def leaves_out(completion, answer): return None if completion != answer else 1.0
 """
 
 
-def with_reward(session, tmp_path, function, timeout_s=10.0):
+def with_reward(session, tmp_path, *functions, timeout_s=10.0):
     path = tmp_path / "rewards_here.py"
     path.write_text(REWARDS + f"FIRST = {session.train_prompts[0].columns['answer']!r}\n")
-    session.scorer = Scorer([plugin.resolve(f"{path}:{function}", timeout_s=timeout_s)], workers=2)
+    session.scorer = Scorer([plugin.resolve(f"{path}:{name}", timeout_s=timeout_s) for name in functions], workers=2)
     with session.scorer:
         return checks.gold_answers(session, pytest.fail)
 
@@ -40,16 +48,55 @@ def with_reward(session, tmp_path, function, timeout_s=10.0):
 @pytest.mark.parametrize("function", ["boxed_only", "tagged_only", "solution_only", "batched"])
 def test_gold_in_any_usual_form_is_enough(session, tmp_path, function):
     found = with_reward(session, tmp_path, function)
-    assert found.ok and found.figure == "gold right 16 of 16, other rows' answers 0 of 16"
+    assert found.ok and found.figure.startswith("gold right 16 of 16, other rows' answers 0; the reward gives ")
+
+
+SHAPED = {  # function -> (median gold, median wrong) worked out by hand for answers of two digits
+    "short_and_right": "0.998, other rows' -0.002",
+    "penalised": "0, other rows' -1",
+    "scaled": "20, other rows' 10",
+}
+
+
+@pytest.mark.parametrize("function", SHAPED)
+def test_a_shaped_reward_is_enough_if_gold_beats_other_answers(session, tmp_path, function):
+    session.train_prompts = [with_answer(p, str(10 + i)) for i, p in enumerate(session.train_prompts[:16])]
+    found = with_reward(session, tmp_path, function)
+    assert found.ok and f"the reward gives gold answers {SHAPED[function]} (medians)" in found.figure
+
+
+def with_answer(prompt, answer):
+    columns = {name: value for name, value in prompt.columns.items() if name != "solution"}
+    return replace(prompt, columns=columns | {"answer": answer})
+
+
+def test_where_the_sum_hides_the_answer_the_named_part_is_judged(session, tmp_path):
+    found = with_reward(session, tmp_path, "noisy")
+    assert found.ok and "noisy/right gives gold answers 1, other rows' 0" in found.figure
+
+
+def test_any_function_of_the_recipe_may_be_the_one_that_judges(session, tmp_path):
+    found = with_reward(session, tmp_path, "length", "batched")
+    assert found.ok and "batched gives gold answers 1, other rows' 0" in found.figure
+
+
+@pytest.mark.parametrize("function", ["longer", "backwards", "leaves_out"])
+def test_a_shaped_reward_that_prefers_others_is_refused(session, tmp_path, function):
+    found = with_reward(session, tmp_path, function)
+    assert found.ok is False and "apart by more than a tenth" in found.limit
 
 
 @pytest.mark.parametrize(
     ("function", "figure"),
     [
-        ("one", "gold right 16 of 16, other rows' answers 16 of 16"),
-        ("zero", "gold right 0 of 16, other rows' answers 0 of 16; judged wrong: train/0"),
-        ("half", "gold right 0 of 16"),
-        ("first_is_wrong", "gold right 15 of 16, other rows' answers 0 of 16; judged wrong: train/0, gold"),
+        ("one", "the reward gives gold answers 1, other rows' 1"),
+        ("zero", "the reward gives gold answers 0, other rows' 0 (medians); not right: train/0"),
+        ("half", "the reward gives gold answers 0.5, other rows' 0.5"),
+        (
+            "first_is_wrong",
+            "gold right 15 of 16, other rows' answers 0; the reward gives gold answers 1, other rows' 0 (medians); not "
+            "right: train/0, gold",
+        ),
     ],
 )
 def test_a_reward_that_does_not_tell_right_from_wrong_is_refused(session, tmp_path, function, figure):
@@ -68,10 +115,10 @@ def test_a_reward_that_reads_no_column_is_not_judged(session, tmp_path):
     assert found.ok is None and "'length' asks for no column by name" in found.figure
 
 
-def test_rows_that_all_have_one_answer_are_judged_by_their_gold_alone(session, tmp_path):
+def test_rows_that_all_have_one_answer_are_compared_with_none(session, tmp_path):
     session.train_prompts = [replace(p, columns=p.columns | {"answer": "7"}) for p in session.train_prompts]
-    found = with_reward(session, tmp_path, "batched")
-    assert found.ok and "other rows' answers 0 of 0" in found.figure
+    assert with_reward(session, tmp_path, "batched").ok
+    assert with_reward(session, tmp_path, "one").ok is False
 
 
 def test_tags_that_are_special_tokens_reach_the_reward(session, tmp_path):
@@ -79,7 +126,7 @@ def test_tags_that_are_special_tokens_reach_the_reward(session, tmp_path):
     tags = ["<think>", "</think>", "<answer>", "</answer>"]
     session.tokenizer.add_special_tokens({"additional_special_tokens": tags})
     found = with_reward(session, tmp_path, "tagged_only")
-    assert found.ok and found.figure == "gold right 16 of 16, other rows' answers 0 of 16"
+    assert found.ok and found.figure.startswith("gold right 16 of 16, other rows' answers 0; ")
 
 
 def test_a_tag_that_ends_the_completion_is_missed_and_said(session, tmp_path):
@@ -95,7 +142,7 @@ def test_a_tag_that_ends_the_completion_is_missed_and_said(session, tmp_path):
 def test_a_gold_answer_that_the_tokenizer_drops_is_missed_and_said(session, tmp_path):
     session.train_prompts = [replace(p, columns=p.columns | {"answer": "½"}) for p in session.train_prompts]
     found = with_reward(session, tmp_path, "batched")  # the embedded tokenizer has no ½
-    assert found.ok is False and found.figure.startswith("gold right 0 of 16")
+    assert found.ok is False
     assert "gold '½', which the tokenizer makes '' of '½'" in found.figure
 
 
