@@ -12,15 +12,31 @@ import textwrap
 from collections.abc import Sequence
 
 from rlhf_pg import __version__
-from rlhf_pg.commands import check, eval, plan, recipes, report, rewards, serve, sft, train, variance
+from rlhf_pg.commands import (
+    check,
+    completion,
+    env,
+    eval,
+    parsing,
+    plan,
+    recipes,
+    report,
+    rewards,
+    serve,
+    sft,
+    train,
+    variance,
+)
 from rlhf_pg.display import quiet
 
-COMMANDS = (train, sft, eval, check, serve, plan, variance, report, rewards, recipes)
+COMMANDS = (train, sft, eval, check, serve, plan, variance, report, rewards, recipes, env, completion)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` without the program name; default: the process's."""
+    if "_ARGCOMPLETE" in os.environ:
+        completion.answer(parser())
     arguments = parser().parse_args(argv)
     if arguments.command is None:
         parser().print_help()
@@ -43,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = parsing.Parser(
         prog="rlhf-pg",
         description="Policy-gradient training of small language models on math.",
         epilog="example: rlhf-pg train recipes/quickstart.yaml run.seed=1",
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     top.set_defaults(command=None)
-    subcommands = top.add_subparsers(metavar="COMMAND")
+    subcommands = top.add_subparsers(metavar="COMMAND", parser_class=parsing.Parser)
     for command in COMMANDS:
         command.add_parser(subcommands)
     return top

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from rlhf_pg.config import foreign
 from rlhf_pg.names import nearest
 
 EXPECTED = {
@@ -91,7 +92,8 @@ def explain(error: ValidationError, schema: type[BaseModel], prefix: str = "") -
     for item in error.errors(include_url=False):
         key, union = _locate(item["loc"], schema)
         if item["type"] == "extra_forbidden":
-            text = "unknown key" + _nearest_key(item["loc"], schema, prefix)
+            here = foreign.key_for(str(item["loc"][-1]), item["input"])
+            text = "unknown key" + (f"; here it is {here}" if here else _nearest_key(item["loc"], schema, prefix))
         elif union is not None:  # all that its branches agree on is that none of them fits
             text = f"must be {words(union)}"
         else:

@@ -42,7 +42,7 @@ def facts(
         "command": command(sys.argv),
         "git": None if source is None else git_state(source),
         "seed": recipe.run.seed,
-        "device": _device(backend.device),
+        "device": device_name(backend.device),
         "dtype": recipe.model.dtype,
         "layout": backend.layout(policy),
         "processes": backend.ranks.size,
@@ -116,7 +116,8 @@ def _engine(recipe: ResolvedRecipe) -> str:
     return f"{rollout.engine}, in a second process" if rollout.overlap else rollout.engine
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or "CPU (its model)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
