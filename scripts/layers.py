@@ -14,6 +14,7 @@ EVERYWHERE = ("types", "errors", "names")  # single files without logic of their
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("commands", "display"),
+    "api": ("commands",),
     "commands": (
         "algorithms",
         "config",
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 
 IDEAS = {
     "cli": "the command line",
+    "api": "the same from Python",
     "commands": "one file per subcommand",
     "preflight": "is this run set up right?",
     "train": "from a batch to stepped weights",

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rlhf_pg.commands.parsing import add_recipe_command
+
+if TYPE_CHECKING:
+    from rlhf_pg.config import ResolvedRecipe
+    from rlhf_pg.train.setup import Session
 
 
 def add_parser(subcommands) -> None:
@@ -23,24 +28,30 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe.data.eval is None:
         raise config.RecipeError(str(arguments.recipe), ["data.eval: required by `rlhf-pg eval`, but not given"])
     from rich.console import Console
+
+    metrics, session = measure(recipe)
+    if session.learner.backend.ranks.first:
+        for note in session.notes:
+            print(note)
+        Console().print(_table(f"{recipe.model.path}: {len(session.eval_prompts)} problems", metrics))
+    return 0
+
+
+def measure(recipe: ResolvedRecipe) -> tuple[dict[str, float], Session]:
+    """Evaluate the model of a recipe with `data.eval`. Returns the figures, and the session they are of, closed."""
     from rich.progress import Progress
 
     from rlhf_pg.train.evaluate import evaluate
     from rlhf_pg.train.setup import build
 
     session = build(recipe, learn=False)
-    first_rank = session.learner.backend.ranks.first
     try:
-        with Progress(disable=not first_rank) as bar:
+        with Progress(disable=not session.learner.backend.ranks.first) as bar:
             task = bar.add_task("evaluating")
             metrics = evaluate(session, lambda done, total, tokens: bar.update(task, completed=done, total=total))
     finally:
         session.close()
-    if first_rank:
-        for note in session.notes:
-            print(note)
-        Console().print(_table(f"{recipe.model.path}: {len(session.eval_prompts)} problems", metrics))
-    return 0
+    return metrics, session
 
 
 def _table(title: str, metrics: Mapping[str, float]):

@@ -83,8 +83,7 @@ class RunDir:
 
     def _begin(self, resume: Literal["never", "auto", "must"]) -> None:
         self._probe()
-        used = checkpoint.exists(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
-        if resume == "never" and used:
+        if resume == "never" and is_used(self.path):
             raise ValueError(
                 f"run.dir {self.path} holds an earlier run: continue it with run.resume=auto, or choose another run.dir"
             )
@@ -195,6 +194,12 @@ class RunDir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def is_used(path: Path) -> bool:
+    """Return whether a run has logged a step or saved a checkpoint in the folder."""
+    metrics = path / "metrics.jsonl"
+    return checkpoint.exists(path / "checkpoints") or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _take_lock(path: Path) -> int:

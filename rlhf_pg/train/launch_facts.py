@@ -67,8 +67,11 @@ def lines(launch: dict[str, Any]) -> list[str]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """Return a command as it was typed, quoted for a shell, without what looks like a password or an access token."""
+    """Return a command as it was typed, quoted for a shell, without what looks like a password or an access token; or "in
+    a notebook"."""
     program = Path(argv[0]).name
+    if "kernel_launcher" in program:
+        return "in a notebook"
     if program == "__main__.py":
         launched = "accelerate launch ... -m" if "LOCAL_RANK" in os.environ else "python -m"
         program = f"{launched} {Path(argv[0]).parent.name}"
