@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_pg import functional
-    from rlhf_pg.api import Run, evaluate, sft, train
-    from rlhf_pg.config import Recipe, SftRecipe
+    from rlhf_pg.api import Recipe, Run, evaluate, sft, train
     from rlhf_pg.errors import RecipeError, RunError
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "RecipeError", "Run", "RunError", "SftRecipe", "evaluate", "functional", "sft", "train"]
+__all__ = ["Recipe", "RecipeError", "Run", "RunError", "evaluate", "functional", "sft", "train"]
 
-_HOMES = {"Recipe": "config", "SftRecipe": "config", "RecipeError": "errors", "RunError": "errors"}
+_HOMES = {"RecipeError": "errors", "RunError": "errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,14 +13,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rlhf_pg import config
-from rlhf_pg.config import Recipe, ResolvedRecipe, SftRecipe, places, reading
+from rlhf_pg.config import ResolvedRecipe, SftRecipe, places, reading
 from rlhf_pg.display import quiet
 from rlhf_pg.display.figures import eval_names
-from rlhf_pg.report import run_record
 from rlhf_pg.names import shipped
+from rlhf_pg.report import run_record
 from rlhf_pg.rewards import captured
 from rlhf_pg.storage import run_dir
 from rlhf_pg.storage.atomic_io import write_atomic
@@ -28,6 +29,16 @@ from rlhf_pg.storage.atomic_io import write_atomic
 Rows = Iterable[Mapping[str, Any]]
 Data = str | Path | Mapping[str, Any] | Rows
 Reward = str | Callable[..., Any] | Mapping[str, Any]
+
+
+class Recipe(config.Recipe):
+    """A recipe: its sections as attributes, `recipe.optimizer.lr`; `train(recipe)` runs it."""
+
+    @classmethod
+    def load(cls, recipe: str | Path, *overrides: str) -> Recipe:
+        """Read a recipe by shipped name or file, with overrides ("optimizer.lr=1e-5"). Raises RecipeError."""
+        written = config.load(recipe, overrides, makes_model=True).written
+        return cls.model_validate(written.model_dump(exclude_unset=True))
 
 
 class Run:
@@ -79,7 +90,7 @@ class Run:
 
 
 def train(
-    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    recipe: str | Path | Mapping[str, Any] | config.Recipe | None = None,
     *,
     model: str | Path | Mapping[str, Any] | None = None,
     data: Data | None = None,
@@ -92,25 +103,26 @@ def train(
     """Train by reinforcement learning and return the run; `rlhf-pg train` as a function.
 
     recipe: what the other arguments are laid over: a shipped name, a file, a mapping or a `Recipe`; default: nothing.
-    model: `model.path`, or the section. data, eval_data: rows (dicts, a data set), a file, a task's name, or the section.
+    model: `model.path`, or the section.
+    data, eval_data: rows (dicts, a data set, a data frame), a file, a task's name, a hub data set, or the section.
     reward: a function, a name as in a recipe, a section of `rewards`, or a list of those. Functions run in processes of
     their own, with time and memory limits; those of a script or notebook travel as source.
     steps: `run.steps`. dir: `run.dir`; default: the first free of runs/run-1, runs/run-2, ...
     keys: any other section or dotted key of a recipe: rollout={"prompts_per_step": 8}, algorithm="ppo",
     **{"optimizer.lr": 1e-5}.
 
-    Raises RecipeError for a wrong key or value, RunError for a run that fails. On Ctrl-C and SIGTERM the run is saved and
-    KeyboardInterrupt raised; the same call with run={"resume": "auto"} and its `dir` goes on.
+    Raises RecipeError for a wrong key or value, RunError for a run that fails. On Ctrl-C and SIGTERM the run is saved
+    and KeyboardInterrupt raised; the same call with run={"resume": "auto"} and its `dir` goes on.
     """
-    from rlhf_pg.commands.run_training import train as run_training
-
-    mapping, source = _mapping(recipe, Recipe)
+    mapping, source = _mapping(recipe)
     given = _sections(model, data, eval_data, steps, dir, keys)
     if reward is not None:
         given["rewards"] = _rewards(reward)
     with _Written(mapping, given) as written:
-        resolved = config.parse(written.mapping, Recipe, "pg.train", makes_model=True)
+        resolved = config.parse(written.mapping, config.Recipe, "pg.train", makes_model=True)
         with quiet.libraries(shown=False):
+            from rlhf_pg.commands.run_training import train as run_training
+
             if run_training(resolved, source or _script()):
                 raise KeyboardInterrupt("the run was stopped and saved")
     return Run(resolved.run.dir)
@@ -125,26 +137,24 @@ def sft(
     **keys: Any,
 ) -> Run:
     """Fine-tune on worked solutions and return the run; `rlhf-pg sft` as a function. Arguments as those of `train`."""
-    from rlhf_pg.commands.run_sft import sft as run_sft
-
-    mapping, source = _mapping(recipe, SftRecipe)
+    mapping, source = _mapping(recipe)
     with _Written(mapping, _sections(model, data, None, None, dir, keys)) as written:
         resolved = config.parse(written.mapping, SftRecipe, "pg.sft")
         with quiet.libraries(shown=False):
+            from rlhf_pg.commands.run_sft import sft as run_sft
+
             run_sft(resolved, source or _script())
     return Run(resolved.run.dir)
 
 
-def evaluate(recipe: str | Path | Mapping[str, Any] | Recipe | None = None, **arguments: Any) -> dict[str, float]:
+def evaluate(
+    recipe: str | Path | Mapping[str, Any] | config.Recipe | None = None, **arguments: Any
+) -> dict[str, float]:
     """Measure greedy and pass@k of a model on held-out problems, `data.eval`; nothing is kept. Arguments as of `train`.
 
     Returns {"pass@1": 0.4, "pass@1_low": 0.3, "pass@1_high": 0.5, "greedy": ...}.
     """
-    from tempfile import TemporaryDirectory
-
-    from rlhf_pg.commands.eval import measure
-
-    mapping, _ = _mapping(recipe, Recipe)
+    mapping, _ = _mapping(recipe)
     model, data, eval_data, reward = (arguments.pop(name, None) for name in ("model", "data", "eval_data", "reward"))
     if data is None and "train" not in mapping.get("data", {}):
         data = eval_data  # a recipe has data.train; nothing is read from it here but how rows are read
@@ -153,21 +163,23 @@ def evaluate(recipe: str | Path | Mapping[str, Any] | Recipe | None = None, **ar
         if reward is not None:
             given["rewards"] = _rewards(reward)
         with _Written(mapping, given) as written:
-            resolved = config.parse(written.mapping, Recipe, "pg.evaluate")
+            resolved = config.parse(written.mapping, config.Recipe, "pg.evaluate")
             if resolved.data.eval is None:
                 raise config.RecipeError("pg.evaluate", ["eval_data: needed, or data.eval of a recipe"])
             with quiet.libraries(shown=False):
+                from rlhf_pg.commands.eval import measure
+
                 return measure(resolved)[0]
 
 
 # ---- from arguments to a recipe
 
 
-def _mapping(recipe: Any, schema: type[Recipe] | type[SftRecipe]) -> tuple[dict[str, Any], Path | None]:
+def _mapping(recipe: Any) -> tuple[dict[str, Any], Path | None]:
     """Return the plain values of a recipe, and its file if it has one."""
     if recipe is None:
         return {}, None
-    if isinstance(recipe, Recipe | SftRecipe):
+    if isinstance(recipe, config.Recipe | SftRecipe):
         return recipe.model_dump(mode="json", exclude_unset=True), None
     if isinstance(recipe, ResolvedRecipe):
         return reading.parse(config.dump(recipe), "recipe"), None
@@ -236,8 +248,7 @@ class _Written:
     def __enter__(self) -> _Written:
         try:
             sources = self.mapping.get("data")
-            for name in ("train", "eval") if isinstance(sources, dict) else ():
-                source = sources.get(name)
+            for name, source in sources.items() if isinstance(sources, dict) else ():
                 if isinstance(source, dict) and "rows" in source:
                     source["path"] = self._write(f"data/{name}.jsonl", _lines(source.pop("rows"), name))
             rewards = self.mapping.get("rewards")

@@ -14,7 +14,7 @@ EVERYWHERE = ("types", "errors", "names")  # single files without logic of their
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("commands", "display"),
-    "api": ("commands",),
+    "api": ("commands", "config", "display", "report", "rewards", "storage"),
     "commands": (
         "algorithms",
         "config",
@@ -30,10 +30,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rewards",
         "rollout",
         "storage",
-        "train",
+        "training",
     ),
-    "preflight": ("config", "data", "display", "functional", "models", "rollout", "storage", "train"),
-    "train": (
+    "preflight": ("config", "data", "display", "functional", "models", "rollout", "storage", "training"),
+    "training": (
         "algorithms",
         "config",
         "data",
@@ -67,7 +67,7 @@ IDEAS = {
     "api": "the same from Python",
     "commands": "one file per subcommand",
     "preflight": "is this run set up right?",
-    "train": "from a batch to stepped weights",
+    "training": "from a batch to stepped weights",
     "estimate": "memory and time before step 1",
     "config": "the recipe, read and resolved",
     "rollout": "engines that sample completions",

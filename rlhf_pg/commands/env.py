@@ -34,7 +34,7 @@ def facts() -> dict[str, str]:
     import torch
 
     from rlhf_pg import __version__
-    from rlhf_pg.train.launch_facts import device_name, git_state
+    from rlhf_pg.training.launch_facts import device_name, git_state
 
     package = Path(__file__).parents[1]
     git = git_state(package / "__init__.py")

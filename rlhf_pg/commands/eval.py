@@ -10,7 +10,7 @@ from rlhf_pg.commands.parsing import add_recipe_command
 
 if TYPE_CHECKING:
     from rlhf_pg.config import ResolvedRecipe
-    from rlhf_pg.train.setup import Session
+    from rlhf_pg.training.setup import Session
 
 
 def add_parser(subcommands) -> None:
@@ -41,8 +41,8 @@ def measure(recipe: ResolvedRecipe) -> tuple[dict[str, float], Session]:
     """Evaluate the model of a recipe with `data.eval`. Returns the figures, and the session they are of, closed."""
     from rich.progress import Progress
 
-    from rlhf_pg.train.evaluate import evaluate
-    from rlhf_pg.train.setup import build
+    from rlhf_pg.training.evaluate import evaluate
+    from rlhf_pg.training.setup import build
 
     session = build(recipe, learn=False)
     try:

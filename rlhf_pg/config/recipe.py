@@ -178,13 +178,6 @@ class Recipe(Section):
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
 
-    @classmethod
-    def load(cls, recipe: str | Path, *overrides: str) -> Recipe:
-        """Read a recipe by shipped name or file, with overrides ("optimizer.lr=1e-5"). Raises RecipeError."""
-        from rlhf_pg.config.load import load
-
-        return load(recipe, overrides, makes_model=True).written
-
 
 class Sft(Section):
     epochs: int = Field(default=1, ge=1, description="passes over the data")

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 def libraries(*, shown: bool) -> Iterator[None]:
     """Hide inside what libraries say below an error; `shown`: show all of it, from the level INFO on.
 
-    Enter it before they are imported. Python's own -W and PYTHONWARNINGS win.
+    What their compiled parts print is hidden only if they are imported inside. Python's own -W and PYTHONWARNINGS win.
     """
     settings = {name: value for name, value in (DEBUG if shown else QUIET).items() if name not in os.environ}
     os.environ.update(settings)
@@ -40,7 +41,7 @@ def libraries(*, shown: bool) -> Iterator[None]:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
             yield
         else:
-            with _own_logs(), _own_warnings():
+            with _own_logs(), _own_warnings(), _own_bars():
                 yield
     finally:
         for name in settings:
@@ -77,6 +78,25 @@ def _own_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = every
+
+
+@contextmanager
+def _own_bars() -> Iterator[None]:
+    """Switch bars off inside where tqdm was imported before, and so has not seen TQDM_DISABLE."""
+    bar: Any = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    if bar is None or os.environ.get("TQDM_DISABLE") != QUIET["TQDM_DISABLE"]:
+        yield
+        return
+    every = bar.__init__
+
+    def own(self, *arguments, **options) -> None:
+        every(self, *arguments, **{"disable": True, **options})
+
+    bar.__init__ = own
+    try:
+        yield
+    finally:
+        bar.__init__ = every
 
 
 @contextmanager

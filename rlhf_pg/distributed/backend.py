@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ class Backend:
         folders = (
             ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
         )
+        if not _asks_for_deepspeed():
+            AcceleratorState._reset_state()  # an earlier run of this process may have had another dtype
         with quiet.prints_logged():
             self.accelerator = Accelerator(
                 mixed_precision=precision,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from rlhf_pg.rollout.token_texts import hidden_ids, of_text, text_of
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Prompt, Sample, Score
 
 MARGIN = 0.1  # of the range of all values

@@ -1,7 +1,7 @@
 """The source of a function of a script or notebook, as a file: what the processes that run rewards can load.
 
-A function of an imported module goes by its dotted name. One of `__main__` has no name that another process could import
-without running the script again, and pickles are not loaded here, so its source is taken, with all that it uses.
+A function of an imported module goes by its dotted name. One of `__main__` has no name that another process could
+import without running the script again, and pickles are not loaded here, so its source is taken, with all that it uses.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ class _Capture:
             )
 
     def _define_from_source(self, name: str, value: FunctionType | type) -> None:
-        closed = value.__code__.co_freevars if isinstance(value, FunctionType) else ()
+        function: Any = inspect.unwrap(value) if isinstance(value, FunctionType) else None
+        closed = function.__code__.co_freevars if function else ()
         if closed:
             raise ValueError(
-                f"reward {self.reward!r}: {value.__name__} uses {', '.join(closed)} of the function that made it, which "
-                f"cannot be handed to another process: {REMEDY.format(name=self.reward)}"
+                f"reward {self.reward!r}: {value.__name__} uses {', '.join(closed)} of the function that made it, "
+                f"which cannot be handed to another process: {REMEDY.format(name=self.reward)}"
             )
         try:
             source = textwrap.dedent(inspect.getsource(value))
