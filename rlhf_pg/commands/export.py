@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from rlhf_pg.config import ResolvedRecipe
+from rlhf_pg.display.figures import eval_names
+from rlhf_pg.display.text import visible
 from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.export import export_dtype, save_model
-from rlhf_pg.report import write_report
+from rlhf_pg.report import run_record, write_report
+from rlhf_pg.report.notices import notices
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.training.resume import Progress
 from rlhf_pg.training.setup import Session
@@ -40,14 +45,38 @@ def export(
             "launches": folder.launches,
         }
         folder.write_json("summary.json", summary)
-        if after:
-            message(f"after: {headline(after)}")
         if written != torch.float32:
             message(
                 f"model: weights rounded to {str(written).removeprefix('torch.')} (model.export_dtype: "
                 f"{session.recipe.model.export_dtype}); what was measured are the float32 ones that were trained"
             )
-        message(f"report: {write_report.write([folder.path])}")
+        write_report.write([folder.path])
+        for line in closing(folder.path):
+            message(line)
+
+
+def closing(run_dir: Path) -> list[str]:
+    """Return what a finished run says last: held-out figures, what to know about it, and where things are."""
+    run = run_record.read(run_dir)
+    before, after = run.evaluation("before"), run.evaluation("after")
+    lines = []
+    for name in eval_names(after):
+        was = f"{before[name]:.2f} -> " if name in before else ""
+        lines.append(
+            f"held-out {name:7} {was}{after[name]:.2f}  [{after[f'{name}_low']:.2f}, {after[f'{name}_high']:.2f}]"
+        )
+    lines += [f"{notice.level}: {visible(notice.text)}" for notice in notices(run)]
+    adapter = [f"adapter: {run_dir / 'adapter'}"] if (run_dir / "adapter").is_dir() else []
+    return [*lines, f"model: {run_dir / 'model'}", *adapter, f"report: {run_dir / 'report.html'}"]
+
+
+def is_finished(recipe: ResolvedRecipe, folder: RunDir) -> bool:
+    """Return whether a run has been to its end, and its model was exported as the recipe asks for."""
+    run = run_record.read(folder.path)
+    exported = (folder.path / "model" / "config.json").is_file()
+    if folder.resume_from is None or not exported or run.summary.get("steps", -1) < recipe.run.steps:
+        return False
+    return run.setting("model.export_dtype") == recipe.model.export_dtype
 
 
 def headline(measured: dict[str, float]) -> str:

@@ -75,6 +75,7 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
                 folder.append_metrics(row)
                 view.finish_step(row, [])
         save_model(model, tokenizer, folder.path / "model", dtype=export_dtype(recipe.model.export_dtype))
+        view.end()
         view.message(f"model: {folder.path / 'model'}")
     return 0
 

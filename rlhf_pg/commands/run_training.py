@@ -9,9 +9,10 @@ from rich.console import Console
 
 from rlhf_pg import config
 from rlhf_pg.commands.cold_start import make_model
-from rlhf_pg.commands.export import export, headline
+from rlhf_pg.commands.export import closing, export, headline, is_finished
 from rlhf_pg.commands.open_run import open_folder, resumed
 from rlhf_pg.config import ResolvedRecipe
+from rlhf_pg.display.figures import counted
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.display.notices import Watch
 from rlhf_pg.distributed.backend import Backend
@@ -50,6 +51,12 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
         with ranks.independently("the recipe of the run"):
             if folder.resume_from:
                 refuse_another_run(recipe, folder.path / "config.yaml")
+        if is_finished(recipe, folder):
+            if ranks.first and recipe.log.live != "off":
+                more = f"run.steps={2 * recipe.run.steps or 1} would go on"
+                print(f"{folder.path} has finished its {counted(recipe.run.steps, 'step')}: nothing to do ({more})")
+                print("\n".join(closing(folder.path)))
+            return 0
         session = build(recipe, backend=backend)
         stack.callback(session.close)
         progress = resumed(session, folder)
@@ -81,6 +88,7 @@ def _save_if_interrupted(run: TrainingRun) -> int:
         _run(run)
     except Stopped:
         save(run)
+        run.view.end()
         run.view.message(f"stopped at step {run.progress.step}; saved. Continue with run.resume=auto")
         return 130
     except Exception as error:
@@ -88,6 +96,7 @@ def _save_if_interrupted(run: TrainingRun) -> int:
         if all_failed and (run.progress.step or run.progress.pending):
             try:
                 save(run)
+                run.view.end()
                 run.view.message(f"failed after step {run.progress.step}; saved. Once mended, use run.resume=auto")
             except Exception as error:  # a full disk is often the very reason: the first cause is what is raised
                 run.view.message(f"failed after step {run.progress.step}, and could not save: {error}")
@@ -115,4 +124,5 @@ def _run(run: TrainingRun) -> None:
             save(run)
     after = measure(run) if run.session.eval_prompts else None
     save(run)
+    run.view.end()
     export(run.session, run.folder, progress, after, run.view.message)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_pg.display.figures import clock, compact, eval_text, number, shown, tokens_per_second
-from rlhf_pg.display.live_rows import EXPLAINED, distances, metric_rows, sample_rows
+from rlhf_pg.display.live_rows import EXPLAINED, IMITATION, distances, metric_rows, sample_rows
 from rlhf_pg.display.text import visible
 
 Phase = Literal["rollout", "reward", "update", "eval", "checkpoint"]
@@ -66,10 +66,15 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Draw the panel for the last time: what is said from here on comes below it. A second call does nothing."""
         self._phase = None
         if self._live is not None:
             self._live.stop()
             self._live = None
+            self._console.print()
         elif self._pending:
             self._print(self._pending)
             self._pending = ""
@@ -98,7 +103,7 @@ class LiveView:
         evals = {k: v for k, v in metrics.items() if k.startswith("eval/")}
         self.metrics, self.samples = dict(metrics), list(samples) or self.samples  # copies: another thread reads
         self.evals = {**self.evals, **evals}
-        self.curve.add(number(metrics, "reward/mean"))
+        self.curve.add(number(metrics, "reward/mean" if "reward/mean" in metrics else "loss"))
         self._finished.append(now)
         self._phase = None
         if self._panel or self._silent:
@@ -149,8 +154,12 @@ class LiveView:
             print(f"log output stopped: {error}", file=sys.stderr)
 
     def _line(self, metrics: dict[str, Any]) -> str:
+        step = f"step {self.step:>5}/{self.total_steps}"
+        if "reward/mean" not in metrics and "loss" in metrics:  # supervised fine-tuning
+            figures = [f"{name} {shown(metrics, key, form)}" for name, key, form in IMITATION]
+            return "  ".join([step, *figures, f"eta {clock(self.eta_s())}"])
         parts = [
-            f"step {self.step:>5}/{self.total_steps}",
+            step,
             f"reward {shown(metrics, 'reward/mean')} sd {shown(metrics, 'reward/std', '.2f')}",
             *(f"{label} {value}" for label, value in distances(metrics)),
             f"entropy {shown(metrics, 'entropy', '.2f')}",

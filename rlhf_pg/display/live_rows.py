@@ -14,11 +14,20 @@ from rlhf_pg.display.figures import STATISTICS, compact, cut, eval_text, number,
 from rlhf_pg.display.text import visible
 
 EXPLAINED = "value/explained_variance"
+IMITATION = (  # of supervised fine-tuning: label, metric, format
+    ("loss", "loss", ".4f"),
+    ("entropy", "entropy", ".3f"),
+    ("grad norm", "grad_norm", ".3g"),
+    ("lr", "lr", ".2e"),
+)
 
 
 def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], sparkline: str) -> list[RenderableType]:
     """Return the figures of one step, each row one subject."""
     m = metrics
+    if "reward/mean" not in m and "loss" in m:
+        loss = Text.assemble(("loss ", "dim"), (shown(m, "loss", ".4f"), "bold green"), "  ", (sparkline, "green"))
+        return [loss, _pairs([(name, shown(m, key, form)) for name, key, form in IMITATION[1:]])]
     reward = Text.assemble(
         ("reward ", "dim"), (shown(m, "reward/mean"), "bold green"), f" ± {shown(m, 'reward/std', '.2f')}  "
     )

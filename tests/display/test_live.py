@@ -50,6 +50,28 @@ def test_away_from_a_terminal_a_line_has_step_reward_kl_and_speed():
     assert "3.0k tok/s" in line and "3.00s" in line
 
 
+SFT = {"step": 1, "loss": 0.51237, "entropy": 0.25, "grad_norm": 1.5, "lr": 2e-3}
+
+
+def test_supervised_fine_tuning_shows_its_loss_and_no_reward():
+    (line,) = lines(1, lambda step: SFT)
+    assert "loss 0.5124  entropy 0.250  grad norm 1.5  lr 2.00e-03" in line and "reward" not in line
+    panel = drawn(SFT)
+    assert "loss 0.5124" in panel and "reward" not in panel and "tokens/s" not in panel
+
+
+def test_what_is_said_after_the_end_stands_below_the_panel():
+    out = console(True)
+    with LiveView(1, "on", out) as view:
+        view.finish_step(METRICS, [])
+        view.end()
+        view.message("report: r.html")
+        view.end()
+    written = out.file.getvalue()  # type: ignore[attr-defined]
+    assert written.rindex("reward") < written.index("report: r.html")
+    assert "rlhf_pg" not in written[written.index("report: r.html") :]
+
+
 def test_fast_steps_are_throttled_but_the_first_the_last_and_evaluated_ones_are_printed():
     printed = lines(50, lambda step: METRICS | (EVAL if step == 20 else {}))
     assert [int(line.split()[1].split("/")[0]) for line in printed] == [1, 20, 50]
