@@ -33,7 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with Progress(disable=not first_rank) as bar:
             task = bar.add_task("evaluating")
-            metrics = evaluate(session, lambda done, total, tokens: bar.update(task, completed=done, total=total))
+            metrics = evaluate(
+                session, lambda done, total, tokens: bar.update(task, completed=done, total=total)
+            ).metrics
     finally:
         session.close()
     if first_rank:

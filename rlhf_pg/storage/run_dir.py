@@ -2,7 +2,7 @@
 
 metrics.jsonl   a flat object per step          rollouts/step_00000010.jsonl   samples
 checkpoints/    see checkpoint.py               .lock                          held while a process writes here
-run.json        what ran, launch by launch
+run.json        what ran, launch by launch      eval.jsonl                     an object per evaluation and problem
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "eval.jsonl"
         self.resume_from: Path | None = None
         self.launches: list[Any] = []  # of this run, as in run.json
         self._lock: int | None = lock
@@ -126,21 +127,12 @@ class RunDir:
         append(self.metrics, json.dumps(plain).encode() + b"\n")
 
     def truncate_after(self, step: int, *, rollouts: int | None = None) -> None:
-        """Drop metrics lines after `step`, damaged ones too, and rollouts files after `rollouts` (default: `step`; a
-        step may be sampled before it is learned from)."""
+        """Drop lines of metrics and evaluations after `step`, damaged ones too, and rollouts files after `rollouts`
+        (default: `step`; a step may be sampled before it is learned from)."""
         if not self.writes:
             return
-        if self.metrics.exists():
-            content = self.metrics.read_bytes()
-            lines = []
-            for line in filter(None, content.split(b"\n")):
-                number = _step_of(line)
-                if number is None:
-                    log.warning("dropped a damaged line of %s: %r", self.metrics, line[:80])
-                elif number <= step:
-                    lines.append(line + b"\n")
-            if b"".join(lines) != content:
-                write_atomic(self.metrics, b"".join(lines))
+        for log_file in (self.metrics, self.evaluations):
+            _cut(log_file, step)
         for path in self.rollouts.glob("step_*.jsonl"):
             number = path.stem.removeprefix("step_")
             if number.isdigit() and int(number) > (step if rollouts is None else rollouts):
@@ -154,6 +146,14 @@ class RunDir:
             return path
         write_atomic(path, b"".join(json.dumps(_as_json(row)).encode() + b"\n" for row in rows))
         return path
+
+    def write_evaluation(self, step: int, problems: list[dict[str, Any]]) -> None:
+        """Write the lines of the evaluation after `step` to eval.jsonl, in place of an earlier one of this step."""
+        if not self.writes:
+            return
+        _cut(self.evaluations, step - 1)
+        rows = [{"step": step, **_as_json(problem)} for problem in problems]
+        append(self.evaluations, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def add_launch(self, launch: Mapping[str, Any]) -> None:
         """Add what runs now to run.json, after the earlier launches of a run that is resumed."""
@@ -225,6 +225,21 @@ def _cannot_write(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         hint = "its file system has no file locks; choose a run.dir on one that has"
     return f"run.dir {path} cannot be used: {error.strerror}; {hint}"
+
+
+def _cut(file: Path, step: int) -> None:
+    """Drop the lines of a log after `step`, and damaged ones."""
+    if not file.exists():
+        return
+    content, lines = file.read_bytes(), []
+    for line in filter(None, content.split(b"\n")):
+        number = _step_of(line)
+        if number is None:
+            log.warning("dropped a damaged line of %s: %r", file, line[:80])
+        elif number <= step:
+            lines.append(line + b"\n")
+    if b"".join(lines) != content:
+        write_atomic(file, b"".join(lines))
 
 
 def _step_of(line: bytes) -> int | None:
