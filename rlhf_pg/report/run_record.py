@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ EXPECTED = {
     "config.yaml": "no configuration",
     "rollouts": "no samples",
 }
-ROWS_PER_FILE = 256  # of a rollouts file
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     launches: list[dict[str, Any]] = field(default_factory=list)  # what ran, of run.json
     rollouts: list[Path] = field(default_factory=list)  # ascending by step
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # lines of eval.jsonl
     missing: list[str] = field(default_factory=list)
     unreadable: dict[str, int] = field(default_factory=dict)  # file -> lines (or 1) that could not be read
     torn: bool = False  # the last line of metrics.jsonl is incomplete
@@ -74,15 +73,16 @@ class RunRecord:
         return any(key.startswith(prefix) for row in self.steps for key in row)
 
     def rollout_rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the first rows of one rollouts file; lines that cannot be read are counted in `unreadable`."""
-        name = f"rollouts/{path.name}"
+        """Yield the rows of one rollouts file; lines that cannot be read are counted in `unreadable`."""
+        bad_lines = 0
         with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in islice(lines, ROWS_PER_FILE):
+            for line in lines:
                 row = _json_object(line)
+                bad_lines += row is None and bool(line.strip())
                 if row is not None:
                     yield row
-                elif line.strip():
-                    self.unreadable[name] = self.unreadable.get(name, 0) + 1
+        if bad_lines:
+            self.unreadable[f"rollouts/{path.name}"] = bad_lines
 
 
 def read(path: Path, name: str | None = None) -> RunRecord:
@@ -96,6 +96,9 @@ def read(path: Path, name: str | None = None) -> RunRecord:
     unreadable: dict[str, int] = {}
     launches = _mapping(path / "run.json", _text(path / "run.json"), unreadable).get("launches")
     steps, torn = _read_metrics(path / "metrics.jsonl", unreadable)
+    evaluations = [(line, _json_object(line)) for line in _text(path / "eval.jsonl").split("\n") if line.strip()]
+    if bad_lines := sum(row is None for _, row in evaluations):
+        unreadable["eval.jsonl"] = bad_lines
     config_text = _text(path / "config.yaml")
     return RunRecord(
         path=path,
@@ -106,6 +109,7 @@ def read(path: Path, name: str | None = None) -> RunRecord:
         summary=_mapping(path / "summary.json", _text(path / "summary.json"), unreadable),
         launches=[launch for launch in launches if isinstance(launch, dict)] if isinstance(launches, list) else [],
         rollouts=sorted((path / "rollouts").glob("step_*.jsonl")),
+        evaluations=[row for _, row in evaluations if row is not None],
         missing=missing,
         unreadable=unreadable,
         torn=torn,
