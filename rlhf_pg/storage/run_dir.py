@@ -220,6 +220,25 @@ def _take_lock(path: Path) -> int:
     return descriptor
 
 
+def written_by(path: Path) -> bool | None:
+    """Return whether the process that locked a run's folder last still lives; None: no lock, or another machine's.
+
+    Does not try to lock: that could make a run fail which starts at this moment.
+    """
+    try:
+        holder = json.loads((path / ".lock").read_text())
+        if holder["host"] != socket.gethostname():
+            return None
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return True
+
+
 def _cannot_write(path: Path, error: OSError) -> str:
     hint = "choose a run.dir on a disk with space that this user may write to"
     if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):

@@ -16,11 +16,16 @@ function shownHeights(svg, left, width) {
   // The lowest and highest place of the lines between two places, [0, BOX] where there are none or areas.
   if (svg.querySelector(".area")) return [0, BOX];
   let top = Infinity, bottom = -Infinity;
+  const add = (y) => ([top, bottom] = [Math.min(top, y), Math.max(bottom, y)]);
   for (const path of svg.querySelectorAll("path:not(.grid)")) {
-    for (const [, x, y] of path.getAttribute("d").matchAll(/[ML](-?[\d.]+) (-?[\d.]+)/g)) {
-      if (+x < left || +x > left + width) continue;
-      top = Math.min(top, +y);
-      bottom = Math.max(bottom, +y);
+    let before = null;
+    for (const [, command, ...place] of path.getAttribute("d").matchAll(/([ML])(-?[\d.]+) (-?[\d.]+)/g)) {
+      const [x, y] = place.map(Number);
+      if (x >= left && x <= left + width) add(y);
+      for (const edge of [left, left + width]) { // where a line enters or leaves
+        if (command === "L" && before[0] < edge && x > edge) add(before[1] + ((edge - before[0]) / (x - before[0])) * (y - before[1]));
+      }
+      before = [x, y];
     }
   }
   if (top > bottom) return [0, BOX];
@@ -37,6 +42,7 @@ function label(plot, kind, style, place, text) {
 }
 
 function drawZoom(figure) {
+  if (figure.dataset.x0 === figure.dataset.x1) return; // a single point
   const plot = figure.querySelector(".plot"), svg = plot.querySelector("svg"), grid = svg.querySelector(".grid");
   const zoom = zooms.get(figure.dataset.axis);
   figure.classList.toggle("zoomed", !!zoom);
