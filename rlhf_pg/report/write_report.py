@@ -176,6 +176,8 @@ def comparison(runs: list[RunRecord]) -> Page:
 
 def cards(run: RunRecord) -> list[Card]:
     """Return held-out figures before and after, then reward, time and samples."""
+    if not run.steps and not run.summary:
+        return []
     (was, before), (_, after) = evaluations(run)
     headline = []
     for name in eval_names(before, after):
@@ -194,7 +196,7 @@ def cards(run: RunRecord) -> list[Card]:
     seconds = wall if wall is not None else max(seconds_spent(run).values(), default=None)
     headline.append(Card("wall time" if wall is not None else "time in steps", duration(seconds)))
     seen = samples if samples is not None else max(samples_seen(run).values(), default=None)
-    headline.append(Card("samples", compact(seen), f"in {counted(len(run.steps), 'step')}"))
+    headline.append(Card("samples", compact(seen).replace("-", "–"), f"in {counted(len(run.steps), 'step')}"))
     return headline
 
 

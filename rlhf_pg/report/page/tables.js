@@ -209,7 +209,7 @@ function readData() {
   }
   samples.refresh();
   problems.refresh();
-  document.getElementById("download").hidden = !data.metrics;
+  document.getElementById("download").hidden = !data.metrics.step.length;
 }
 
 function csv(columns) {
