@@ -65,7 +65,8 @@ def _sample(row: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return one line of a rollouts file with the types that the page expects."""
     step = number(row, "step")
     if step is None or not math.isfinite(step):
-        step = number({"step": path.stem.removeprefix("step_")}, "step")
+        of_file = path.stem.removeprefix("step_")
+        step = int(of_file) if of_file.isdecimal() else None
     tokens, parts, answer = row.get("tokens"), row.get("parts"), row.get("answer")
     return {
         "step": step if step is None else int(step),

@@ -138,8 +138,8 @@ const mark = (greedy) => (greedy === null || greedy === undefined ? "–" : gree
 function drawProblem(row) {
   const line = element("tr"), ends = row.ends;
   const count = (end) => (end && end[0] ? `${end[1]} of ${end[0]}` : "–");
-  const change = row.change === null ? "–" : `${row.change > 0 ? "+" : row.change < 0 ? "−" : ""}${Math.abs(Math.round(row.change * 100))} points`;
-  const cells = [["answer", visible(row.answer ?? "–", "")], ["before", count(ends[0])], ["after", count(ends[1])], ["change", change]];
+  const change = row.change === null ? "–" : `${row.change > 0 ? "+" : row.change < 0 ? "−" : ""}${Math.round(Math.abs(row.change) * 100)}`;
+  const cells = [["answer", visible(row.answer ?? "–", "")], ["before", count(ends[0])], ["after", count(ends[1])], ["points", change]];
   if (data.problems.greedy) cells.push(["greedy", `${mark(ends[0]?.[2])} → ${mark(ends[1]?.[2])}`]);
   const problem = element("td"), text = row.prompt.slice(data.problems.prefix, row.prompt.length - data.problems.suffix).trim() || row.prompt;
   problem.dataset.label = "problem";
@@ -150,7 +150,7 @@ function drawProblem(row) {
   } else problem.append(visible(text, ""));
   line.append(problem);
   for (const [label, value] of cells) {
-    const cell = element("td", value, label === "change" && row.change ? (row.change > 0 ? "up" : "down") : "");
+    const cell = element("td", value, label === "points" && row.change ? (row.change > 0 ? "up" : "down") : "");
     cell.dataset.label = label;
     line.append(cell);
   }
