@@ -179,7 +179,7 @@ def test_ten_thousand_samples_put_one_page_of_rows_into_the_document(tmp_path):
 
 def test_without_a_script_curves_summary_and_chosen_samples_are_there_and_no_empty_controls(page):
     copy = page.with_name("no_script.html")
-    copy.write_text(re.sub(r"script-src 'sha256-[^']*'", "script-src 'none'", page.read_text()))
+    copy.write_text(re.sub(r"sha256-[\w+/]{43}=", f"sha256-{'A' * 43}=", page.read_text()))  # refused
     document = opened(copy.as_uri())
     assert "1 gained, 1 lost, 1 unchanged" in document and document.count("<svg") >= 3
     assert "Best of the last steps" in document and "first 40" in document
