@@ -116,7 +116,7 @@ class RunDir:
         """
         if not self.writes:
             return
-        plain = _as_json(row)
+        plain = as_json(row)
         if type(plain.get("step")) is not int:
             raise ValueError(f"a metrics row needs an int step, this one has {row.get('step')!r}")
         for key, value in plain.items():
@@ -144,7 +144,7 @@ class RunDir:
         path = self.rollouts / f"step_{step:08d}.jsonl"
         if not self.writes:
             return path
-        write_atomic(path, b"".join(json.dumps(_as_json(row)).encode() + b"\n" for row in rows))
+        write_atomic(path, b"".join(json.dumps(as_json(row)).encode() + b"\n" for row in rows))
         return path
 
     def write_evaluation(self, step: int, problems: list[dict[str, Any]]) -> None:
@@ -152,7 +152,7 @@ class RunDir:
         if not self.writes:
             return
         _cut(self.evaluations, step - 1)
-        rows = [{"step": step, **_as_json(problem)} for problem in problems]
+        rows = [{"step": step, **as_json(problem)} for problem in problems]
         append(self.evaluations, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def add_launch(self, launch: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ class RunDir:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` (relative to the run) as readable JSON, atomically; NaN and infinity become null."""
-        return self.write_text(name, json.dumps(_as_json(value), indent=2) + "\n")
+        return self.write_text(name, json.dumps(as_json(value), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write `name` (relative to the run), atomically."""
@@ -271,14 +271,14 @@ def _step_of(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as strict JSON has it: numpy and torch as numbers and lists, NaN and infinity as null."""
     if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     if hasattr(value, "tolist"):
-        return _as_json(value.tolist())
+        return as_json(value.tolist())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pg.distributed.ranks import Ranks
+from rlhf_pg.storage.run_dir import as_json
 from rlhf_pg.types import Rollout
 
 FAILURE_CHARACTERS = 300  # that are sent to the other ranks
@@ -108,7 +109,7 @@ def with_advantages(
 
 
 def _row(step: int, rollout: Rollout) -> dict[str, Any]:
-    return {
+    row = {
         "step": step,
         "prompt_id": rollout.prompt.id,
         "prompt": rollout.prompt.text,
@@ -122,6 +123,7 @@ def _row(step: int, rollout: Rollout) -> dict[str, Any]:
         "tokens": rollout.completion.tokens.tolist(),
         "logp": [round(x, 5) for x in rollout.completion.logp.tolist()],
     }
+    return as_json(row)  # it may wait in a checkpoint
 
 
 def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -25,7 +25,7 @@ def watching(tmp_path):
 
 
 def test_watch_follows_a_folder_and_ends_by_ctrl_c(watching, tmp_path):
-    url = re.search(r"http://127\.0\.0\.1:\d+/", watching.stdout.readline())[0]
+    url = re.findall(r"http://127\.0\.0\.1:\d+/", watching.stdout.readline())[0]
     assert "does not exist yet" in watching.stdout.readline()
 
     def state():
@@ -49,7 +49,7 @@ def test_watch_follows_a_folder_and_ends_by_ctrl_c(watching, tmp_path):
 
 
 def test_a_taken_port_is_named_with_the_option_that_helps(watching, tmp_path, capsys):
-    port = re.search(r":(\d+)/", watching.stdout.readline())[1]
+    port = re.findall(r":(\d+)/", watching.stdout.readline())[0]
     assert cli.main(["watch", str(tmp_path / "other"), "--port", port]) == 2
     assert f"port {port} is taken: name another with --port N" in capsys.readouterr().err
 
