@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +56,23 @@ class RunRecord:
         return value
 
     def evaluation(self, when: str) -> dict[str, Any]:
-        """Return the held-out figures "before" or "after" training from summary.json, {} without them."""
+        """Return the held-out figures "before" or "after" training from summary.json, {} without them.
+
+        Of a run that has not finished, "before" comes from eval.jsonl, without intervals.
+        """
         figures = self.summary.get(when)
+        if when == "before" and not self.summary:
+            return self._first_evaluation()
         return figures if isinstance(figures, dict) else {}
+
+    def _first_evaluation(self) -> dict[str, float]:
+        rows = [row for row in self.evaluations if row.get("step") == 0]
+        counts = [(number(row, "correct"), number(row, "n")) for row in rows]
+        shares = {
+            "pass@1": [correct / n for correct, n in counts if correct is not None and n],
+            "greedy": [float(row["greedy"]) for row in rows if isinstance(row.get("greedy"), bool)],
+        }
+        return {name: statistics.fmean(values) for name, values in shares.items() if values}
 
     def series(self, key: str, scale: float = 1.0) -> list[Point]:
         """Return (step, value) of each step that has the metric; NaN and infinite values are None, a gap."""

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlhf_pg.report import write_report
+from rlhf_pg.report.measures import eval_points
 from rlhf_pg.report.notices import notices
 from rlhf_pg.report.problems import Count, problems
 from rlhf_pg.report.run_record import read
@@ -70,3 +71,13 @@ def test_the_page_has_the_counts_of_every_evaluation(tmp_path):
 
 def test_a_run_without_evaluations_has_no_such_heading(tmp_path):
     assert "<h2>Held-out problems</h2>" not in Page(write_report.write([make(tmp_path / "run", [row(1)])])).html
+
+
+def test_before_its_end_a_run_has_its_first_figures_from_there(tmp_path):
+    path = run(
+        tmp_path, [line(0, "a", 1, greedy=True), line(0, "b", 4, greedy=True), line(5, "a", 4), line(0, "c", 0, n=0)]
+    )
+    assert read(path).evaluation("before") == {"pass@1": 0.625, "greedy": 1.0}  # (1/4 + 4/4) / 2
+    assert eval_points(read(path)) == [(0.0, 62.5)]
+    (path / "summary.json").write_text(json.dumps({"before": {"pass@1": 0.6}}))
+    assert read(path).evaluation("before") == {"pass@1": 0.6}
