@@ -20,7 +20,7 @@ def opened(url: str, *options: str, milliseconds: int = 1500) -> str:
         command = [CHROMIUM, "--headless", "--disable-gpu", f"--user-data-dir={profile}", *options]
         command += ["--no-sandbox"] if os.geteuid() == 0 else []
         command += [f"--virtual-time-budget={milliseconds}", "--dump-dom", url]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=True).stdout
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def after(page: Path, script: str) -> str:
