@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import os
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -150,6 +151,11 @@ class Server(ThreadingHTTPServer):
             why = "is taken" if taken else f"cannot be used ({os.strerror(error.errno or 0)})"
             raise ValueError(f"port {port} {why}: name another with --port N, or --port 0 for any free one") from None
         self.url = f"http://{ADDRESS}:{self.server_address[1]}/"
+
+    def handle_error(self, request, client_address) -> None:
+        """Print the traceback of a fault, but nothing of a browser that went away in the middle."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -172,6 +174,19 @@ def test_the_server_listens_on_this_machine_only_and_says_so_of_a_taken_port(tmp
         port = server.server_address[1]
         with pytest.raises(ValueError, match=f"port {port} is taken: name another with --port N"):
             Server(LiveRun(run), port)
+
+
+def test_a_browser_that_goes_away_in_the_middle_leaves_no_traceback(tmp_path, capfd):
+    run = make(tmp_path / "run", [row(1)], samples={1: [{"completion": "x" * 1000}] * 5000})  # more than a buffer
+    with served(run) as server:
+        gone = socket.create_connection(("127.0.0.1", server.server_address[1]))
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        gone.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        gone.recv(10)
+        gone.close()
+        assert ask(server, "/state")[0] == 200
+        time.sleep(0.3)
+    assert capfd.readouterr().err == ""
 
 
 def test_only_a_live_page_may_ask_its_server(tmp_path):
