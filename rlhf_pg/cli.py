@@ -26,10 +26,11 @@ from rlhf_pg.commands import (
     sft,
     train,
     variance,
+    watch,
 )
 from rlhf_pg.display import quiet
 
-COMMANDS = (train, sft, eval, check, serve, plan, variance, report, rewards, recipes, env, completion)
+COMMANDS = (train, sft, eval, check, serve, plan, variance, report, watch, rewards, recipes, env, completion)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 

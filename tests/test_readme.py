@@ -76,7 +76,14 @@ def block(*beginnings: str) -> str:
 
 
 def test_every_block_is_run_by_a_test_here():
-    starts = ("scripts/quickstart ", "scripts/quickstart smollm2", ". .venv", "for a in", "rlhf-pg rewards", "accelerate")
+    starts = (
+        "scripts/quickstart ",
+        "scripts/quickstart smollm2",
+        ". .venv",
+        "for a in",
+        "rlhf-pg rewards",
+        "accelerate",
+    )
     assert len(BASH) == len(starts) and all(any(text.startswith(s) for s in starts) for text in BASH)
     assert len(PYTHON) == 2 and {kind for kind, _ in BLOCKS} == {"", "python", "bash"}
 

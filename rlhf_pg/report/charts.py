@@ -15,8 +15,8 @@ from typing import Literal
 
 from rlhf_pg.report.axes import BOX, Point, Scale, fitted, number_text, spread, ticks, usual_top
 
-COLUMNS = 300  # a longer series is drawn by the lowest and highest value of so many columns
-HOVERS = 80
+COLUMNS = 1000  # a longer series is drawn by the lowest and highest value of so many columns
+HOVERS = 160
 END_GAP = 7.5  # percent of the height between two labels at the end of lines
 Kind = Literal["line", "other", "faint", "thin", "limit", "area", "points"]
 LINES = ("line", "other")
@@ -51,6 +51,11 @@ class Chart:
     title: str
     note: str
     latest: str
+    latest_label: str  # what the latest value is, such as "smoothed"
+    x: Scale
+    y: Scale
+    unit: str
+    always_zero: bool
     marks: list[Mark]
     hovers: list[tuple[float, float, str]]  # left, width, text
     x_ticks: list[tuple[float, str]]  # percent from the left, label
@@ -91,6 +96,11 @@ def chart(
         title=title,
         note="; ".join([*([note] if note else []), *clipped]),
         latest="" if needs_legend else number_text(_last(main), step / 10, unit),
+        latest_label="" if needs_legend or main.kind not in LINES else main.label,
+        x=x,
+        y=y,
+        unit=unit,
+        always_zero=not any(y for s in series for _, y in s.points),
         marks=[mark for s in series for mark in _marks(s, x, y)],
         hovers=_hovers(series, x, step, unit, x_label),
         x_ticks=x.ticks(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ EXPECTED = {
     "config.yaml": "no configuration",
     "rollouts": "no samples",
 }
-ROWS_PER_FILE = 256  # of a rollouts file
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     launches: list[dict[str, Any]] = field(default_factory=list)  # what ran, of run.json
     rollouts: list[Path] = field(default_factory=list)  # ascending by step
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # lines of eval.jsonl
     missing: list[str] = field(default_factory=list)
     unreadable: dict[str, int] = field(default_factory=dict)  # file -> lines (or 1) that could not be read
     torn: bool = False  # the last line of metrics.jsonl is incomplete
@@ -56,9 +56,23 @@ class RunRecord:
         return value
 
     def evaluation(self, when: str) -> dict[str, Any]:
-        """Return the held-out figures "before" or "after" training from summary.json, {} without them."""
+        """Return the held-out figures "before" or "after" training from summary.json, {} without them.
+
+        Of a run that has not finished, "before" comes from eval.jsonl, without intervals.
+        """
         figures = self.summary.get(when)
+        if when == "before" and not self.summary:
+            return self._first_evaluation()
         return figures if isinstance(figures, dict) else {}
+
+    def _first_evaluation(self) -> dict[str, float]:
+        rows = [row for row in self.evaluations if row.get("step") == 0]
+        counts = [(number(row, "correct"), number(row, "n")) for row in rows]
+        shares = {
+            "pass@1": [correct / n for correct, n in counts if correct is not None and n],
+            "greedy": [float(row["greedy"]) for row in rows if isinstance(row.get("greedy"), bool)],
+        }
+        return {name: statistics.fmean(values) for name, values in shares.items() if values}
 
     def series(self, key: str, scale: float = 1.0) -> list[Point]:
         """Return (step, value) of each step that has the metric; NaN and infinite values are None, a gap."""
@@ -74,15 +88,16 @@ class RunRecord:
         return any(key.startswith(prefix) for row in self.steps for key in row)
 
     def rollout_rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the first rows of one rollouts file; lines that cannot be read are counted in `unreadable`."""
-        name = f"rollouts/{path.name}"
+        """Yield the rows of one rollouts file; lines that cannot be read are counted in `unreadable`."""
+        bad_lines = 0
         with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in islice(lines, ROWS_PER_FILE):
+            for line in lines:
                 row = _json_object(line)
+                bad_lines += row is None and bool(line.strip())
                 if row is not None:
                     yield row
-                elif line.strip():
-                    self.unreadable[name] = self.unreadable.get(name, 0) + 1
+        if bad_lines:
+            self.unreadable[f"rollouts/{path.name}"] = bad_lines
 
 
 def read(path: Path, name: str | None = None) -> RunRecord:
@@ -96,6 +111,9 @@ def read(path: Path, name: str | None = None) -> RunRecord:
     unreadable: dict[str, int] = {}
     launches = _mapping(path / "run.json", _text(path / "run.json"), unreadable).get("launches")
     steps, torn = _read_metrics(path / "metrics.jsonl", unreadable)
+    evaluations = [(line, _json_object(line)) for line in _text(path / "eval.jsonl").split("\n") if line.strip()]
+    if bad_lines := sum(row is None for _, row in evaluations):
+        unreadable["eval.jsonl"] = bad_lines
     config_text = _text(path / "config.yaml")
     return RunRecord(
         path=path,
@@ -106,6 +124,7 @@ def read(path: Path, name: str | None = None) -> RunRecord:
         summary=_mapping(path / "summary.json", _text(path / "summary.json"), unreadable),
         launches=[launch for launch in launches if isinstance(launch, dict)] if isinstance(launches, list) else [],
         rollouts=sorted((path / "rollouts").glob("step_*.jsonl")),
+        evaluations=[row for _, row in evaluations if row is not None],
         missing=missing,
         unreadable=unreadable,
         torn=torn,

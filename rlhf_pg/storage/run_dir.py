@@ -2,7 +2,7 @@
 
 metrics.jsonl   a flat object per step          rollouts/step_00000010.jsonl   samples
 checkpoints/    see checkpoint.py               .lock                          held while a process writes here
-run.json        what ran, launch by launch
+run.json        what ran, launch by launch      eval.jsonl                     an object per evaluation and problem
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "eval.jsonl"
         self.resume_from: Path | None = None
         self.launches: list[Any] = []  # of this run, as in run.json
         self._lock: int | None = lock
@@ -114,7 +115,7 @@ class RunDir:
         """
         if not self.writes:
             return
-        plain = _as_json(row)
+        plain = as_json(row)
         if type(plain.get("step")) is not int:
             raise ValueError(f"a metrics row needs an int step, this one has {row.get('step')!r}")
         for key, value in plain.items():
@@ -125,21 +126,12 @@ class RunDir:
         append(self.metrics, json.dumps(plain).encode() + b"\n")
 
     def truncate_after(self, step: int, *, rollouts: int | None = None) -> None:
-        """Drop metrics lines after `step`, damaged ones too, and rollouts files after `rollouts` (default: `step`; a
-        step may be sampled before it is learned from)."""
+        """Drop lines of metrics and evaluations after `step`, damaged ones too, and rollouts files after `rollouts`
+        (default: `step`; a step may be sampled before it is learned from)."""
         if not self.writes:
             return
-        if self.metrics.exists():
-            content = self.metrics.read_bytes()
-            lines = []
-            for line in filter(None, content.split(b"\n")):
-                number = _step_of(line)
-                if number is None:
-                    log.warning("dropped a damaged line of %s: %r", self.metrics, line[:80])
-                elif number <= step:
-                    lines.append(line + b"\n")
-            if b"".join(lines) != content:
-                write_atomic(self.metrics, b"".join(lines))
+        for log_file in (self.metrics, self.evaluations):
+            _cut(log_file, step)
         for path in self.rollouts.glob("step_*.jsonl"):
             number = path.stem.removeprefix("step_")
             if number.isdigit() and int(number) > (step if rollouts is None else rollouts):
@@ -151,8 +143,16 @@ class RunDir:
         path = self.rollouts / f"step_{step:08d}.jsonl"
         if not self.writes:
             return path
-        write_atomic(path, b"".join(json.dumps(_as_json(row)).encode() + b"\n" for row in rows))
+        write_atomic(path, b"".join(json.dumps(as_json(row)).encode() + b"\n" for row in rows))
         return path
+
+    def write_evaluation(self, step: int, problems: list[dict[str, Any]]) -> None:
+        """Write the lines of the evaluation after `step` to eval.jsonl, in place of an earlier one of this step."""
+        if not self.writes:
+            return
+        _cut(self.evaluations, step - 1)
+        rows = [{"step": step, **as_json(problem)} for problem in problems]
+        append(self.evaluations, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def add_launch(self, launch: Mapping[str, Any]) -> None:
         """Add what runs now to run.json, after the earlier launches of a run that is resumed."""
@@ -165,7 +165,7 @@ class RunDir:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` (relative to the run) as readable JSON, atomically; NaN and infinity become null."""
-        return self.write_text(name, json.dumps(_as_json(value), indent=2) + "\n")
+        return self.write_text(name, json.dumps(as_json(value), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         """Write `name` (relative to the run), atomically."""
@@ -225,11 +225,45 @@ def _take_lock(path: Path) -> int:
     return descriptor
 
 
+def written_by(path: Path) -> bool | None:
+    """Return whether the process that locked a run's folder last still lives; None: no lock, or another machine's.
+
+    Does not try to lock: that could make a run fail which starts at this moment.
+    """
+    try:
+        holder = json.loads((path / ".lock").read_text())
+        if holder["host"] != socket.gethostname():
+            return None
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return True
+
+
 def _cannot_write(path: Path, error: OSError) -> str:
     hint = "choose a run.dir on a disk with space that this user may write to"
     if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         hint = "its file system has no file locks; choose a run.dir on one that has"
     return f"run.dir {path} cannot be used: {error.strerror}; {hint}"
+
+
+def _cut(file: Path, step: int) -> None:
+    """Drop the lines of a log after `step`, and damaged ones."""
+    if not file.exists():
+        return
+    content, lines = file.read_bytes(), []
+    for line in filter(None, content.split(b"\n")):
+        number = _step_of(line)
+        if number is None:
+            log.warning("dropped a damaged line of %s: %r", file, line[:80])
+        elif number <= step:
+            lines.append(line + b"\n")
+    if b"".join(lines) != content:
+        write_atomic(file, b"".join(lines))
 
 
 def _step_of(line: bytes) -> int | None:
@@ -242,14 +276,14 @@ def _step_of(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as strict JSON has it: numpy and torch as numbers and lists, NaN and infinity as null."""
     if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
+        return [as_json(item) for item in value]
     if hasattr(value, "tolist"):
-        return _as_json(value.tolist())
+        return as_json(value.tolist())
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +13,22 @@ from rlhf_pg.functional.pass_at_k import bootstrap_interval, pass_at_k
 from rlhf_pg.rollout import collect
 from rlhf_pg.training.metrics import Judged, judged_groups
 from rlhf_pg.training.setup import Session
-from rlhf_pg.types import Sampling
+from rlhf_pg.types import Prompt, Sampling
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found. `problems`: one JSON object each, the lines of eval.jsonl without the step."""
+
+    metrics: dict[str, float]
+    problems: list[dict[str, Any]]
 
 
 def evaluate(
     session: Session,
     progress: Callable[[int, int, int], None] | None = None,
     poll: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> Evaluation:
     """Return `pass@k` for every k of `eval.k`, `greedy`, each with a 95 % bootstrap interval over problems, and counts.
 
     A sample is correct when the recipe's first reward function gives it at least 1. Samples whose scoring failed are
@@ -33,14 +43,32 @@ def evaluate(
         seed=recipe.run.seed,
     )
     judged = _sample(session, sampling, progress, poll)
-    metrics = _pass_at_k(_verdicts(judged), recipe.eval.k)
+    sampled, greedy = _verdicts(judged), {}
+    metrics = _pass_at_k(sampled, recipe.eval.k)
     metrics["failed"] = sum(sample.reward is None for sample in judged)
     metrics["length_mean"] = float(np.mean([sample.length for sample in judged]))
     if recipe.eval.greedy:
-        greedy = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
-        of_problem = _verdicts(_sample(session, greedy, progress, poll))
-        metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in of_problem.values()])
-    return metrics
+        once = Sampling(samples=1, max_new_tokens=sampling.max_new_tokens, temperature=0.0)
+        greedy = _verdicts(_sample(session, once, progress, poll))
+        metrics |= _mean("greedy", [float(verdicts[0]) for verdicts in greedy.values()])
+    return Evaluation(metrics, _problems(session.eval_prompts, sampled, greedy))
+
+
+def _problems(
+    prompts: Sequence[Prompt], sampled: dict[str, list[bool]], greedy: dict[str, list[bool]]
+) -> list[dict[str, Any]]:
+    """Return, per problem, how many of its judged samples are right, and the greedy one (None: not judged)."""
+    return [
+        {
+            "id": prompt.id,
+            "prompt": prompt.text,
+            "answer": prompt.columns.get("answer"),
+            "n": len(sampled.get(prompt.id, ())),
+            "correct": sum(sampled.get(prompt.id, ())),
+            "greedy": greedy[prompt.id][0] if prompt.id in greedy else None,
+        }
+        for prompt in prompts
+    ]
 
 
 def _sample(session: Session, sampling: Sampling, progress, poll) -> list[Judged]:

@@ -22,7 +22,7 @@ from rlhf_pg.training import critic_step, gradient_step, packing_check, prefetch
 from rlhf_pg.training.credit import assign
 from rlhf_pg.training.evaluate import evaluate
 from rlhf_pg.training.learner import Learner
-from rlhf_pg.training.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
+from rlhf_pg.training.metrics import judged_groups, mean_of, rollout_metrics, sample_rows, with_advantages
 from rlhf_pg.training.precompute import signals
 from rlhf_pg.training.resume import Pending, Progress, snapshot
 from rlhf_pg.training.setup import Session
@@ -90,6 +90,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
     pending, learner = progress.pending, session.learner
     with run.phase("update"):
         credit = assign(learner, pending.batch, pending.signals)
+        _log_advantages(run, pending, credit)
         learn(run, pending, credit)
         session.push_weights()
     update_metrics = mean_of(pending.updates)
@@ -116,7 +117,7 @@ def roll_out(run: TrainingRun) -> Pending:
     session, ranks = run.session, run.ranks
     sampling = session.sampling(run.progress.step + 1)
     with prefetch.next_prompts(session) as prompts:
-        rollouts = _sample(run, ranks.share(prompts), sampling)
+        rollouts, logged, batch_rows = _sample(run, ranks.share(prompts), sampling)
         judged = judged_groups(ranks, rollouts, sampling.samples)
         with run.phase("update"):
             group_sizes = [sum(sample.reward is not None for sample in group) for group in judged]
@@ -128,11 +129,14 @@ def roll_out(run: TrainingRun) -> Pending:
             signals_of_batch = signals(session.learner, session.reference, batch, run.poll)
         samples = [sample for group in judged for sample in group]
         run.failure = next((sample.failure for sample in samples if sample.failure), "")
-        return Pending(batch, signals_of_batch, rollout_metrics(samples) | {"samples": len(samples)})
+        figures = rollout_metrics(samples) | {"samples": len(samples)}
+        return Pending(batch, signals_of_batch, figures, samples=logged, batch_rows=batch_rows)
 
 
-def _sample(run: TrainingRun, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
-    """Return the scored completions of this rank's prompts; write some of them, to be looked at."""
+def _sample(
+    run: TrainingRun, prompts: list[Prompt], sampling: Sampling
+) -> tuple[list[Rollout], list[dict[str, Any]], list[int | None]]:
+    """Return the scored completions of this rank's prompts; of those written to be looked at, rows and places."""
     session = run.session
     with run.ranks.independently("rollouts"), session.learner.backend.autocast():
         rollouts = collect.rollouts(
@@ -146,9 +150,19 @@ def _sample(run: TrainingRun, prompts: list[Prompt], sampling: Sampling) -> list
             part=run.phase,
             sampled=lambda: run.times.update(prefetch.start(session, sampling)),
         )
-        run.sample_rows = sample_rows(sampling.step, rollouts, run.recipe.log.samples)
-        run.folder.write_rollouts(sampling.step, run.sample_rows)
-    return rollouts
+        rows, batch_rows = sample_rows(sampling.step, rollouts, run.recipe.log.samples)
+        run.folder.write_rollouts(sampling.step, rows)
+    return rollouts, rows, batch_rows
+
+
+def _log_advantages(run: TrainingRun, pending: Pending, credit: Credit | None) -> None:
+    """Write the samples again, with what each teaches, where that is known before the update."""
+    run.sample_rows = pending.samples
+    with run.ranks.independently("rollouts"):
+        if credit is not None and run.ranks.first:  # the rows are the first rank's
+            rows = with_advantages(pending.samples, pending.batch_rows, credit.advantage, pending.batch.mask)
+            run.sample_rows = rows
+            run.folder.write_rollouts(run.progress.step + 1, rows)
 
 
 def learn(run: TrainingRun, pending: Pending, credit: Credit | None) -> None:
@@ -176,9 +190,12 @@ def _adapt_kl(learner: Learner, update_metrics: dict[str, float], samples: int) 
 
 
 def measure(run: TrainingRun) -> dict[str, float]:
-    """Evaluate the current weights on the held-out problems."""
+    """Evaluate the current weights on the held-out problems; log each problem, and return the figures."""
     with run.phase("eval"):
-        return evaluate(run.session, run.poll, run.poll)
+        evaluation = evaluate(run.session, run.poll, run.poll)
+    with run.ranks.independently("the evaluation's record"):
+        run.folder.write_evaluation(run.progress.step, evaluation.problems)
+    return evaluation.metrics
 
 
 def record(run: TrainingRun, metrics: dict[str, float]) -> None:

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rlhf_pg.distributed.ranks import Ranks
+from rlhf_pg.storage.run_dir import as_json
 from rlhf_pg.types import Rollout
 
 FAILURE_CHARACTERS = 300  # that are sent to the other ranks
@@ -83,14 +87,29 @@ def _truncation_cost(judged: Sequence[Judged]) -> dict[str, float]:
     return {"completion/truncation_cost": statistics.fmean(rewards[False]) - statistics.fmean(rewards[True])}
 
 
-def sample_rows(step: int, rollouts: Sequence[Rollout], limit: int) -> list[dict[str, Any]]:
-    """Return rows for rollouts/: the first samples of evenly spread prompts, `limit` in all."""
+def sample_rows(step: int, rollouts: Sequence[Rollout], limit: int) -> tuple[list[dict[str, Any]], list[int | None]]:
+    """Return rows for rollouts/ (the first samples of evenly spread prompts, `limit` in all), and the row of each in
+    the batch, None for samples without a reward, which it leaves out."""
     stride = max(1, len(rollouts) // limit) if limit else 1
-    return [_row(step, rollout) for rollout in rollouts[::stride][:limit]]
+    logged = range(0, len(rollouts), stride)[:limit]
+    rewarded = [rollout.score.reward is not None for rollout in rollouts]
+    return [_row(step, rollouts[i]) for i in logged], [sum(rewarded[:i]) if rewarded[i] else None for i in logged]
+
+
+def with_advantages(
+    samples: Sequence[dict[str, Any]], batch_rows: Sequence[int | None], advantage: Tensor, mask: Tensor
+) -> list[dict[str, Any]]:
+    """Return `samples` with the advantage of each, the mean over its sampled tokens; None for those left out.
+
+    advantage, mask [B, C]
+    """
+    mean = (torch.where(mask, advantage, 0.0).sum(1) / mask.sum(1).clamp(min=1)).tolist()  # [B]
+    pairs = zip(samples, batch_rows, strict=True)
+    return [row | {"advantage": None if i is None else round(mean[i], 5)} for row, i in pairs]
 
 
 def _row(step: int, rollout: Rollout) -> dict[str, Any]:
-    return {
+    row = {
         "step": step,
         "prompt_id": rollout.prompt.id,
         "prompt": rollout.prompt.text,
@@ -104,6 +123,7 @@ def _row(step: int, rollout: Rollout) -> dict[str, Any]:
         "tokens": rollout.completion.tokens.tolist(),
         "logp": [round(x, 5) for x in rollout.completion.logp.tolist()],
     }
+    return as_json(row)  # it may wait in a checkpoint
 
 
 def mean_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:

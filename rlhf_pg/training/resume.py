@@ -36,6 +36,8 @@ class Pending:
     metrics: dict[str, float]
     updates: list[dict[str, float]] = field(default_factory=list)  # one per optimizer step already taken on them
     critic_updates: list[dict[str, float]] = field(default_factory=list)  # the same of a critic of its own
+    samples: list[dict[str, Any]] = field(default_factory=list)  # rows of rollouts/
+    batch_rows: list[int | None] = field(default_factory=list)  # where each of them is in the batch; None: left out
 
 
 @dataclass
@@ -88,7 +90,8 @@ def snapshot(session: Session, progress: Progress) -> Snapshot:
             "signals", progress.pending.signals
         )
         state["pending_steps"] = _steps(session)
-        state["pending"] = {k: getattr(progress.pending, k) for k in ("metrics", "updates", "critic_updates")}
+        kept = ("metrics", "updates", "critic_updates", "samples", "batch_rows")
+        state["pending"] = {k: getattr(progress.pending, k) for k in kept}
     next_tensors, next_state = prefetch.snapshot(session)
     return Snapshot((tensors, state), (rank_tensors | next_tensors, rank_state | next_state))
 

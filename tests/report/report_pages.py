@@ -17,14 +17,28 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[str] = []  # contents of script elements: of the data, then of the program
+        self.inside = ""
         self.html = path.read_text(encoding="utf-8")
         self.feed(self.html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        self.scripts += [""] if tag == "script" else []
+
+    def handle_endtag(self, tag):
+        self.inside = ""
 
     def handle_data(self, data):
-        self.text += f"{data} "
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.text += f"{data} "
+
+    def data(self) -> dict[str, Any]:
+        """What the page holds for its script."""
+        return json.loads(self.scripts[0])
 
     def titles(self):
         return set(re.findall(r"<h3>([^<]*)</h3>", self.html))
@@ -55,5 +69,5 @@ def table(page: Page, title: str) -> dict[str, dict[str, str]]:
     """The table under a heading as {first cell: {column: cell}}."""
     text = re.split(rf"<h2>{re.escape(title)}</h2>", page.html)[1].split("</table>")[0]
     head = re.findall(r"<th>([^<]*)</th>", text)
-    rows = [re.findall(r"<td>(?:<i[^>]*></i>)?([^<]*)</td>", tr) for tr in text.split("<tr>")[2:]]
+    rows = [re.findall(r"<td[^>]*>(?:<i[^>]*></i>)?([^<]*)</td>", tr) for tr in text.split("<tr>")[2:]]
     return {cells[0]: dict(zip(head[1:], map(unescape, cells[1:]), strict=True)) for cells in rows}
