@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
+from rlhf_pg.commands.export_card import card_files
+from rlhf_pg.display.live import LiveView
 from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.export import export_dtype, save_model
 from rlhf_pg.report import write_report
@@ -19,7 +19,7 @@ def export(
     folder: RunDir,
     progress: Progress,
     after: dict[str, float] | None,
-    message: Callable[[str], None],
+    view: LiveView,
 ) -> None:
     """Write what a run leaves behind. All ranks call it, the first one writes. `after`: the last evaluation."""
     backend = session.learner.backend
@@ -27,9 +27,6 @@ def export(
     with backend.ranks.independently("the export"):
         if not backend.ranks.first:
             return
-        dtype = export_dtype(session.recipe.model.export_dtype)
-        written = save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype)
-        save_adapter(session.model, folder.path / "adapter")
         summary = {
             "algorithm": session.recipe.algorithm.name,
             "before": progress.before,
@@ -39,15 +36,19 @@ def export(
             "wall_s": round(progress.elapsed_s, 1),
             "launches": folder.launches,
         }
+        card, adapter_card = card_files(session.recipe, folder, session.model, summary, view.warning)
+        dtype = export_dtype(session.recipe.model.export_dtype)
+        written = save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype, card)
+        save_adapter(session.model, folder.path / "adapter", adapter_card)
         folder.write_json("summary.json", summary)
         if after:
-            message(f"after: {headline(after)}")
+            view.message(f"after: {headline(after)}")
         if written != torch.float32:
-            message(
+            view.message(
                 f"model: weights rounded to {str(written).removeprefix('torch.')} (model.export_dtype: "
                 f"{session.recipe.model.export_dtype}); what was measured are the float32 ones that were trained"
             )
-        message(f"report: {write_report.write([folder.path])}")
+        view.message(f"report: {write_report.write([folder.path])}")
 
 
 def headline(measured: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_pg import config
 from rlhf_pg import functional as F
 from rlhf_pg.algorithms.base import Algorithm, Options
+from rlhf_pg.commands.export_card import card_files
 from rlhf_pg.config import KL, SftRecipe, Update
 from rlhf_pg.data import collate
 from rlhf_pg.data.columns import PROMPTS, names, value_at
@@ -78,7 +79,9 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
                 row = {"step": step + 1, **{name: metrics[name] for name in ("loss", "entropy", "grad_norm", "lr")}}
                 folder.append_metrics(row)
                 view.finish_step(row, [])
-        save_model(model, tokenizer, folder.path / "model", dtype=export_dtype(recipe.model.export_dtype))
+        card, _ = card_files(recipe, folder, model, {}, view.warning)
+        dtype = export_dtype(recipe.model.export_dtype)
+        save_model(model, tokenizer, folder.path / "model", dtype=dtype, beside=card)
         view.message(f"model: {folder.path / 'model'}")
     return 0
 

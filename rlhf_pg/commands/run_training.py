@@ -113,4 +113,4 @@ def _run(run: TrainingRun) -> None:
             save(run)
     after = measure(run) if run.session.eval_prompts else None
     save(run)
-    export(run.session, run.folder, progress, after, run.view.message)
+    export(run.session, run.folder, progress, after, run.view)

@@ -50,6 +50,14 @@ def load_rows(
     return rows.first(limit)
 
 
+def hub_name(task: str | None, path: Paths | None, dataset: str | None) -> str | None:
+    """Return the name of the hub data set that the keys of a source stand for, None where rows come from elsewhere."""
+    if path is not None or dataset:
+        return dataset if path is None else None
+    record = resolve_task(task) if task else None
+    return record.dataset if record and record.problems is None else None
+
+
 def _read_hub(record: Task | None, dataset: str | None, subset: str | None, split: str) -> Rows:
     name = dataset or (record.dataset if record else None)
     if record and name == record.dataset:
