@@ -12,10 +12,10 @@ import textwrap
 from collections.abc import Sequence
 
 from rlhf_pg import __version__
-from rlhf_pg.commands import check, eval, plan, recipes, report, rewards, serve, sft, train, variance
+from rlhf_pg.commands import check, eval, plan, push, recipes, report, rewards, serve, sft, train, variance
 from rlhf_pg.display import quiet
 
-COMMANDS = (train, sft, eval, check, serve, plan, variance, report, rewards, recipes)
+COMMANDS = (train, sft, eval, check, serve, plan, variance, report, push, rewards, recipes)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
