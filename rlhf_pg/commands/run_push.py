@@ -199,7 +199,7 @@ def _hub(repo: str) -> Iterator[None]:
     except RunError:
         raise
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
+        status = error.response.status_code if error.response is not None else 0
         advice = {
             401: "the hub does not know the token: run `hf auth login` again, or mend HF_TOKEN",
             403: f"this login may not write to {repo}: take a token that may write, or a name of your own",
