@@ -14,7 +14,7 @@ from rlhf_pg.models.export import export_dtype, written_dtype
 from rlhf_pg.models.origin import origin_of
 from rlhf_pg.report import model_card, run_record
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train.launch_facts import without_secrets
+from rlhf_pg.training.launch_facts import without_secrets
 
 Files = dict[str, bytes]  # by name
 

@@ -10,7 +10,7 @@ from rlhf_pg import config
 from rlhf_pg.commands import export_card
 from rlhf_pg.commands.run_sft import sft
 from rlhf_pg.commands.run_training import train
-from rlhf_pg.train.launch_facts import without_secrets
+from rlhf_pg.training.launch_facts import without_secrets
 
 
 def recipe(folder: Path, **model):

@@ -111,7 +111,7 @@ def test_text_in_one_file_and_messages_in_another_are_refused(tmp_path):
 
 
 def test_how_many_files_were_read_is_part_of_the_line_about_the_data(tmp_path):
-    from rlhf_pg.train.prompts import note
+    from rlhf_pg.training.prompts import note
 
     for name in "ab":
         jsonl(tmp_path / f"{name}.jsonl", {"prompt": name, "answer": "1"})
