@@ -220,6 +220,8 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _source(data: Any) -> Any:
     """Return a data source as its section: a task by name, a file, a hub data set, or {"rows": rows}."""
+    if isinstance(data, list | tuple) and data and all(isinstance(path, str | Path) for path in data):
+        return {"path": [str(path) for path in data]}
     if not isinstance(data, str | Path):
         return data if isinstance(data, Mapping) else {"rows": data}
     text = str(data)

@@ -19,6 +19,7 @@ from rlhf_pg.commands import (
     eval,
     parsing,
     plan,
+    push,
     recipes,
     report,
     rewards,
@@ -30,7 +31,7 @@ from rlhf_pg.commands import (
 )
 from rlhf_pg.display import quiet
 
-COMMANDS = (train, sft, eval, check, serve, plan, variance, report, watch, rewards, recipes, env, completion)
+COMMANDS = (train, sft, eval, check, serve, plan, variance, report, watch, push, rewards, recipes, env, completion)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 

@@ -137,3 +137,15 @@ class TokenLoss:
 
     loss: Tensor  # [B, C], to minimise
     metrics: dict[str, Tensor] = field(default_factory=dict)  # each [B, C], averaged over sampled tokens for the log
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model that is trained comes from, as far as its own files say."""
+
+    name: str = ""  # as its files call it
+    hub: str | None = None  # "owner/name"
+    licence: str | None = None  # as the hub spells it; None: unknown
+    licence_name: str | None = None
+    licence_link: str | None = None
+    source: str = ""  # which file names the licence

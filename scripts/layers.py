@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "storage",
     ),
     "estimate": ("config", "data", "functional", "models", "rollout", "tasks"),
-    "config": ("algorithms", "rewards", "rollout", "tasks"),
+    "config": ("algorithms", "data", "rewards", "rollout", "tasks"),
     "rollout": ("models", "rewards", "storage"),
     "distributed": ("display", "models", "storage"),
     "models": ("functional", "storage"),

@@ -26,7 +26,7 @@ PACKAGES_OF = {  # folders that keep to few packages; the standard library is al
     "names": ("rlhf_pg",),
     "grading": ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "rlhf_pg"),
     "display": ("rich", "matplotlib", "rlhf_pg"),
-    "report": ("jinja2", "numpy", "rich", "matplotlib", "ruamel", "tokenizers", "rlhf_pg"),
+    "report": ("huggingface_hub", "jinja2", "numpy", "rich", "matplotlib", "ruamel", "tokenizers", "rlhf_pg"),
 }
 
 

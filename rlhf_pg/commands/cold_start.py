@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rlhf_pg import config
@@ -23,5 +24,8 @@ def make_model(recipe: ResolvedRecipe) -> None:
     overrides = [f"run.dir={Path(model).parent}", f"run.seed={recipe.run.seed}", "run.resume=auto"]
     overrides.append(f"log.live={recipe.log.live}")
     if recipe.data.train.path is not None:
-        overrides.append(f"data.train.path={recipe.data.train.path}")
+        paths = recipe.data.train.path
+        overrides.append(
+            f"data.train.path={json.dumps([str(p) for p in paths] if isinstance(paths, list) else str(paths))}"
+        )
     sft(config.load(name, overrides, SftRecipe), places.find(name))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from rlhf_pg.commands.export_card import card_files
 from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.display.figures import eval_names
+from rlhf_pg.display.live import LiveView
 from rlhf_pg.display.text import visible
 from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.export import export_dtype, save_model
@@ -24,7 +25,7 @@ def export(
     folder: RunDir,
     progress: Progress,
     after: dict[str, float] | None,
-    message: Callable[[str], None],
+    view: LiveView,
 ) -> None:
     """Write what a run leaves behind. All ranks call it, the first one writes. `after`: the last evaluation."""
     backend = session.learner.backend
@@ -32,9 +33,6 @@ def export(
     with backend.ranks.independently("the export"):
         if not backend.ranks.first:
             return
-        dtype = export_dtype(session.recipe.model.export_dtype)
-        written = save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype)
-        save_adapter(session.model, folder.path / "adapter")
         summary = {
             "algorithm": session.recipe.algorithm.name,
             "before": progress.before,
@@ -44,15 +42,19 @@ def export(
             "wall_s": round(progress.elapsed_s, 1),
             "launches": folder.launches,
         }
+        card, adapter_card = card_files(session.recipe, folder, session.model, summary, view.warning)
+        dtype = export_dtype(session.recipe.model.export_dtype)
+        written = save_model(session.model, session.tokenizer, folder.path / "model", gathered, dtype, card)
+        save_adapter(session.model, folder.path / "adapter", adapter_card)
         folder.write_json("summary.json", summary)
         if written != torch.float32:
-            message(
+            view.message(
                 f"model: weights rounded to {str(written).removeprefix('torch.')} (model.export_dtype: "
                 f"{session.recipe.model.export_dtype}); what was measured are the float32 ones that were trained"
             )
         write_report.write([folder.path])
         for line in closing(folder.path):
-            message(line)
+            view.message(line)
 
 
 def closing(run_dir: Path) -> list[str]:

@@ -24,7 +24,7 @@ def _add_check(group) -> None:
         parser,
         "--data",
         type=Path,
-        help="rows: .jsonl, .json, .parquet; without it, only say what the function asks for",
+        help="rows: a file or a pattern in quotes, as data.*.path; without it, only say what the function asks for",
     )
     add_option(parser, "--answer", metavar="COLUMN", help="column with the gold answer; default: answer")
     add_option(parser, "--completion", metavar="COLUMN", help="column with the text to score; default: gold answers")
@@ -36,7 +36,7 @@ def _add_score(group) -> None:
     example = "gsm8k --data F.jsonl --completion output --answer answer --out scored.jsonl"
     parser = add_command(group, "score", run_score, help, example, group="rewards")
     _add_common(parser)
-    parser.add_argument("--data", type=Path, required=True, help="rows: .jsonl, .json, .parquet")
+    parser.add_argument("--data", type=Path, required=True, help="rows: a file or a pattern in quotes, as data.*.path")
     parser.add_argument("--completion", required=True, metavar="COLUMN", help="column with the text to score")
     parser.add_argument("--answer", required=True, metavar="COLUMN", help="column with the gold answer")
     parser.add_argument("--out", type=Path, required=True, help="a line per row: score, outcome")

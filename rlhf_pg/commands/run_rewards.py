@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from decimal import Decimal
@@ -14,6 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rlhf_pg.data.columns import names, value_at
+from rlhf_pg.data.conversation import decoded, is_conversation, parse, plain, reply_text
+from rlhf_pg.data.files import files_of, is_saved
+from rlhf_pg.data.local import kind_of, opened
+from rlhf_pg.data.rows import Rows
 from rlhf_pg.data.source import load_rows
 from rlhf_pg.grading import numbers
 from rlhf_pg.rewards import plugin
@@ -21,6 +24,7 @@ from rlhf_pg.rewards.arguments import check_rows
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.types import Sample, Score
 
+KINDS = (".parquet", ".json", ".csv", ".tsv")  # of files that are read as a run reads them
 CHUNK = 512  # rows scored at once
 
 
@@ -47,11 +51,11 @@ def check(
         _describe(console, reward)
         if data is None:
             return 0
-        first_rows = list(itertools.islice(read_rows(data), rows))
+        first_rows = read_rows(data, rows)
         for column in [c for c in (completion, answer if "answer" in reward.arguments else None) if c]:
-            require(first_rows, column, data)
+            require(first_rows, column)
         samples = [_sample(r, t, prompt, answer) for r in first_rows for t in _texts_to_score(r, answer, completion)]
-        _check_rows(reward, first_rows, data)
+        _check_rows(reward, first_rows)
         with Scorer([reward], workers=1) as scorer:
             scores = scorer.score(samples)
     except (ValueError, RuntimeError, OSError) as error:
@@ -82,10 +86,10 @@ def score(
     try:
         _at_least_one({"--workers": workers, "--memory-mb": memory_mb})
         reward = _resolve(fn, timeout_s, memory_mb)
-        rows = list(read_rows(data))
+        rows = read_rows(data)
         for column in (completion, answer):
-            require(rows, column, data)
-        _check_rows(reward, rows, data)
+            require(rows, column)
+        _check_rows(reward, rows)
         samples = [_sample(row, value_at(row, completion), prompt, answer) for row in rows]
         with Scorer([reward], workers=workers) as scorer, out.open("w", encoding="ascii") as sink:
             for scored in _with_progress(scorer, samples, batched=reward.batched):
@@ -108,21 +112,29 @@ def _at_least_one(options: dict[str, int]) -> None:
             raise ValueError(f"{option} must be at least 1, got {value}")
 
 
-def _check_rows(reward: plugin.Reward, rows: list[dict[str, Any]], path: Path) -> None:
-    check_rows([reward], [(f"{path}: row {n}", row) for n, row in enumerate(rows, 1)], tokens=False)
+def _check_rows(reward: plugin.Reward, rows: Rows) -> None:
+    check_rows([reward], [(_place(rows, index), row) for index, row in enumerate(rows)], tokens=False)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .parquet or .json file, or of any other as lines of JSON.
+def read_rows(path: Path, limit: int | None = None) -> Rows:
+    """Return the rows, the first `limit`, of the files that `data.*.path` could name; other endings are lines of JSON.
 
-    Raises ValueError for what cannot be read, naming the line, and for a file without rows.
+    Lines may hold what a model wrote and JSON forbids: lone surrogates, NaN. Raises ValueError for what cannot be read,
+    naming file and line, and for files without rows.
     """
-    if path.suffix in (".parquet", ".json"):
-        yield from load_rows(path=path)
-        return
-    empty = True
-    with path.open("rb") as lines:
+    as_lines = [(file, kind_of(file) not in KINDS and not is_saved(file)) for file in files_of(path)]
+    rows = Rows.joined([_read_lines(file, limit) if lines else load_rows(path=file) for file, lines in as_lines])
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return rows.first(limit)
+
+
+def _read_lines(path: Path, limit: int | None) -> Rows:
+    rows, numbers = [], []
+    with opened(path) as lines:
         for number, line in enumerate(lines, 1):
+            if len(rows) == limit:
+                break
             if not line.strip():
                 continue
             try:
@@ -131,29 +143,45 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{path}:{number}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: a {type(row).__name__}, not an object")
-            empty = False
-            yield row
-    if empty:
-        raise ValueError(f"{path}: no rows")
+            rows.append(row)
+            numbers.append(number)
+    return Rows(rows, str(path), numbers)
 
 
-def require(rows: list[dict[str, Any]], column: str, path: Path) -> None:
+def _place(rows: Rows, index: int) -> str:
+    """Return "a.jsonl: row 3", counted from 1 in the row's own file."""
+    for part in rows.parts:
+        if index < len(part):
+            return _place(part, index)
+        index -= len(part)
+    return f"{rows.source}: row {index + 1}"
+
+
+def require(rows: Rows, column: str) -> None:
     """Raise ValueError where a row lacks a value in a column."""
-    for number, row in enumerate(rows, 1):
+    for index, row in enumerate(rows):
         try:
             value = value_at(row, column)
         except KeyError:
             there = ", ".join(sorted(names(row)))
-            raise ValueError(f"{path}: row {number} has no column {column!r}; it has {there}") from None
+            raise ValueError(f"{_place(rows, index)} has no column {column!r}; it has {there}") from None
         if value is None:
-            raise ValueError(f"{path}: row {number} has null in column {column!r}")
+            raise ValueError(f"{_place(rows, index)} has null in column {column!r}")
 
 
 def _sample(row: dict[str, Any], text: Any, prompt: str, answer: str) -> Sample:
     gold = _gold(_value(row, answer, None))
     columns = row if gold is None else row | {"answer": gold}
     finish = "length" if row.get("finish") == "length" else "stop"
-    return Sample(str(_value(row, prompt, "")), str(text), finish, columns)
+    return Sample(_question(_value(row, prompt, "")), str(reply_text(text)), finish, columns)
+
+
+def _question(value: Any) -> str:
+    """Return a prompt as text: of messages, the user's last turn."""
+    value = decoded(plain(value))
+    if not is_conversation(value):
+        return str(value)
+    return next(turn["content"] for turn in reversed(parse(value, reply=True)) if turn["role"] == "user")
 
 
 def _value(row: dict[str, Any], column: str, default: Any) -> Any:
@@ -172,7 +200,7 @@ def _gold(value: Any) -> Any:
 
 def _texts_to_score(row: dict[str, Any], answer: str, completion: str | None) -> list[str]:
     if completion is not None:
-        return [str(value_at(row, completion))]
+        return [str(reply_text(value_at(row, completion)))]
     gold = str(_gold(_value(row, answer, "")))
     return [gold, rf"\boxed{{{gold}}}"] if "\n" not in gold else [gold]
 

@@ -125,4 +125,4 @@ def _run(run: TrainingRun) -> None:
     after = measure(run) if run.session.eval_prompts else None
     save(run)
     run.view.end()
-    export(run.session, run.folder, progress, after, run.view.message)
+    export(run.session, run.folder, progress, after, run.view)

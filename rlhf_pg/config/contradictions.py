@@ -12,6 +12,7 @@ from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
 from rlhf_pg.config import messages
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
+from rlhf_pg.data.files import files_of, splits_of
 from rlhf_pg.names import nearest, nearest_folder
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
@@ -232,13 +233,29 @@ def _source(name: str, source: DataSource) -> Iterator[str]:
         yield f"{name}: has both path and dataset; give one"
     elif source.path is None and source.dataset is None and source.task is None:
         yield f"{name}: says not where rows come from; give task, path or dataset"
-    if source.path is not None and not source.path.is_file():
-        yield f"{name}.path: no file {source.path}"
+    if source.path is not None:
+        yield from _files(name, source)
     if source.template not in (None, "auto", "chat"):
         if source.template_options:
             yield f"{name}.template_options: variables of a chat template, and {name}.template is {source.template!r}"
         if source.instruction is not None:
             yield f"{name}.instruction: a turn of a chat template, and {name}.template is {source.template!r}"
+
+
+def _files(name: str, source: DataSource) -> Iterator[str]:
+    """Say what is wrong with the files of a source, and with the split of data sets that were saved with several."""
+    try:
+        files = files_of(source.path or [])
+    except ValueError as error:
+        yield f"{name}.path: {error}"
+        return
+    for folder in files:
+        splits = splits_of(folder)
+        if splits and source.split is None and (name == "data.eval" or "train" not in splits):
+            yield f"{name}.split: name one of the splits of {folder}: {', '.join(splits)}"
+        elif splits and source.split not in (None, *splits):
+            hint = nearest(source.split or "", splits)
+            yield f"{name}.split: no split {source.split!r} in {folder}; it has {', '.join(splits)}{hint}"
 
 
 def _task(name: str, source: DataSource) -> Iterator[str]:

@@ -66,13 +66,15 @@ def keys(schema: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             yield from keys(section, f"{prefix}{name}{index}.")
 
 
-def kind(key: str, schema: type[BaseModel]) -> Literal["text", "free", "typed"]:
-    """Say what a dotted key takes: only text (paths too), anything (text among it), or one certain other type."""
+def kind(key: str, schema: type[BaseModel]) -> Literal["text", "texts", "free", "typed"]:
+    """Say what a dotted key takes: only text (paths too), text or a list of it, anything, or one certain other type."""
     name = ".".join("N" if part.isdecimal() else part for part in key.split("."))
     annotation = next((leaf.field.annotation for leaf in keys(schema) if leaf.name == name), Any)
     accepted = _plain_types(annotation)
     if accepted <= {str, Path}:
         return "text"
+    if accepted <= {str, Path, list}:
+        return "texts" if accepted & {str, Path} else "typed"
     return "free" if accepted & {Any, str} else "typed"
 
 

@@ -5,6 +5,7 @@ Shipped recipes are files of the package and go by name: "quickstart", "accelera
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,8 @@ def is_record(recipe: Path) -> bool:
 
 
 def anchored(value: Any, folder: Path, key: str = "") -> Any:
-    """Return the values of a recipe in `folder`, its relative paths to files that are there made to hold everywhere.
+    """Return the values of a recipe in `folder`, its relative paths to files that are there made to hold everywhere;
+    so are patterns (data/*.jsonl) that match something there.
 
     Other paths stay as they are written: they are of the current folder, or name something that is no file.
     """
@@ -70,9 +72,13 @@ def anchored(value: Any, folder: Path, key: str = "") -> Any:
         return value
     file, colon, rest = value.partition(":") if key == "fn" else (value, "", "")
     is_name = key == "fn" and not file.endswith(".py")
-    if is_name or os.path.isabs(file) or not os.path.exists(folder / file):
+    if is_name or os.path.isabs(file):
         return value
-    return _shortest(folder / file) + colon + rest
+    if os.path.exists(folder / file):
+        return _shortest(folder / file) + colon + rest
+    if key == "path" and glob.has_magic(file) and glob.glob(file, root_dir=folder, recursive=True):
+        return os.path.normpath(os.path.join(glob.escape(_shortest(folder)), file))
+    return value
 
 
 def _shortest(path: Path) -> str:

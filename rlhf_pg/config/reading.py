@@ -27,7 +27,8 @@ BLOCK = re.compile(r"[|>][-+0-9]*\n.*", re.DOTALL)
 BOOLEAN_ELSEWHERE = {"on", "off", "yes", "no", "y", "n"}  # text that readers of YAML 1.1 take for true or false
 
 
-Kind = Literal["text", "free", "typed"]  # of a key: text, anything (text too), or one certain other type
+# of a key: text, text or a list of it, anything (text too), or one certain other type
+Kind = Literal["text", "texts", "free", "typed"]
 
 
 def read(
@@ -67,6 +68,7 @@ def parse(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = str(error.problem or error.context).partition("\n")[0]
+        problem += "; text that begins with * needs quotes" if "alias" in problem else ""
         raise RecipeError(source, [f"{where}{problem}"]) from error
     except YAMLError as error:
         raise RecipeError(source, [" ".join(str(error).split())]) from error
@@ -102,20 +104,21 @@ def assign(tree: dict[str, Any], override: str, kind_of: Callable[[str], Kind]) 
 def _value(text: str, kind: Kind) -> Any:
     """Return the value of an override: YAML, but text that is not quoted stays as typed, where YAML would fold its
     newlines and cut it at a #. A key that takes only text takes so also what YAML reads as a list, a section or not
-    at all; a number, true and false are left for its type to refuse.
+    at all, and one that also takes a list of text, what is no list; a number, true and false are left for its type to
+    refuse.
     """
     as_in_a_file = QUOTED.fullmatch(text) or BLOCK.fullmatch(text)
     try:
         value = _unfolded(text) if as_in_a_file else parse(text, "value")
     except RecipeError as error:
-        if kind == "text":
+        if kind in ("text", "texts"):
             return text
         raise ValueError(f"the value is not YAML ({error.problems[0]}); put text in quotes") from error
     if as_in_a_file or (isinstance(value, bool | int | float) and text == text.strip()):
         return value
     if kind == "text":
         return None if text in NULL else text
-    return text if isinstance(value, str) and kind == "free" else value
+    return text if isinstance(value, str) and kind in ("free", "texts") else value
 
 
 def _unfolded(text: str) -> Any:

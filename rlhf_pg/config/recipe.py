@@ -65,19 +65,26 @@ class Model(Section):
 
 
 class DataSource(Section):
-    """Where problems come from: a generated task, a local .jsonl/.json/.parquet file, or a hub data set."""
+    """Where problems come from: a generated task, local files, or a hub data set."""
 
     task: str | None = Field(default=None, description="generated: arithmetic, countdown; row formats: gsm8k, math")
-    path: Home | None = Field(default=None, description=".jsonl, .json or .parquet file")
+    path: Home | list[Home] | None = Field(
+        default=None,
+        description=".jsonl, .json, .csv, .tsv (each also .gz) or .parquet file, a folder of datasets' save_to_disk, a "
+        "pattern such as data/*.jsonl, or a list of these",
+    )
     dataset: str | None = Field(default=None, description="hub data set, as in openai/gsm8k")
     subset: str | None = Field(default=None, description="of a hub data set")
-    split: str | None = Field(default=None, description="of a hub data set, or of a generated task (train, heldout)")
+    split: str | None = Field(
+        default=None, description="of a hub or saved data set, or of a generated task (train, heldout)"
+    )
     prompt: str | None = Field(
         default=None,
-        description="column with the problem, text or chat messages; a.b is in column a; default: the task's",
+        description="column with the problem, text or chat messages; a.b is in column a; default: the task's, else "
+        "prompt or messages",
     )
     answer: str | None = Field(
-        default=None, description="column with the gold answer; a.b is in column a; default: the task's"
+        default=None, description="column with the gold answer; a.b is in column a; default: the task's, else answer"
     )
     template: str | None = Field(
         None,
@@ -183,7 +190,8 @@ class Sft(Section):
     epochs: int = Field(default=1, ge=1, description="passes over the data")
     batch_size: int = Field(default=32, ge=1, description="rows per optimizer step")
     completion: str | None = Field(
-        default=None, description="column with the text to imitate; default: the task's worked solution"
+        default=None,
+        description="column with the text to imitate; default: solution (the task's worked one), else completion",
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from rlhf_pg.algorithms.base import BoundAlgorithm
-from rlhf_pg.config.recipe import Recipe, SftRecipe, is_generated, samples_as_trainer, sources
+from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe, is_generated, samples_as_trainer, sources
+from rlhf_pg.data.files import files_of, splits_of
 
 IDLE_IN_SFT = (
     "run.steps",
@@ -100,10 +101,18 @@ def _of_sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, str]]:
         from_file = source.path is not None
         if source.dataset is None and (from_file or is_generated(source.task)):
             yield f"{name}.subset", f"without {name}.dataset"
-        if from_file:
+        if from_file and not _has_splits(source):
             yield f"{name}.split", f"with {name}.path, whose rows are all used"
         if from_file or source.dataset is not None or not is_generated(source.task):
             yield f"{name}.options", "unless a generated task makes the rows"
+
+
+def _has_splits(source: DataSource) -> bool:
+    """Return whether a data set that was saved with its splits is among the files."""
+    try:
+        return any(splits_of(file) for file in files_of(source.path or []))
+    except ValueError:  # which is reported elsewhere
+        return True
 
 
 def _is_written(recipe: BaseModel, key: str) -> bool:

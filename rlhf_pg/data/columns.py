@@ -9,23 +9,33 @@ from typing import Any
 
 from rlhf_pg.data import conversation
 from rlhf_pg.data.conversation import Turn
-from rlhf_pg.data.source import Rows
+from rlhf_pg.data.rows import Rows
 from rlhf_pg.tasks.base import Row, Task, as_given
 
-Readers = tuple[Callable[[int], str | list[Turn]], Callable[[int], str]]
+Readers = tuple[Callable[[int], str | list[Turn]], Callable[[int], str | None]]
+PROMPTS = ("prompt", "messages", "question", "problem")  # columns of rows without a task, where none is named
+ANSWERS = ("answer",)
 
 
-def readers(rows: Rows, task: Task | None, prompt_column: str | None, answer_column: str | None) -> Readers:
+def readers(
+    rows: Rows, task: Task | None, prompt_column: str | None, answer_column: str | None, *, needs_answer: bool = True
+) -> Readers:
     """Return two functions: row index -> question, or conversation; row index -> gold answer.
 
-    They raise ValueError naming line and column for what is missing, empty or of the wrong kind.
+    A conversation may end with the assistant's turn, but not in a column called prompt. Where no answer is needed,
+    none is read without a task or a column that is named. They raise ValueError naming line and column for what is
+    missing, empty or of the wrong kind.
     """
-    if task is None and not (prompt_column and answer_column):
-        raise ValueError(
-            f"{rows.source}: without a task, name the prompt and answer columns; the columns are {_listed(rows[0])}"
-        )
-    prompts = (prompt_column,) if prompt_column else task.question if task else ()
-    answers = (answer_column,) if answer_column else tuple(task.answer) if task else ()
+    prompts = (prompt_column,) if prompt_column else task.question if task else PROMPTS
+    answers = (answer_column,) if answer_column else tuple(task.answer) if task else ANSWERS if needs_answer else ()
+    if task is None:
+        unnamed = {"prompt": not prompt_column and prompts, "answer": not answer_column and answers}
+        missing = [role for role, usual in unnamed.items() if usual and not rows[0].keys() & set(usual)]
+        if missing:
+            raise ValueError(
+                f"{rows.source}: without a task, name the {' and '.join(missing)} column{'s' * (len(missing) > 1)} "
+                f"(data.*.{', data.*.'.join(missing)}); the columns are {_listed(rows[0])}"
+            )
 
     def question(index: int) -> str | list[Turn]:
         column, value = _cell(rows, index, prompts, "prompt")
@@ -33,11 +43,13 @@ def readers(rows: Rows, task: Task | None, prompt_column: str | None, answer_col
         if not conversation.is_conversation(value):
             return _text(rows, index, column, value, "prompt")
         try:
-            return conversation.parse(value)
+            return conversation.parse(value, reply=column != "prompt")
         except ValueError as error:
             raise ValueError(f"{rows.where(index)}: prompt column {column!r}: {error}") from error
 
-    def gold(index: int) -> str:
+    def gold(index: int) -> str | None:
+        if not answers:
+            return None
         column, value = _cell(rows, index, answers, "answer")
         text = _text(rows, index, column, value, "answer")
         extract = task.answer.get(column, as_given) if task else as_given
@@ -94,6 +106,11 @@ def _cell(rows: Rows, index: int, candidates: Sequence[str], role: str) -> tuple
 
 def _text(rows: Rows, index: int, column: str, value: Any, role: str) -> str:
     """Return a cell as text; numbers with all their digits, for 5e-05 reads as 5 elsewhere."""
+    if value is None:
+        raise ValueError(
+            f"{rows.where(index)}: {role} column {column!r} is None (null, or an empty cell): fill it in, or leave "
+            "the row out"
+        )
     if isinstance(value, float | Decimal) and math.isfinite(value):
         value = f"{Decimal(str(value)):f}"
     if isinstance(value, bool) or not isinstance(value, str | int):

@@ -39,8 +39,43 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(isinstance(turn, Mapping) for turn in value)
 
 
-def parse(value: Any) -> list[Turn]:
-    """Return the turns of messages, each with text as content. Raises ValueError: which one is wrong, and how."""
+def parse(value: Any, *, reply: bool = False) -> list[Turn]:
+    """Return the turns of messages, each with text as content. Raises ValueError: which one is wrong, and how.
+
+    The last turn is the user's; with `reply` it may also be the assistant's, after the user's.
+    """
+    turns = _turns(value)
+    if reply and turns[-1]["role"] == "assistant":
+        before = turns[-2]["role"] if len(turns) > 1 else "nobody"
+        if before != "user":
+            raise ValueError(f"before the assistant's last turn comes {before}'s; it has to be the user's")
+    elif turns[-1]["role"] != "user":
+        raise ValueError(
+            f"the last of {len(turns)} messages is the {turns[-1]['role']}'s; a prompt ends with the user's: leave out "
+            "what the model is to write"
+        )
+    asked = next(turn for turn in reversed(turns) if turn["role"] == "user")
+    if not asked["content"].strip():
+        raise ValueError("the user's last message is empty")
+    return turns
+
+
+def reply_text(value: Any) -> Any:
+    """Return the text of messages that are a completion, one of the assistant's; any other value as it is.
+
+    Raises ValueError for messages of another kind.
+    """
+    value = decoded(plain(value))
+    if not is_conversation(value):
+        return value
+    turns = _turns(value)
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"its messages are of {roles}; a completion is one message of the assistant")
+    return turns[0]["content"]
+
+
+def _turns(value: Any) -> list[Turn]:
     if isinstance(value, Mapping):  # as `datasets` stores a sequence of structs
         columns = {key: cells for key, cells in value.items() if isinstance(cells, list)}
         if len({len(cells) for cells in columns.values()}) > 1:
@@ -48,15 +83,7 @@ def parse(value: Any) -> list[Turn]:
                 f"{', '.join(f'{len(cells)} times {key!r}' for key, cells in columns.items())} in one list"
             )
         value = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    turns = [_turn(number, turn) for number, turn in enumerate(value, 1)]
-    if turns[-1]["role"] != "user":
-        raise ValueError(
-            f"the last of {len(turns)} messages is the {turns[-1]['role']}'s; a prompt ends with the user's: leave out "
-            "what the model is to write"
-        )
-    if not turns[-1]["content"].strip():
-        raise ValueError("the user's last message is empty")
-    return turns
+    return [_turn(number, turn) for number, turn in enumerate(value, 1)]
 
 
 def _turn(number: int, turn: Any) -> Turn:

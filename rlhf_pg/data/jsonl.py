@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each line that is not blank.
+def read_jsonl(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of each line of `path`, an opened file, that is not blank.
 
     Raises ValueError naming file and line for what is not JSON, a key that appears twice, NaN, or a line that is no
-    object; OSError for a file that cannot be read.
+    object.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):  # split at newlines only: text may hold other line separators
-            if line.strip():
-                where = f"{path}:{number}"
-                yield number, as_object(parse(line, where), where)
+    for number, line in enumerate(lines, start=1):  # split at newlines only: text may hold other line separators
+        if line.strip():
+            where = f"{path}:{number}"
+            yield number, as_object(parse(line, where), where)
 
 
 def parse(raw: bytes, where: str) -> Any:

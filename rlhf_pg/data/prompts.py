@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_pg.data.columns import readers
-from rlhf_pg.data.source import Rows, load_rows
+from rlhf_pg.data.rows import Rows
+from rlhf_pg.data.source import load_rows
 from rlhf_pg.data.templates import Template, choose
 from rlhf_pg.tasks.base import BOXED_INSTRUCTION, Row, Task, permutation
 from rlhf_pg.tasks.base import resolve as resolve_task
@@ -28,7 +29,7 @@ class Prompts:
     template: str  # the one in use, never "auto"
     longest: int = 0  # tokens a prompt may have
     limit: str = ""  # what sets that, and what to do
-    remarks: Sequence[str] = ()  # about the template
+    remarks: Sequence[str] = ()  # about files, rows and the template
 
     @property
     def dropped_note(self) -> str:
@@ -52,9 +53,11 @@ def to_prompts(
     context_length: int,
     max_new_tokens: int,
     task: str | Task | None = None,
+    needs_answer: bool = True,
 ) -> Prompts:
     """Tokenize rows to prompts with id "split_name/row index", whose columns are the row with `question`, `answer`
-    (gold, a str) and, where the task knows one, `solution`. The `question` of a conversation is its last turn's text.
+    (gold, a str) and, where the task knows one, `solution`. The `question` of a conversation is the user's last turn.
+    An assistant's turn after it is no part of the prompt, but `completion` where the row has no such column.
 
     Prompts longer than `max_prompt_tokens`, or than the context leaves after `max_new_tokens`, are dropped and counted.
     Raises ValueError for a missing column, an empty or missing question or answer (with its line), an answer the task
@@ -63,19 +66,29 @@ def to_prompts(
     """
     record = resolve_task(task) if isinstance(task, str) else task
     rows = rows if isinstance(rows, Rows) else Rows(list(rows), split_name)
-    question_of, gold_of = readers(rows, record, prompt_column, answer_column)
+    question_of, gold_of = readers(rows, record, prompt_column, answer_column, needs_answer=needs_answer)
     in_turns = not isinstance(question_of(0), str)
     chosen = _template(template, tokenizer, record, instruction, template_options, split_name, in_turns=in_turns)
     room = min(max_prompt_tokens, context_length - max_new_tokens)
-    prompts, shortest = [], None
+    prompts, shortest, replies = [], None, 0
     for index, row in enumerate(rows):
-        question = question_of(index)
+        question, columns = question_of(index), dict(row)
+        if isinstance(question, str) == in_turns:
+            kinds = ("text", "messages") if in_turns else ("messages", "text")
+            told = "the prompt is {}, and {} in {}; give them as one kind".format(*kinds, rows.where(0))
+            raise ValueError(f"{rows.where(index)}: {told}")
+        if not isinstance(question, str) and question[-1]["role"] == "assistant":
+            *question, reply = question
+            columns.setdefault("completion", reply["content"])
+            replies += 1
         try:
             text, tokens = chosen.encode(question, tokenizer)
         except ValueError as error:
             raise ValueError(f"{rows.where(index)}: {error}") from error
         asked = question if isinstance(question, str) else question[-1]["content"]
-        columns = {**row, "question": asked, "answer": gold_of(index)}
+        columns["question"] = asked
+        if (answer := gold_of(index)) is not None:
+            columns["answer"] = answer
         if record and (solution := record.solution(row)) is not None:
             columns["solution"] = solution
         shortest = min(len(tokens), shortest or len(tokens))
@@ -85,7 +98,11 @@ def to_prompts(
     if not prompts:
         too_long = f"all {len(rows)} prompts are longer than {room} tokens (shortest {shortest})"
         raise ValueError(f"{rows.source}: {too_long}: {limit}")
-    return Prompts(prompts, len(rows) - len(prompts), chosen.name, room, limit, chosen.remarks(tokenizer))
+    name, remarks = chosen.name, [*rows.remarks(), *chosen.remarks(tokenizer)]  # remarks render a question: name first
+    if replies:
+        turns = f"{replies} conversation{'s' * (replies > 1)}"
+        remarks.insert(0, f"the assistant's last turn of {turns} is no part of the prompt")
+    return Prompts(prompts, len(rows) - len(prompts), name, room, limit, remarks)
 
 
 def _template(

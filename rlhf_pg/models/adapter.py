@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_pg.models import named_weights
 from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.names import nearest
-from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
+from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder, usual_modes
 
 ALL_LINEAR = "all-linear"  # PEFT's word for all linear layers but the head
 SEPARATORS = re.compile(r"[\s,|]+")
@@ -145,13 +145,19 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
 # ---- export
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the model's adapter, if it has one, in PEFT's format. A killed writer leaves no partial folder."""
+def save_adapter(model: PreTrainedModel, folder: Path, beside: Mapping[str, bytes] | None = None) -> None:
+    """Write the model's adapter, if it has one, in PEFT's format, with more files `beside` it, such as a model card.
+
+    A killed writer leaves no partial folder.
+    """
     if not has_adapter(model):
         return
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
     model.save_pretrained(str(unfinished))
     (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
+    for name, content in (beside or {}).items():
+        (unfinished / name).write_bytes(content)
+    usual_modes(unfinished)
     replace_folder(unfinished, folder)
 
 

@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from rlhf_pg.models import folder as model_folder
 from rlhf_pg.models.adapter import has_adapter, merged
 from rlhf_pg.models.named_weights import without_adapter
-from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder
+from rlhf_pg.models.origin import SOURCE, origin_at
+from rlhf_pg.storage.atomic_io import TEMPORARY, replace_folder, usual_modes
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 UNUSABLE = (  # what to do about faults of an export
     "The trained model could not be written at the end, or not be used: mend the file that is named. A tokenizer that "
     "reads its text another way beside this model has to lie in the model's own folder, without model.tokenizer."
 )
-SOURCE = "source.json"  # in a folder that comes from a GGUF file: the model's name, licence and file
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -36,6 +36,7 @@ def remember_model(model: PreTrainedModel, path: str, configured: torch.dtype | 
     file = place / GENERATION if place else None
     content = file.read_bytes() if file and file.is_file() else None
     source = place / SOURCE if place else None
+    model.comes_from = origin_at(path)  # pyright: ignore
     model.origin = {  # pyright: ignore
         "dtype": dtype or configured,
         GENERATION: content,
@@ -69,14 +70,15 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> torch.dtype:
     """Write weights, configuration and tokenizer, with a LoRA adapter merged into the weights. Returns their dtype.
 
     `weights`: by parameter name, if those of the model are sharded. `dtype`: of the weights; None = that of the files
-    the model came from. The live model does not change. A killed writer leaves no partial folder.
+    the model came from. `beside`: more files by name, such as a model card. The live model does not change. A killed
+    writer leaves no partial folder.
     """
-    origin = _origin(model)
-    written: torch.dtype = dtype or origin["dtype"] or without_adapter(model).dtype or torch.float32
+    origin, written = _origin(model), written_dtype(model, dtype)
     if has_adapter(model):
         model, weights = merged(model)
     if written != torch.float32:
@@ -90,8 +92,16 @@ def save_model(
     _save_generation(model, unfinished, origin)
     _save_tokenizer(tokenizer, unfinished)
     _write_dtype(unfinished / CONFIG, written)  # transformers writes that of the live weights
+    for name, content in (beside or {}).items():
+        (unfinished / name).write_bytes(content)
+    usual_modes(unfinished)
     replace_folder(unfinished, folder)
     return written
+
+
+def written_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype that `save_model` writes when it is asked for one, or for None."""
+    return dtype or _origin(model)["dtype"] or without_adapter(model).dtype or torch.float32
 
 
 def faults(

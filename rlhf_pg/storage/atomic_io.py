@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 TEMPORARY = ".tmp-"  # prefix of what is unfinished: it may be deleted once its writer is gone
@@ -74,6 +75,17 @@ def fsync_directory(directory: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def usual_modes(folder: Path) -> None:
+    """Give each file of a folder the mode of what is written here, 0644 less the umask; safetensors' own are 0600."""
+    example = folder / f"{TEMPORARY}mode"
+    os.close(os.open(example, os.O_CREAT | os.O_CLOEXEC, 0o644))
+    mode = stat.S_IMODE(example.stat().st_mode)
+    example.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def replace_folder(unfinished: Path, folder: Path) -> None:

@@ -83,6 +83,17 @@ def _masked(word: str) -> str:
     return f"{key}={HIDDEN}" if equals and SECRET_KEY.search(key) else SECRET.sub(HIDDEN, word)
 
 
+def without_secrets(recipe: str) -> str:
+    """Return the YAML of a recipe without the values of keys that name a password or a token, and without tokens."""
+    return "\n".join(_masked_line(line) for line in recipe.split("\n"))
+
+
+def _masked_line(line: str) -> str:
+    key, colon, value = line.partition(": ")
+    secret = SECRET_KEY.search(key.strip()) and value.strip() not in ("", "null")
+    return f"{key}{colon}'{HIDDEN}'" if secret else SECRET.sub(HIDDEN, line)
+
+
 def git_state(file: Path) -> dict[str, Any] | None:
     """Return the commit of the repository that `file` is in, and whether it has changes; None without one, or git.
 

@@ -44,19 +44,15 @@ def read_prompts(
     max_prompt_tokens: int,
     context: int,
     max_new_tokens: int,
+    rows: prompt_data.Rows | None = None,
+    needs_answer: bool = True,
 ) -> prompt_data.Prompts:
-    """Read the prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option."""
-    rows = prompt_data.load_rows(
-        task=source.task,
-        path=source.path,
-        dataset=source.dataset,
-        subset=source.subset,
-        split=source.split or {"train": "train", "eval": "heldout"}[name],
-        limit=source.limit,
-        options=source.options,
-    )
+    """Read the prompts of one data source of a recipe. Raises ValueError naming the file and line, column or option.
+
+    `rows`: where they have been read already.
+    """
     return prompt_data.to_prompts(
-        rows,
+        read_rows(source, name) if rows is None else rows,
         tokenizer,
         split_name=name,
         prompt_column=source.prompt,
@@ -68,6 +64,20 @@ def read_prompts(
         context_length=context,
         max_new_tokens=max_new_tokens,
         task=source.task,
+        needs_answer=needs_answer,
+    )
+
+
+def read_rows(source: DataSource, name: Literal["train", "eval"]) -> prompt_data.Rows:
+    """Read the rows of one data source of a recipe."""
+    return prompt_data.load_rows(
+        task=source.task,
+        path=source.path,
+        dataset=source.dataset,
+        subset=source.subset,
+        split=source.split or {"train": "train", "eval": "heldout"}[name],
+        limit=source.limit,
+        options=source.options,
     )
 
 

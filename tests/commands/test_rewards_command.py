@@ -162,3 +162,49 @@ def test_a_parquet_file_with_a_timestamp_column_is_scored(tmp_path, capsys):
     assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [2024.0, 1999.0]
     assert run_rewards.score("gsm8k", tmp_path / "d.parquet", "text", "answer", out) == 0
     assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl.gz", "pattern", "saved"])
+def test_score_reads_what_a_run_reads(tmp_path, kind):
+    import gzip
+
+    rows = [("#### 7", "007"), ("#### 8", "7")]
+    if kind in ("csv", "tsv"):
+        mark = {"csv": ",", "tsv": "\t"}[kind]
+        data = tmp_path / f"d.{kind}"
+        data.write_text("".join(f"{a}{mark}{b}\n" for a, b in [("text", "gold"), *rows]))
+    else:
+        lines = [json.dumps({"text": a, "gold": b}) for a, b in rows]
+        data = tmp_path / "d.jsonl.gz"
+        data.write_bytes(gzip.compress("\n".join(lines).encode()))
+        if kind == "pattern":
+            for number, line in enumerate(lines):
+                (tmp_path / f"part-{number}.jsonl").write_text(line)
+            data = tmp_path / "part-*.jsonl"
+        elif kind == "saved":
+            from datasets import Dataset
+
+            data = tmp_path / "s"
+            Dataset.from_list([{"text": a, "gold": b} for a, b in rows]).save_to_disk(data)
+    out = tmp_path / "out.jsonl"
+    assert run_rewards.score("gsm8k", data, "text", "gold", out, workers=1) == 0
+    assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [1.0, 0.0]
+
+
+def test_of_several_files_the_one_with_the_wrong_row_is_named(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "7", "gold": "7"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "7", "gold": "7"}\n{"text": "7"}\n')
+    assert run_rewards.score("gsm8k", tmp_path / "*.jsonl", "text", "gold", tmp_path / "out.jsonl") == 1
+    assert f"{tmp_path / 'b.jsonl'}: row 2 has no column 'gold'" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_completion_may_be_a_message_of_the_assistant(tmp_path):
+    row = {
+        "prompt": [{"role": "user", "content": "3+4?"}],
+        "completion": [{"role": "assistant", "content": "#### 7"}],
+        "answer": "7",
+    }
+    data, out = tmp_path / "d.jsonl", tmp_path / "out.jsonl"
+    data.write_text(json.dumps(row))
+    assert run_rewards.score("gsm8k", data, "completion", "answer", out, workers=1) == 0
+    assert json.loads(out.read_text())["score"] == 1.0

@@ -205,8 +205,8 @@ def test_unknown_option_of_a_task():
 
 
 def test_missing_data_file():
-    assert problem("data.train.path=none.jsonl") == "data.train.path: no file none.jsonl"
-    assert problem("data.eval.path=none.jsonl") == "data.eval.path: no file none.jsonl"
+    assert problem("data.train.path=none.jsonl") == f"data.train.path: no file none.jsonl in {Path.cwd()}"
+    assert problem("data.eval.path=none.jsonl") == f"data.eval.path: no file none.jsonl in {Path.cwd()}"
 
 
 @pytest.mark.parametrize(

@@ -154,3 +154,8 @@ def test_options_are_yaml_whose_text_keeps_its_newlines():
     given = ["rollout.engine=mine:engine", "rollout.options.note=a: b", "rollout.options.text=one\n two # three\t"]
     options = load(*given, "rollout.options.number=1e-4", "rollout.options.flag=false").rollout.options
     assert options == {"note": {"a": "b"}, "text": "one\n two # three\t", "number": 1e-4, "flag": False}
+
+
+def test_an_unquoted_pattern_that_yaml_takes_for_an_alias_is_said_to_need_quotes():
+    with pytest.raises(RecipeError, match=r"line 1, column 22: .*text that begins with \* needs quotes"):
+        config.load(write("data: {train: {path: *x}}"))

@@ -96,8 +96,11 @@ def test_a_missing_column_is_named_with_the_line_and_the_columns_there(tmp_path)
 
 
 def test_without_a_task_the_columns_must_be_named(tmp_path):
-    with pytest.raises(ValueError, match=r"d\.jsonl: without a task, name the prompt and answer columns; .*'q', 'a'"):
-        prompts(file(tmp_path, {"q": "1", "a": "1"}), answer_column=None)
+    rows = file(tmp_path, {"q": "1", "a": "1"})
+    with pytest.raises(ValueError, match=r"d\.jsonl: without a task, name the prompt and answer columns.*; .*'q', 'a'"):
+        prompts(rows, prompt_column=None, answer_column=None)
+    with pytest.raises(ValueError, match=r"d\.jsonl: without a task, name the answer column \(data\.\*\.answer\)"):
+        prompts(rows, answer_column=None)
 
 
 @pytest.mark.parametrize("value", [None, "", " \n", True, [1], {"x": 1}])

@@ -60,7 +60,7 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, told):
         ("object.json", b'{"a": 1}', "a list of objects is needed, this is a dict"),
         ("mixed.json", b'[{"a": 1}, 2]', "row 1: every row must be an object"),
         ("bad.parquet", b"PAR0", "not a readable parquet file"),
-        ("data.csv", b"a,b", r"unknown kind of file '\.csv'; use \.jsonl, \.json, \.parquet"),
+        ("data.txt", b"a,b", r"unknown kind of file '\.txt'; use \.jsonl, \.json, \.parquet, \.csv, \.tsv"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, name, content, told):
@@ -68,12 +68,15 @@ def test_a_bad_file_is_named(tmp_path, name, content, told):
         load_rows(path=write(tmp_path / name, content))
 
 
-def test_a_missing_file_is_named_with_the_folder_looked_in(tmp_path, monkeypatch):
+def test_a_missing_file_is_named_with_one_that_may_be_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"absent.jsonl: no such file.*{tmp_path}"):
-        load_rows(path="absent.jsonl")
+    write(tmp_path / "present.jsonl", '{"a": 1}')
+    with pytest.raises(ValueError, match=r"no file presents\.jsonl in .*; did you mean 'present\.jsonl'"):
+        load_rows(path="presents.jsonl")
+    with pytest.raises(ValueError, match=r"no file data/a\.jsonl in .*; there is no folder data"):
+        load_rows(path="data/a.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=r"folder\.jsonl: a folder.*is empty"):
         load_rows(path="folder.jsonl")
 
 
@@ -117,12 +120,13 @@ def hub(monkeypatch):
     import datasets
 
     asked = []
+    rows = datasets.Dataset.from_list([{"question": "1+1?", "answer": "#### 2"}])
 
     def load_dataset(name, subset=None, *, split):
         asked.append((name, subset, split))
         if name == "no/network":
             raise ConnectionError("unreachable")
-        return [{"question": "1+1?", "answer": "#### 2"}]
+        return rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked

@@ -1,10 +1,11 @@
 """A folder is replaced as one: whatever moment a writer is killed at, the old or the new one is found again."""
 
 import os
+import stat
 
 import pytest
 
-from rlhf_pg.storage.atomic_io import clean, replace_folder
+from rlhf_pg.storage.atomic_io import clean, replace_folder, usual_modes, write_new
 
 
 class Dead(BaseException):
@@ -45,3 +46,18 @@ def test_killed_before_any_rename_one_of_the_two_is_there_after_cleaning(tmp_pat
     clean(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (model / "file").read_text() == text
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o644)])
+def test_files_that_others_wrote_get_the_usual_mode(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        (tmp_path / "inner").mkdir()
+        write_new(tmp_path / "inner" / "a", b"x", 0o600)
+        write_new(tmp_path / "b", b"x", 0o666)
+        usual_modes(tmp_path)
+        write_new(tmp_path / "ours", b"x")
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in files} == {"a": mode, "b": mode, "ours": mode}
