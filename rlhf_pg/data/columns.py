@@ -36,6 +36,7 @@ def readers(
                 f"{rows.source}: without a task, name the {' and '.join(missing)} column{'s' * (len(missing) > 1)} "
                 f"(data.*.{', data.*.'.join(missing)}); the columns are {_listed(rows[0])}"
             )
+        prompts = tuple(column for column in prompts if prompt_column or column in rows[0])[:1]  # of all rows
 
     def question(index: int) -> str | list[Turn]:
         column, value = _cell(rows, index, prompts, "prompt")

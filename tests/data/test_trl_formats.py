@@ -28,6 +28,13 @@ def test_prompt_only_messages_need_no_names():
     assert made.prompts[0].columns["answer"] == "2"
 
 
+@pytest.mark.parametrize("column", ["prompt", "question", "problem"])
+def test_questions_under_their_usual_names_need_no_names_either(column):
+    assert prompts([{column: "1+1?", "answer": "2"}]).prompts[0].columns["question"] == "1+1?"
+    with pytest.raises(ValueError, match=f"row 1: no prompt column '{column}'"):
+        prompts([{column: "1+1?", "answer": "2"}, {"other": "1+1?", "prompt_": "1", "answer": "2"}])
+
+
 def test_messages_that_end_with_the_assistant_are_asked_without_that_turn():
     made = prompts([{"messages": [*ASK, *REPLY], "answer": "2"}, {"messages": ASK, "answer": "2"}])
     assert [p.text for p in made.prompts] == [RENDERED, RENDERED]
@@ -100,7 +107,7 @@ def test_plain_text_is_taught_whole(tmp_path):
 @pytest.mark.parametrize(
     ("row", "source", "told"),
     [
-        ({"question": "1+1?"}, {}, r"rows\.jsonl: .*name the prompt column.*'question'"),
+        ({"query": "1+1?"}, {}, r"rows\.jsonl: .*name the prompt column.*'query'"),
         ({"prompt": ASK}, {}, r"sft\.completion: no column 'completion'"),
         ({"messages": ASK}, {}, r"sft\.completion: no column 'completion'.*assistant"),
         ({"prompt": ASK, "completion": [*REPLY, *ASK]}, {}, r"train/0.*one message of the assistant"),
