@@ -97,6 +97,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
     update_metrics = mean_of(pending.updates)
     progress.step += 1
     progress.samples += int(pending.metrics["samples"])
+    progress.tokens += int(pending.metrics["tokens/prompts"] + pending.metrics["tokens/generated"])
     progress.pending = None
     return {
         "step": progress.step,
@@ -109,6 +110,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
         **run.times,
         "time/step_s": time.monotonic() - started,
         "samples/total": progress.samples,
+        "tokens/total": progress.tokens,
         "memory/peak_mb": learner.backend.peak_memory_mb(),
     }
 
