@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from rlhf_pg.errors import RecipeError
 
-PACKAGES = ("tensorboard", "wandb", "trackio", "mlflow")  # each imported in the one file of its name, lazily
+PACKAGES = ("tensorboard", "wandb", "trackio", "mlflow")  # each imported in its with_*.py alone, lazily
 
 
 def require(names: Sequence[str], source: str) -> None:

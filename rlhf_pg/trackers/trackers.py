@@ -46,7 +46,9 @@ class Trackers:
             run.folder.mkdir(parents=True, exist_ok=True)  # where it is missing, wandb writes elsewhere
         for name in dict.fromkeys(names):
             with self._left_out_if_it_fails(name, "could not be opened"), prints_logged():
-                tracker: Tracker = getattr(import_module(f"{__package__}.{name}"), CLASSES[name])(run, kept.get(name))
+                tracker: Tracker = getattr(import_module(f"{__package__}.with_{name}"), CLASSES[name])(
+                    run, kept.get(name)
+                )
                 self._open[name] = tracker
         for tracker in self._open.values():
             if note := getattr(tracker, "warning", ""):

@@ -15,7 +15,7 @@ class Trackio:
     trl_prefix = "train/"
 
     def __init__(self, run: RunFacts, id: str | None) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self.id = id or f"{run.name}-{uuid.uuid4().hex[:6]}"
         self.place = f'trackio show --project "{run.project}"'

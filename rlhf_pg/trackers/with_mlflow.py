@@ -22,8 +22,8 @@ class MLflow:
     trl_prefix = ""
 
     def __init__(self, run: RunFacts, id: str | None) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric, Param
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
         local = f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
         address = os.environ.get("MLFLOW_TRACKING_URI") or local

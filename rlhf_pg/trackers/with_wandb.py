@@ -22,7 +22,7 @@ class WandB:
     trl_prefix = "train/"
 
     def __init__(self, run: RunFacts, id: str | None) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self.id = id or uuid.uuid4().hex[:8]
         self._table = wandb.Table
