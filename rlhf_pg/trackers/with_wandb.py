@@ -29,12 +29,14 @@ class WandB:
         self._own_data = DATA not in os.environ
         if self._own_data:  # completions wait there to be sent: in the home folder they would not travel with the run
             os.environ[DATA] = str(run.folder / "wandb")
-        why = ""
-        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
-            why = "no API key (wandb login)"
+        online, why = wandb.setup().settings.mode == "online", ""
         try:
+            if online and not wandb.login(prompt=False):
+                why = "no API key (wandb login)"
             self._run = self._open(wandb, run, offline=bool(why))
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        except Exception as error:  # wandb has many for a server that is away, or refuses the key
+            if not online:
+                raise
             why = " ".join(str(error).split())
             self._run = self._open(wandb, run, offline=True)
         self.warning = f"wandb logs offline: {why}" if why else ""

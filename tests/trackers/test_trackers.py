@@ -125,18 +125,22 @@ def test_no_secret_of_the_command_line_is_in_what_wandb_writes(tmp_path, monkeyp
 
 
 @needs("wandb")
-def test_wandb_without_a_key_logs_offline_and_says_so(tmp_path, monkeypatch):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("wandb.login", lambda **options: False)
+@pytest.mark.parametrize("reason", ["no API key (wandb login)", "the server did not answer"])
+def test_wandb_without_a_key_or_a_server_logs_offline_and_says_so(tmp_path, monkeypatch, reason):
+    def login(**options):
+        assert options == {"prompt": False}
+        if "server" in reason:
+            raise ConnectionError(reason)
+        return False
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("wandb.login", login)
     said: list[str] = []
-    with Trackers(["wandb"], facts(tmp_path / "t"), warn=said.append) as open_trackers:
+    with Trackers(["wandb"], facts(tmp_path), warn=said.append) as open_trackers:
         open_trackers.log({"step": 1, "loss": 0.5}, [], 1)
         assert open_trackers.places[0].startswith("wandb: wandb sync ")
-    assert said == ["wandb logs offline: no API key (wandb login)"]
-    assert [row["loss"] for row in wandb_file.history(tmp_path / "t" / "wandb")] == [0.5]
+    assert said == [f"wandb logs offline: {reason}"]
+    assert [row["loss"] for row in wandb_file.history(tmp_path / "wandb")] == [0.5]
 
 
 @needs("trackio")
