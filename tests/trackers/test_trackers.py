@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,14 @@ def test_wandb_without_a_key_or_a_server_logs_offline_and_says_so(tmp_path, monk
             raise ConnectionError(reason)
         return False
 
+    import_module("wandb").teardown()  # which has read WANDB_MODE once for the process
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr("wandb.login", login)
     said: list[str] = []
     with Trackers(["wandb"], facts(tmp_path), warn=said.append) as open_trackers:
         open_trackers.log({"step": 1, "loss": 0.5}, [], 1)
         assert open_trackers.places[0].startswith("wandb: wandb sync ")
+    import_module("wandb").teardown()
     assert said == [f"wandb logs offline: {reason}"]
     assert [row["loss"] for row in wandb_file.history(tmp_path / "wandb")] == [0.5]
 
