@@ -29,7 +29,7 @@ class Tracker(Protocol):
     """One run in one tracker. Any method may raise; `Trackers` then leaves the tracker out."""
 
     id: str  # under which a resumed run is found again
-    place: str  # where to look, in words
+    place: str  # where to look: a line
     trl_prefix: str  # that TRL's callback puts before its names
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -57,8 +57,8 @@ class Trackers:
 
     @property
     def places(self) -> list[str]:
-        """Say, a line each, where to look at the run."""
-        return [f"{name}: {tracker.place}" for name, tracker in self._open.items()]
+        """Say, a line each, where to watch the run."""
+        return [tracker.place for tracker in self._open.values()]
 
     def log(self, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], step: int) -> None:
         """Send the line of a step to the trackers, and at some steps a table of its samples (rows of rollouts/)."""

@@ -28,7 +28,8 @@ class MLflow:
         local = f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
         address = os.environ.get("MLFLOW_TRACKING_URI") or local
         here = address == local
-        self.place = f"mlflow ui --backend-store-uri {local}" if here else "the server of MLFLOW_TRACKING_URI"
+        server = f"mlflow ui --backend-store-uri sqlite:///{run.folder / 'mlflow.db'}"
+        self.place = f"watch: {server if here else 'the server of MLFLOW_TRACKING_URI'}"
         self._client, self._metric = MlflowClient(tracking_uri=address), Metric
         if id is not None:
             self.id = id

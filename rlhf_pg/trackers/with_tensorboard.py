@@ -18,7 +18,7 @@ class TensorBoard:
 
         self.id = id or "tensorboard"  # the folder says which run it is
         folder = run.folder / "tensorboard"
-        self.place = f"tensorboard --logdir {folder}"
+        self.place = f"watch: tensorboard --logdir {folder}"
         self._writer = SummaryWriter(str(folder), purge_step=run.from_step + 1 if run.resumed else None)
         self._writer.add_text(CONFIG, _table(("key", "value"), list(run.config.items())), run.from_step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ class Trackio:
         import trackio  # pyright: ignore[reportMissingImports]
 
         self.id = id or f"{run.name}-{uuid.uuid4().hex[:6]}"
-        self.place = f'trackio show --project "{run.project}"'
-        self._table = trackio.Table
+        self.place = f"watch: trackio show --project {shlex.quote(run.project)}"
+        self._trackio = trackio
         self._run = trackio.init(
             project=run.project, name=self.id, resume="allow", config=dict(run.config), embed=False, private=True
         )
@@ -29,10 +30,12 @@ class Trackio:
         self._raise_failure()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        self._run.log({"completions": self._table(columns=list(columns), data=[list(row) for row in rows])}, step=step)
+        self._run.log(
+            {"completions": self._trackio.Table(columns=list(columns), data=[list(row) for row in rows])}, step=step
+        )
 
     def finish(self, failed: bool) -> None:
-        self._run.finish()
+        self._trackio.finish()  # not only the run, which would be finished again at the end of the process
         self._raise_failure()
 
     def _raise_failure(self) -> None:

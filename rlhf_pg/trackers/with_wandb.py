@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf_pg.trackers.tracker import RunFacts
@@ -40,7 +41,8 @@ class WandB:
             why = " ".join(str(error).split())
             self._run = self._open(wandb, run, offline=True)
         self.warning = f"wandb logs offline: {why}" if why else ""
-        self.place = f"wandb sync {self._run.settings.sync_dir}" if self._run.offline else str(self._run.url)
+        files = run.folder / "wandb" / Path(self._run.settings.sync_dir).name
+        self.place = f"to send it: wandb sync {files}" if self._run.offline else f"watch: {self._run.url}"
         self._axis = "train/global_step" if run.trl_names else "step"
         self._run.define_metric(self._axis, hidden=True)
         self._run.define_metric("*", step_metric=self._axis, step_sync=True)

@@ -140,7 +140,7 @@ def test_wandb_without_a_key_or_a_server_logs_offline_and_says_so(tmp_path, monk
     said: list[str] = []
     with Trackers(["wandb"], facts(tmp_path), warn=said.append) as open_trackers:
         open_trackers.log({"step": 1, "loss": 0.5}, [], 1)
-        assert open_trackers.places[0].startswith("wandb: wandb sync ")
+        assert open_trackers.places[0].startswith(f"to send it: wandb sync {tmp_path}/wandb/offline-run-")
     import_module("wandb").teardown()
     assert said == [f"wandb logs offline: {reason}"]
     assert [row["loss"] for row in wandb_file.history(tmp_path / "wandb")] == [0.5]
