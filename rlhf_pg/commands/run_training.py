@@ -23,10 +23,10 @@ from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.trackers import installed
 from rlhf_pg.trackers.tracker import RunFacts
 from rlhf_pg.trackers.trackers import Trackers
-from rlhf_pg.train import launch_facts, prefetch
-from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
-from rlhf_pg.train.resume import refuse_another_run
-from rlhf_pg.train.setup import build, join
+from rlhf_pg.training import launch_facts, prefetch
+from rlhf_pg.training.loop import TrainingRun, measure, record, save, train_step
+from rlhf_pg.training.resume import refuse_another_run
+from rlhf_pg.training.setup import build, join
 
 
 def train(recipe: ResolvedRecipe, source: Path | None = None) -> int:

@@ -18,7 +18,7 @@ from rlhf_pg.trackers import trackers as trackers_module
 from rlhf_pg.trackers.tracker import RunFacts
 from rlhf_pg.trackers.trackers import Trackers
 from tests.trackers import wandb_file
-from tests.train import small_run
+from tests.training import small_run
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -319,7 +319,7 @@ def test_text_in_tensorboards_table_keeps_its_lines_and_marks():
 
 
 def test_the_recipe_that_trackers_get_is_flat_and_without_secrets():
-    from rlhf_pg.train.launch_facts import flat
+    from rlhf_pg.training.launch_facts import flat
 
     nested = {
         "a": {"api_key": "x", "lr": 0.1},

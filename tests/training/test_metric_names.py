@@ -12,9 +12,9 @@ from rlhf_pg.algorithms.base import names as algorithm_names
 from rlhf_pg.models.load import load_tokenizer
 from rlhf_pg.rollout import launch_local
 from rlhf_pg.trackers.metric_names import TRL, of_trl, renamed
-from rlhf_pg.train.metrics import Judged, rollout_metrics
+from rlhf_pg.training.metrics import Judged, rollout_metrics
 from tests.thread_engine import spawn_thread
-from tests.train import small_run
+from tests.training import small_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([^`]+)` \|.*\|\s*(?:`([^`]+)`)?\s*\|$", re.MULTILINE)
