@@ -105,6 +105,11 @@ class BoundAlgorithm:
     zero_without_advantage: bool
 
 
+def clip_metrics(below: Tensor, above: Tensor) -> dict[str, Tensor]:
+    """Return what to log of a clip: below and above, each [B, C], 1 where the ratio has left its bound to that side."""
+    return {"clip/fraction": below + above, "clip/low": below, "clip/high": above}
+
+
 def names() -> list[str]:
     """Return the names of the shipped algorithms: the files beside this one."""
     return shipped("rlhf_pg.algorithms")

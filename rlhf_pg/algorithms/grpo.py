@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from rlhf_pg import functional as F
-from rlhf_pg.algorithms.base import Algorithm, Options
+from rlhf_pg.algorithms.base import Algorithm, Options, clip_metrics
 from rlhf_pg.types import Credit, TokenLoss
 
 
@@ -55,12 +55,11 @@ def objective(logp, entropy, batch, signals, credit, options: GRPOOptions) -> To
     old, bounds = signals.logp_old, (options.clip_low, options.clip_high)
     if options.surrogate == "cispo":
         loss = F.objectives.clipped_weight(logp, old, credit.advantage, *bounds)
-        return TokenLoss(loss, metrics={"clip/fraction": F.objectives.is_outside(logp, old, *bounds)})
+        return TokenLoss(loss, metrics=clip_metrics(*F.objectives.outside_sides(logp, old, *bounds)))
     if options.surrogate == "gspo":
         logp = F.objectives.sequence_level(logp, old, batch.mask)
     loss = F.objectives.clipped_ratio(logp, old, credit.advantage, *bounds)
-    clipped = F.objectives.is_clipped(logp, old, credit.advantage, *bounds)
-    return TokenLoss(loss, metrics={"clip/fraction": clipped})
+    return TokenLoss(loss, metrics=clip_metrics(*F.objectives.clipped_sides(logp, old, credit.advantage, *bounds)))
 
 
 algorithm = Algorithm("grpo", credit, objective, options=GRPOOptions, min_group=2, zero_without_advantage=True)

@@ -13,7 +13,7 @@ that are all equal are standardised to 0.
 from pydantic import Field
 
 from rlhf_pg import functional as F
-from rlhf_pg.algorithms.base import Algorithm, Options
+from rlhf_pg.algorithms.base import Algorithm, Options, clip_metrics
 from rlhf_pg.types import Credit, TokenLoss
 
 
@@ -32,7 +32,7 @@ def credit(batch, signals, options: PPOOptions) -> Credit:
 
 def objective(logp, entropy, batch, signals, credit, options: PPOOptions) -> TokenLoss:
     inputs = logp, signals.logp_old, credit.advantage, options.clip_low, options.clip_high
-    return TokenLoss(F.objectives.clipped_ratio(*inputs), metrics={"clip/fraction": F.objectives.is_clipped(*inputs)})
+    return TokenLoss(F.objectives.clipped_ratio(*inputs), metrics=clip_metrics(*F.objectives.clipped_sides(*inputs)))
 
 
 algorithm = Algorithm(

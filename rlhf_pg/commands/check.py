@@ -15,8 +15,10 @@ def add_parser(subcommands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, build the parts of the run and check them. Returns the exit code."""
     from rlhf_pg import config
+    from rlhf_pg.trackers import installed
 
     recipe = config.load(arguments.recipe, arguments.overrides)
+    installed.require(recipe.log.trackers, str(arguments.recipe))
     from rlhf_pg.preflight import checks
 
     return checks.run(recipe)

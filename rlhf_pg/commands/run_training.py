@@ -21,6 +21,10 @@ from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
 from rlhf_pg.report import run_record
+from rlhf_pg.storage.run_dir import RunDir
+from rlhf_pg.trackers import installed
+from rlhf_pg.trackers.tracker import RunFacts
+from rlhf_pg.trackers.trackers import Trackers
 from rlhf_pg.training import launch_facts, prefetch
 from rlhf_pg.training.loop import TrainingRun, measure, record, save, train_step
 from rlhf_pg.training.resume import refuse_another_run
@@ -32,6 +36,7 @@ def train(recipe: ResolvedRecipe, source: Path | None = None) -> int:
 
     source: the recipe's file, whose commit is recorded.
     """
+    installed.require(recipe.log.trackers, str(source or "recipe"))
     make_model(recipe)
     backend = join(recipe)
     try:
@@ -61,7 +66,6 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
         stack.callback(session.close)
         progress = resumed(session, folder)
         folder.write_text("config.yaml", config.dump(recipe))
-        backend.start_trackers(recipe.log.project, recipe.run.dir.name, recipe.written.model_dump(mode="json"))
         live = recipe.log.live if ranks.first else "off"
         view = LiveView(recipe.run.steps, live)
         if ranks.first:
@@ -70,6 +74,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
             view.message("\n".join(launch_facts.lines(launch)))
         if live != "off" and session.estimate:
             show_run(session.estimate, Console())
+        trackers = stack.enter_context(_trackers(recipe, folder, view, progress.step))
         stack.enter_context(view)
         for note in session.notes:
             view.message(note)
@@ -79,7 +84,29 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
         stop = stack.enter_context(StopRequest())  # until here there is nothing to save: a signal just ends the process
         folder.continue_clock(progress.elapsed_s)
         watch = Watch(run_record.read(folder.path).steps if folder.resume_from and ranks.first else ())
-        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress, watch=watch))
+        return _save_if_interrupted(TrainingRun(session, folder, view, stop, progress, watch=watch, trackers=trackers))
+
+
+def _trackers(recipe: ResolvedRecipe, folder: RunDir, view: LiveView, from_step: int) -> Trackers:
+    """Open the recipe's trackers, in the first process only, and say where to look."""
+    log = recipe.log
+    if not log.trackers or not folder.writes:
+        return Trackers()
+    run = RunFacts(
+        folder=folder.path / "trackers",
+        project=log.project,
+        name=recipe.run.dir.absolute().name,
+        config=launch_facts.flat(recipe.written.model_dump(mode="json")),
+        entity=log.entity,
+        tags=log.tags,
+        from_step=from_step,
+        resumed=folder.resume_from is not None,
+        trl_names=log.names == "trl",
+    )
+    trackers = Trackers(log.trackers, run, steps=recipe.run.steps, warn=view.warning)
+    for place in trackers.places:
+        view.message(place)
+    return trackers
 
 
 def _save_if_interrupted(run: TrainingRun) -> int:

@@ -17,8 +17,10 @@ def add_parser(subcommands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, then train. Returns the exit code."""
     from rlhf_pg import config
+    from rlhf_pg.trackers import installed
 
     recipe = config.load(arguments.recipe, arguments.overrides, makes_model=True)
+    installed.require(recipe.log.trackers, str(arguments.recipe))
     from rlhf_pg.commands.run_training import train
 
     return train(recipe, arguments.recipe)

@@ -62,10 +62,9 @@ def measure(recipe: ResolvedRecipe, after: int, groups: int, folder: Path) -> in
     from rlhf_pg.training.setup import build, join
 
     sections = {
-        "log": recipe.log.model_copy(update={"trackers": []}),
         "rollout": recipe.rollout.model_copy(update={"overlap": False}),  # the estimators are compared on-policy
     }
-    backend = join(recipe, trackers=False).require_one_process("rlhf-pg variance")
+    backend = join(recipe).require_one_process("rlhf-pg variance")
     session = build(recipe.changed(**sections), backend=backend)
     try:
         result = variance.measure(session, after, groups)

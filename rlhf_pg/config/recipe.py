@@ -155,8 +155,17 @@ class Eval(Section):
 
 
 class Log(Section):
-    trackers: list[Literal["tensorboard", "wandb"]] = Field(default=[], description="besides metrics.jsonl")
-    project: str = Field(default="rlhf_pg", description="name the trackers file the run under")
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        default=[], description="besides metrics.jsonl; docs/trackers.md"
+    )
+    project: str = Field(
+        default="rlhf_pg", min_length=1, description="what wandb, trackio and mlflow file the run under"
+    )
+    entity: str | None = Field(default=None, description="user or team that the run belongs to in wandb")
+    tags: list[str] = Field(default=[], description="labels of the run in wandb and mlflow")
+    names: Literal["rlhf_pg", "trl"] = Field(
+        default="rlhf_pg", description="whose names of metrics the trackers get; docs/metrics.md has both"
+    )
     samples: int = Field(default=8, ge=0, description="rollouts written to rollouts/ per step")
     live: Literal["auto", "on", "off"] = Field(
         default="auto", description="live view; auto: in a terminal; off: warnings only, on stderr"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from rlhf_pg.algorithms.base import BoundAlgorithm
-from rlhf_pg.config.recipe import DataSource, Recipe, SftRecipe, is_generated, samples_as_trainer, sources
+from rlhf_pg.config.recipe import DataSource, Log, Recipe, SftRecipe, is_generated, samples_as_trainer, sources
 from rlhf_pg.data.files import files_of, splits_of
 
 IDLE_IN_SFT = (
@@ -33,8 +33,7 @@ def without_effect(recipe: Recipe | SftRecipe, algorithm: BoundAlgorithm | None)
     `algorithm` None: it is not known, and no key is idle because of it.
     """
     yield from _of_sources(recipe)
-    if not recipe.log.trackers:
-        yield "log.project", "without log.trackers"
+    yield from _of_trackers(recipe.log)
     if isinstance(recipe, SftRecipe):
         yield from ((key, "in `rlhf-pg sft`") for key in IDLE_IN_SFT)
     else:
@@ -75,6 +74,18 @@ def _of_training(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[t
             yield f"eval.{leaf}", "without data.eval"
     if not recipe.checkpoint.every:
         yield "checkpoint.keep", "without checkpoint.every"
+
+
+def _of_trackers(log: Log) -> Iterator[tuple[str, str]]:
+    named = {*log.trackers}
+    if not named - {"tensorboard"}:
+        yield "log.project", "without wandb, trackio or mlflow in log.trackers"
+    if "wandb" not in named:
+        yield "log.entity", "without wandb in log.trackers"
+    if not named & {"wandb", "mlflow"}:
+        yield "log.tags", "without wandb or mlflow in log.trackers"
+    if not named:
+        yield "log.names", "without log.trackers"
 
 
 def _of_critic(recipe: Recipe, algorithm: BoundAlgorithm) -> Iterator[tuple[str, str]]:

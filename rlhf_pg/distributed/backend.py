@@ -11,14 +11,12 @@ import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -36,32 +34,13 @@ class Backend:
     """Device, precision and process group. Objectives are divided by counts summed over all ranks, so that their number
     cannot change the gradient."""
 
-    def __init__(
-        self,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        trackers: Sequence[str] = (),
-        folder: Path | None = None,
-        timeout_s: float = 1800.0,
-    ):
-        missing = set(trackers) - {kind.value for kind in get_available_trackers()}
-        if missing:  # Accelerate would leave it out silently
-            raise ValueError(
-                f"log.trackers: {', '.join(sorted(missing))} is not installed; install it, or leave it out"
-            )
+    def __init__(self, dtype: Literal["float32", "bfloat16"] = "float32", timeout_s: float = 1800.0):
         self.dtype = dtype
         precision = "bf16" if dtype == "bfloat16" else "no"
-        folders = (
-            ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")) if folder else None
-        )
         if not _asks_for_deepspeed():
             AcceleratorState._reset_state()  # an earlier run of this process may have had another dtype
         with quiet.prints_logged():
-            self.accelerator = Accelerator(
-                mixed_precision=precision,
-                log_with=[*trackers] or None,
-                project_config=folders,
-                **_process_group(timeout_s),
-            )
+            self.accelerator = Accelerator(mixed_precision=precision, **_process_group(timeout_s))
         self.device = self.accelerator.device
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         self.ranks = Ranks(rank, size, self.device, timeout_s)
@@ -241,19 +220,8 @@ class Backend:
         self.sum_gradients(parameters)
         return float(self.accelerator.clip_grad_norm_(parameters, max_norm))  # pyright: ignore[reportArgumentType]
 
-    def start_trackers(self, project: str, run: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers, under `project`, with the recipe as their configuration."""
-        if self.accelerator.log_with:
-            self.accelerator.init_trackers(project, config=dict(_flat(config)), init_kwargs={"wandb": {"name": run}})
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Send one step's numbers to the trackers, without those that are None."""
-        self.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
-
     def close(self) -> None:
-        """Flush and close the trackers and stop the watchdog. The process group ends with the process."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        """Stop the watchdog. The process group ends with the process."""
         self.ranks.close()
 
     def autocast(self):
@@ -281,12 +249,3 @@ def _process_group(timeout_s: float) -> dict[str, Any]:
 def _asks_for_deepspeed() -> bool:
     """Return whether `accelerate launch` was told to use DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ("optimizer.lr", 1e-6), ...: what trackers take as configuration."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, int | float) else str(value)

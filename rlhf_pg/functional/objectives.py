@@ -107,18 +107,30 @@ def is_clipped(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: floa
 
     That is rho > 1 + clip_high with A > 0, or rho < 1 - clip_low with A < 0. ValueError as in `clipped_ratio`.
     """
-    _check_clip(clip_low, clip_high)
-    rho = _ratio(logp, logp_old, advantage).detach()
-    above = (rho > 1 + clip_high) & (advantage > 0)
-    below = (rho < 1 - clip_low) & (advantage < 0)
-    return (above | below).to(logp.dtype)
+    below, above = clipped_sides(logp, logp_old, advantage, clip_low, clip_high)
+    return below + above
+
+
+def clipped_sides(
+    logp: Tensor, logp_old: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """Return `is_clipped` in two, each [B, C]: 1 where rho is below its bound, 1 where it is above."""
+    below, above = outside_sides(logp, logp_old, clip_low, clip_high)
+    shapes.same(logp=logp, advantage=advantage)
+    return torch.where(advantage < 0, below, 0), torch.where(advantage > 0, above, 0)
 
 
 def is_outside(logp: Tensor, logp_old: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """Return 1 where `clipped_weight` bounds the ratio, whatever the advantage, else 0: [B, C] x 2 -> [B, C]."""
+    below, above = outside_sides(logp, logp_old, clip_low, clip_high)
+    return below + above
+
+
+def outside_sides(logp: Tensor, logp_old: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
+    """Return `is_outside` in two, each [B, C]: 1 where rho is below its bound, 1 where it is above."""
     _check_clip(clip_low, clip_high)
     rho = _ratio(logp, logp_old, logp).detach()
-    return ((rho > 1 + clip_high) | (rho < 1 - clip_low)).to(logp.dtype)
+    return (rho < 1 - clip_low).to(logp.dtype), (rho > 1 + clip_high).to(logp.dtype)
 
 
 def _ratio(logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:

@@ -59,8 +59,7 @@ def run(recipe: ResolvedRecipe) -> int:
 
     Returns 1 if a check failed, else 0. Raises ValueError for something the recipe names and that cannot be had.
     """
-    untracked = recipe.changed(log=recipe.log.model_copy(update={"trackers": []}))
-    session = build(untracked)
+    session = build(recipe)
     try:
         results = findings(session, session.notes.append)
     finally:

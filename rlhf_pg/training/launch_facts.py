@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +76,20 @@ def command(argv: Sequence[str]) -> str:
         launched = "accelerate launch ... -m" if "LOCAL_RANK" in os.environ else "python -m"
         program = f"{launched} {Path(argv[0]).parent.name}"
     return " ".join([program, *(shlex.quote(_masked(word)) for word in argv[1:])])
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values as {"optimizer.lr": 1e-6, ...}: numbers and text, without what looks like a secret."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            out |= flat(value, f"{name}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            out |= flat({str(number): item for number, item in enumerate(value)}, f"{name}.")
+        else:
+            out[name] = value if isinstance(value, int | float) else _masked(f"{name}={value}").removeprefix(f"{name}=")
+    return out
 
 
 def _masked(word: str) -> str:

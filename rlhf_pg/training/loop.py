@@ -18,6 +18,7 @@ from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.rollout import collect
 from rlhf_pg.storage.run_dir import RunDir
+from rlhf_pg.trackers.trackers import Trackers
 from rlhf_pg.training import critic_step, gradient_step, packing_check, prefetch, trust_region_step
 from rlhf_pg.training.credit import assign
 from rlhf_pg.training.evaluate import evaluate
@@ -44,6 +45,7 @@ class TrainingRun:
     sample_rows: list[dict[str, Any]] = field(default_factory=list)  # of the current step, to look at
     failure: str = ""  # why a reward function failed on the first such sample of the current step
     watch: Watch = field(default_factory=Watch)
+    trackers: Trackers = field(default_factory=Trackers)
     packing_checked: bool = False  # whether shared prompts have been compared with separate rows
 
     @property
@@ -96,6 +98,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
     update_metrics = mean_of(pending.updates)
     progress.step += 1
     progress.samples += int(pending.metrics["samples"])
+    progress.tokens += int(pending.metrics["tokens/prompts"] + pending.metrics["tokens/generated"])
     progress.pending = None
     return {
         "step": progress.step,
@@ -108,6 +111,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
         **run.times,
         "time/step_s": time.monotonic() - started,
         "samples/total": progress.samples,
+        "tokens/total": progress.tokens,
         "memory/peak_mb": learner.backend.peak_memory_mb(),
     }
 
@@ -201,7 +205,7 @@ def measure(run: TrainingRun) -> dict[str, float]:
 def record(run: TrainingRun, metrics: dict[str, float]) -> None:
     """Write one step's line, show it, pass it to the trackers, and warn of what it shows."""
     run.folder.append_metrics(metrics)
-    run.session.learner.backend.log(metrics, run.progress.step)
+    run.trackers.log(metrics, run.sample_rows, run.progress.step)
     run.view.finish_step(metrics, run.sample_rows)
     if not run.ranks.first:
         return

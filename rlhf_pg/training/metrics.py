@@ -28,6 +28,7 @@ class Judged:
     outcome: str
     finish: str
     length: int  # sampled tokens
+    prompt_length: int = 0  # tokens
     failure: str = ""  # why the reward function failed
 
     @classmethod
@@ -35,7 +36,16 @@ class Judged:
         score, completion = rollout.score, rollout.completion
         failure = score.detail[:FAILURE_CHARACTERS] if score.outcome in ("error", "timeout") else ""
         length = len(completion.tokens)
-        return cls(rollout.prompt.id, score.reward, score.parts, score.outcome, completion.finish, length, failure)
+        return cls(
+            prompt=rollout.prompt.id,
+            reward=score.reward,
+            parts=score.parts,
+            outcome=score.outcome,
+            finish=completion.finish,
+            length=length,
+            prompt_length=len(rollout.prompt.tokens),
+            failure=failure,
+        )
 
 
 def judged_groups(ranks: Ranks, rollouts: Sequence[Rollout], samples: int) -> list[list[Judged]]:
@@ -66,14 +76,23 @@ def rollout_metrics(judged: Sequence[Judged]) -> dict[str, float]:
         "reward/mean": statistics.fmean(rewards) if rewards else float("nan"),
         "reward/std": statistics.pstdev(rewards) if rewards else float("nan"),
         "reward/zero_std_groups": sum(flat) / max(1, len(flat)),
-        "completion/length_mean": statistics.fmean(lengths),
+        **_spread("completion/length", lengths),
+        **_spread("completion/ended_length", [j.length for j in judged if j.finish == "stop"]),
         "completion/truncated": sum(j.finish == "length" for j in judged) / len(judged),
         "tokens/generated": sum(lengths),
+        "tokens/prompts": sum(j.prompt_length for j in judged),
         "samples/excluded": len(judged) - len(rewards),
         **_truncation_cost(judged),
         **{f"reward/{name}": statistics.fmean(values) for name, values in parts.items()},
         **{f"outcome/{name}": count for name, count in sorted(outcomes.items())},
     }
+
+
+def _spread(name: str, lengths: Sequence[int]) -> dict[str, float]:
+    """Return the mean, the least and the most; nothing where there is no length."""
+    if not lengths:
+        return {}
+    return {f"{name}_mean": statistics.fmean(lengths), f"{name}_min": min(lengths), f"{name}_max": max(lengths)}
 
 
 def _truncation_cost(judged: Sequence[Judged]) -> dict[str, float]:

@@ -46,6 +46,7 @@ class Progress:
 
     step: int = 0  # rollout steps finished
     samples: int = 0
+    tokens: int = 0  # of prompts, once per sample, and sampled ones
     elapsed_s: float = 0.0  # over all sessions of the run
     before: dict[str, float] | None = None  # evaluation before step 1
     pending: Pending | None = None

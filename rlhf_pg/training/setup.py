@@ -82,7 +82,7 @@ class Session:
         self.engine.load_weights((), version=self.learner.updates)
 
     def close(self) -> None:
-        """End the engine, the reward workers and the trackers."""
+        """End the engine, the reward workers and the watchdog."""
         self.engine.close()
         self.scorer.close()
         self.learner.backend.close()
@@ -111,7 +111,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     longest_prompt = max(len(prompt.tokens) for prompt in train)
     recipe = with_microbatch(recipe, microbatch_positions(recipe, model_config, longest_prompt))
 
-    backend = backend or join(recipe, trackers=learn)
+    backend = backend or join(recipe)
     model = policy_model(recipe, recipe.model.path, backend)
     # Copies are made before `backend.prepare`, which under ZeRO-3 leaves no process with all weights.
     engine_model = copy.deepcopy(model) if backend.sharded else model
@@ -174,10 +174,9 @@ def _slower_ways(recipe: ResolvedRecipe, model: PreTrainedModel, policy: Policy,
         yield f"rollouts are slow: every row is forwarded whole for each token ({uncached})"
 
 
-def join(recipe: ResolvedRecipe, *, trackers: bool = True) -> Backend:
+def join(recipe: ResolvedRecipe) -> Backend:
     """Join the processes of this launch, each on its device."""
-    names = recipe.log.trackers if trackers else ()
-    return Backend(recipe.model.dtype, names, recipe.run.dir, recipe.run.timeout_s)
+    return Backend(recipe.model.dtype, recipe.run.timeout_s)
 
 
 def digest_without_adapter(model: PreTrainedModel) -> str:

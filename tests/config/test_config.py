@@ -125,7 +125,7 @@ def test_a_row_format_with_a_home_on_the_hub_needs_no_path():
         [],
         ["kl.coefficient=0"],
         [*HELD_OUT, "eval.k=[1]", "eval.samples=2", "checkpoint.every=5", "checkpoint.keep=1"],
-        ['log.project="1e5"', "log.trackers=[tensorboard]", "log.live=off"],
+        ['log.project="1e5"', "log.trackers=[wandb, mlflow]", "log.entity=me", "log.tags=[a]", "log.names=trl"],
         ["model.lora.rank=4", "optimizer.lr=3e-4", 'data.train.template="yes: {prompt}\\n# no"'],
         ["data.train.options={digits: 2}"],
     ],

@@ -120,8 +120,20 @@ def test_flash_attention_in_float32():
     )
 
 
-def test_project_without_trackers():
-    assert problem("log.project=x") == ("log.project: has no effect without log.trackers: remove it or set it to null")
+@pytest.mark.parametrize(
+    ("trackers", "key", "when"),
+    [
+        ("[]", "log.project=x", "wandb, trackio or mlflow in log.trackers"),
+        ("[tensorboard]", "log.project=x", "wandb, trackio or mlflow in log.trackers"),
+        ("[mlflow]", "log.entity=team", "wandb in log.trackers"),
+        ("[trackio]", "log.tags=[a]", "wandb or mlflow in log.trackers"),
+        ("[]", "log.names=trl", "log.trackers"),
+    ],
+)
+def test_keys_of_trackers_without_one_that_reads_them(trackers, key, when):
+    assert problem(f"log.trackers={trackers}", key) == (
+        f"{key.split('=')[0]}: has no effect without {when}: remove it or set it to null"
+    )
 
 
 def test_keep_without_every():

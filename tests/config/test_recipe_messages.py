@@ -75,7 +75,7 @@ def test_required_keys():
         ("eval.k=[0]", "eval.k.0: must be at least 1, is 0"),
         (
             "log.trackers=[wandbb]",
-            "log.trackers.0: must be 'tensorboard' or 'wandb', is 'wandbb'; did you mean 'wandb'?",
+            "log.trackers.0: must be 'tensorboard', 'wandb', 'trackio' or 'mlflow', is 'wandbb'; did you mean 'wandb'?",
         ),
     ],
 )

@@ -91,6 +91,16 @@ def test_clipped_weight_has_no_lower_bound_by_default():
     assert_close(logp.grad, row(-1e-4, -1.2))
 
 
+def test_the_two_sides_of_a_clip_are_told_apart():
+    ratios, advantages = torch.tensor([[0.5, 0.5, 1.0, 1.5, 1.5]]), torch.tensor([[-1.0, 1.0, 1.0, 1.0, -1.0]])
+    old = torch.full((1, 5), -1.0)
+    logp = old + ratios.log()
+    below, above = objectives.clipped_sides(logp, old, advantages, 0.2, 0.2)
+    assert (below.tolist(), above.tolist()) == ([[1, 0, 0, 0, 0]], [[0, 0, 0, 1, 0]])
+    below, above = objectives.outside_sides(logp, old, 0.2, 0.2)
+    assert (below.tolist(), above.tolist()) == ([[1, 1, 0, 0, 0]], [[0, 0, 0, 1, 1]])
+
+
 def test_is_outside_looks_at_the_ratio_alone():
     old = row(-1.0, -1.0, -1.0, -1.0)
     logp = old + row(1.35, 1.25, 0.85, 0.75).log()

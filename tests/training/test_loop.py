@@ -159,12 +159,6 @@ def test_a_lora_run_resumes_bitwise_and_exports_merged_weights_that_moved(tmp_pa
     assert not all(torch.equal(whole[name], start[name]) for name in whole)
 
 
-def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_pg.distributed.backend.get_available_trackers", list)
-    with pytest.raises(ValueError, match=r"log\.trackers: tensorboard is not installed"):
-        small_run.run(tmp_path, log={"trackers": ["tensorboard"]})
-
-
 def test_a_reference_that_changed_on_disk_is_refused_at_resume(tmp_path):
     small_run.run(tmp_path / "base", run={"steps": 0})
     base = {"path": str(tmp_path / "base" / "model")}

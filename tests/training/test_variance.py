@@ -162,14 +162,6 @@ def test_the_critic_is_judged_by_the_returns_it_is_fitted_to(opened):
     assert facts["value/explained_variance"] == pytest.approx(1 - missed / statistics.pvariance(returns), rel=1e-3)
 
 
-def test_trackers_are_not_opened(tmp_path, monkeypatch):
-    built = []
-    monkeypatch.setattr(setup, "build", lambda recipe, backend: built.append(recipe) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        variance_command.measure(small_run.recipe(tmp_path / "run", log={"trackers": ["tensorboard"]}), 0, 2, tmp_path)
-    assert built[0].log.trackers == []
-
-
 def test_measured_groups_are_fresh_ones_and_as_many_as_asked(opened, monkeypatch):
     session = opened(**REINFORCE)
     made = run_of(session, steps=0)

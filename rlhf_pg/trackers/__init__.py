@@ -1,0 +1,1 @@
+"""A run in other people's pages: TensorBoard, Weights & Biases, Trackio, MLflow."""
