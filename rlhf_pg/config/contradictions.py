@@ -201,9 +201,12 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 def _rewards(recipe: Recipe) -> Iterator[str]:
     seen: dict[str, int] = {}
     for index, reward in enumerate(recipe.rewards):
-        if reward.fn in seen:
-            yield f"rewards.{index}.fn: {reward.fn!r} is already rewards.{seen[reward.fn]}.fn"
-        seen.setdefault(reward.fn, index)
+        first = seen.setdefault(reward.fn, index)
+        if first != index and reward.name == recipe.rewards[first].name:
+            yield (
+                f"rewards.{index}.fn: {reward.fn!r} is already rewards.{first}.fn; to use it twice, with other args, "
+                f"give this one a name of its own: rewards.{index}.name"
+            )
         yield from (f"rewards.{index}.fn: {text}" for text in _reward_function(reward.fn))
     if all(reward.weight == 0 for reward in recipe.rewards):
         yield "rewards: every weight is 0, so nothing is rewarded"
