@@ -109,7 +109,7 @@ def _with_args(reward: Reward, args: Mapping[str, Any]) -> Reward:
         if name not in settings and not reward.takes_rest:
             listed = f"; it takes {', '.join(settings)}" if settings else "; it takes none but those of a sample"
             raise ValueError(
-                f"{option}: reward {reward.fn!r} has no argument {name!r}{nearest(name, settings)}{listed}"
+                f"{option}: reward {reward.fn!r} has no argument {name!r}{listed}{nearest(name, settings)}"
             )
         try:
             json.dumps(value)

@@ -57,7 +57,11 @@ def test_kwargs_take_any_argument_in_place_of_a_column(file):
 @pytest.mark.parametrize(
     ("function", "args", "message"),
     [
-        ("scaled", {"scal": 1}, r"rewards\.0\.args\.scal: .* has no argument 'scal'; did you mean 'scale'\?"),
+        (
+            "scaled",
+            {"scal": 1},
+            r"rewards\.0\.args\.scal: .* has no argument 'scal'; it takes scale, offset; did you mean 'scale'\?",
+        ),
         ("plain", {"scale": 1}, r"args\.scale: .* has no argument 'scale'; it takes none but those of a sample"),
         ("scaled", {"completion": "x"}, r"args\.completion: comes with every sample"),
         ("rest", {"answer": "x"}, r"args\.answer: comes with every sample"),
