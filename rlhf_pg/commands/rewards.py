@@ -61,9 +61,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run_list(arguments: argparse.Namespace) -> int:
     """Print the names, arguments and purposes of reward functions. Returns the exit code."""
-    from rlhf_pg.commands import list_rewards
+    from rlhf_pg.commands import run_rewards_list
 
-    return list_rewards.show()
+    return run_rewards_list.show()
 
 
 def run_check(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rlhf_pg.commands import reward_output
+from rlhf_pg.commands import run_rewards_output
 from rlhf_pg.config import reading
 from rlhf_pg.data.columns import names, value_at
 from rlhf_pg.data.source import load_rows
@@ -49,7 +49,7 @@ def check(
     try:
         _at_least_one({"--rows": rows, "--memory-mb": memory_mb})
         reward = _resolve(fn, args, timeout_s, memory_mb)
-        reward_output.describe(console, reward)
+        run_rewards_output.describe(console, reward)
         if data is None:
             return 0
         first_rows = list(itertools.islice(read_rows(data), rows))
@@ -74,7 +74,7 @@ def check(
         return _fail(error)
     for line in replaced_columns([reward], names(first_rows[0])):
         console.print(line, markup=False)
-    console.print(reward_output.table([n for n, _, _ in numbered], samples, scores))
+    console.print(run_rewards_output.table([n for n, _, _ in numbered], samples, scores))
     for (number, _, _), scored in zip(numbered, scores, strict=True):
         if scored.detail:
             console.print(f"row {number}: {scored.detail.partition(': ')[2]}", markup=False, soft_wrap=True)
@@ -118,7 +118,7 @@ def score(
                 scores.append(scored)
     except (ValueError, RuntimeError, OSError) as error:
         return _fail(error)
-    print(*replaced_columns([reward], names(rows[0])), *reward_output.summary(reward, scores, out), sep="\n")
+    print(*replaced_columns([reward], names(rows[0])), *run_rewards_output.summary(reward, scores, out), sep="\n")
     return 0
 
 
@@ -244,5 +244,7 @@ def _with_progress(scorer: Scorer, samples: list[Sample], batched: bool) -> Iter
 
 def _fail(error: Exception) -> int:
     """Print an error and return the exit code."""
-    Console(stderr=True, highlight=False).print(f"[red]{reward_output.printable(str(error))}[/red]", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(
+        f"[red]{run_rewards_output.printable(str(error))}[/red]", soft_wrap=True
+    )
     return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rlhf_pg.commands.parsing import add_recipe_command
+from rlhf_pg.commands.parsing import add_recipe_command, load_recipe
 
 
 def add_parser(subcommands) -> None:
@@ -16,9 +16,7 @@ def add_parser(subcommands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, then train. Returns the exit code."""
-    from rlhf_pg import config
-
-    recipe = config.load(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments)
     from rlhf_pg.commands.run_training import train
 
     return train(recipe, arguments.recipe)

@@ -12,10 +12,12 @@ from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
 from rlhf_pg.config import messages, places
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
-from rlhf_pg.names import nearest, nearest_folder
+from rlhf_pg.names import nearest, nearest_file, nearest_model
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
+
+MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # in a model's folder
 
 
 def of_recipe(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[str]:
@@ -228,7 +230,7 @@ def _source(name: str, source: DataSource) -> Iterator[str]:
     elif source.path is None and source.dataset is None and source.task is None:
         yield f"{name}: says not where rows come from; give task, path or dataset"
     if source.path is not None and not source.path.is_file():
-        yield f"{name}.path: no file {source.path}"
+        yield f"{name}.path: no file {source.path}{nearest_file(source.path)}"
     if source.template not in (None, "auto", "chat"):
         if source.template_options:
             yield f"{name}.template_options: variables of a chat template, and {name}.template is {source.template!r}"
@@ -253,11 +255,17 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
 
 
 def _missing_model(key: str, path: str) -> Iterator[str]:
-    """Say so if a model path can only be a file or folder and is not there; a hub name is `name` or `owner/name`."""
+    """Say so if a model path can only be a file or folder and is not there, or is a run and not the model in it.
+
+    A hub name is `name` or `owner/name`; whether there is such a model, `hub` asks.
+    """
+    folder = Path(path)
     if path.lower().endswith(".gguf"):
-        if not Path(path).is_file():
-            yield f"{key}: no file {path}"
-    elif (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir():
+        if not folder.is_file():
+            yield f"{key}: no file {path}{nearest_file(folder)}"
+    elif (path.startswith((".", "/", "runs/")) or path.count("/") > 1) and not folder.is_dir():
         maker = places.cold_start_of(path)
-        hint = f"; rlhf-pg sft {maker} makes it" if maker else nearest_folder(Path(path))
+        hint = f"; rlhf-pg sft {maker} makes it" if maker else nearest_model(path)
         yield f"{key}: no folder {path}{hint}"
+    elif (folder / "model" / "config.json").is_file() and not any((folder / f).is_file() for f in MODEL_FILES):
+        yield f"{key}: {path} is a run's folder, not a model's{nearest_model(path)}"

@@ -230,6 +230,14 @@ def sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, DataSource]]:
         yield "data.eval", recipe.data.eval
 
 
+def dataset_of(source: DataSource) -> str | None:
+    """Return the hub data set whose rows a source reads: its own, or that of its task; None for other rows."""
+    if source.path is not None or source.dataset is not None:
+        return source.dataset if source.path is None else None
+    task = tasks.resolve(source.task) if source.task else None
+    return task.dataset if task and task.problems is None else None
+
+
 def is_generated(task: str | None) -> bool:
     """Return whether a task makes its own rows; False for a task that cannot be found, which is reported elsewhere."""
     if task is None:

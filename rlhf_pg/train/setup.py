@@ -35,6 +35,7 @@ from rlhf_pg.rollout.launch_local import local_engine
 from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.digest import weights_digest
+from rlhf_pg.train import hub
 from rlhf_pg.train.learner import CriticLearner, Learner, Objective
 from rlhf_pg.train.precompute import Reference, frozen_copy, reference
 from rlhf_pg.train.prompts import longest_request, note, prompts_of
@@ -98,6 +99,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         for i, r in enumerate(recipe.rewards)
     ]
     plugin.require_distinct_names(rewards)
+    hub.require(recipe)
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
