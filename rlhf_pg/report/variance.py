@@ -27,7 +27,7 @@ BESIDE: dict[str, Any] = {  # a number on white, so that no line crosses it
 def write(result: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """Print the table with its notes, write both files, print their paths."""
     console = console or Console(width=None if sys.stdout.isatty() else 100)
-    console.print(Text(heading(result)), table(result), sep="\n")
+    console.print(Text(recommendation(result), style="bold"), Text(heading(result)), table(result), sep="\n")
     biased = [f"* {row['name']} is biased: {bias_text(row)}" for row in result["estimators"] if row["bias"]]
     for line in [*biased, *map(step_line, result["rungs"]), *result["notes"]]:
         console.print(Text(line))
@@ -35,6 +35,34 @@ def write(result: dict[str, Any], folder: Path, console: Console | None = None) 
     for name, data in files.items():
         write_atomic(folder / name, data)
         console.print(Text(str(folder / name)), soft_wrap=True)
+
+
+def recommendation(result: dict[str, Any]) -> str:
+    """Return which unbiased estimator has the least variance, how much less than reward-to-go, and how sure that is."""
+    rows = {row["name"]: row for row in result["estimators"]}
+    best = rows[result["large_sample_gradient"]]
+    if best["to_reward_to_go"] is None:
+        return "No estimator is less noisy: their gradients do not vary on these groups."
+    ratio, (low, high) = best["to_reward_to_go"]
+    options = ", ".join(f"{key}={value}" for key, value in best["options"].items() if key in ("baseline", "returns"))
+    setting = f"algorithm.name={best['algorithm']}" + (f", {options}" if options else "")
+    if best["name"] == "reward-to-go" or ratio <= 0:
+        gain = "no baseline is less noisy than it here"
+    elif high < 1:
+        gain = (
+            f"{1 / ratio:.2g} times less variance than reward-to-go (95 %: {1 / high:.2g} to {1 / max(low, 1e-9):.2g})"
+        )
+    else:
+        gain = f"{ratio:.2g} of reward-to-go's variance, which may be chance (95 %: {low:.2g} to {high:.2g})"
+    ties = [
+        row["name"]
+        for row in rows.values()
+        if row is not best and row["to_least_noisy"] and row["to_least_noisy"][1][0] <= 1
+    ]
+    certain = (
+        f"not to be told from {' and '.join(ties)}: more --groups may" if ties else "beyond chance the least of all"
+    )
+    return f"Least noisy: {best['name']} ({setting}): {gain}; {certain}."
 
 
 def heading(result: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
         **run.times,
         "time/step_s": time.monotonic() - started,
         "samples/total": progress.samples,
-        "memory/peak_mb": learner.backend.peak_memory_mb(),
+        "memory/peak_gib": learner.backend.peak_memory_gib(),
     }
 
 
