@@ -44,7 +44,7 @@ def recommendation(result: dict[str, Any]) -> str:
     if best["to_reward_to_go"] is None:
         return "No estimator is less noisy: their gradients do not vary on these groups."
     ratio, (low, high) = best["to_reward_to_go"]
-    options = ", ".join(f"{key}={value}" for key, value in best["options"].items() if key in ("baseline", "returns"))
+    options = ", ".join(f"{key}={value}" for key, value in best["options"].items() if key in ("baseline", "lam"))
     setting = f"algorithm.name={best['algorithm']}" + (f", {options}" if options else "")
     if best["name"] == "reward-to-go" or ratio <= 0:
         gain = "no baseline is less noisy than it here"
@@ -60,7 +60,7 @@ def recommendation(result: dict[str, Any]) -> str:
         if row is not best and row["to_least_noisy"] and row["to_least_noisy"][1][0] <= 1
     ]
     certain = (
-        f"not to be told from {' and '.join(ties)}: more --groups may" if ties else "beyond chance the least of all"
+        f"not to be told from {' and '.join(ties)}; try more --groups" if ties else "beyond chance the least of all"
     )
     return f"Least noisy: {best['name']} ({setting}): {gain}; {certain}."
 
@@ -79,7 +79,7 @@ def heading(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> Table:
     """Return one row per estimator, within 80 columns."""
-    rows = Table(box=box.SIMPLE, pad_edge=False)
+    rows = Table(box=box.SIMPLE_HEAD, padding=0)
     rows.add_column("estimator", no_wrap=True)
     for name in ("variance", "/ reward-to-go", "SNR", "cosine"):
         rows.add_column(name, justify="right", no_wrap=True)
@@ -90,12 +90,12 @@ def table(result: dict[str, Any]) -> Table:
         if ratio is None:
             relative = "-" if row["same_scale"] else "another scale"
         else:
-            relative = "1" if row["name"] == "reward-to-go" else between(ratio[0], ratio[1])
+            relative = "1" if row["name"] == "reward-to-go" else _briefly(ratio[0], ratio[1])
         rows.add_row(
             row["name"] + ("*" if row["bias"] else ""),
             f"{row['variance']:.2e} ±{spread:.0%}",
             relative,
-            "-" if row["snr"] is None else between(row["snr"], row["snr_interval"]),
+            "-" if row["snr"] is None else _briefly(row["snr"], row["snr_interval"]),
             f"{sum(row['cosines']) / len(row['cosines']):.3f}" if row["cosines"] else "-",
         )
     return rows
@@ -108,6 +108,12 @@ def bias_text(row: dict[str, Any]) -> str:
 def between(value: float, interval: tuple[float, float]) -> str:
     """Return a number and its interval, to three digits."""
     return f"{value:#.3g} [{interval[0]:#.3g}, {interval[1]:#.3g}]"
+
+
+def _briefly(value: float, interval: tuple[float, float]) -> str:
+    """Return a number and its interval to two digits, so that the table fits into 80 columns."""
+    text, low, high = (f"{x:,.0f}" if abs(x) >= 10 else f"{x:#.2g}" for x in (value, *interval))
+    return f"{text} [{low}, {high}]"
 
 
 def step_line(step: dict[str, Any]) -> str:
