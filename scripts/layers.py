@@ -29,10 +29,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rewards",
         "rollout",
         "storage",
-        "train",
+        "training",
     ),
-    "preflight": ("config", "data", "display", "functional", "models", "rollout", "storage", "train"),
-    "train": (
+    "preflight": ("config", "data", "display", "functional", "models", "rollout", "storage", "training"),
+    "training": (
         "algorithms",
         "config",
         "data",
@@ -65,7 +65,7 @@ IDEAS = {
     "cli": "the command line",
     "commands": "one file per subcommand",
     "preflight": "is this run set up right?",
-    "train": "from a batch to stepped weights",
+    "training": "from a batch to stepped weights",
     "estimate": "memory and time before step 1",
     "config": "the recipe, read and resolved",
     "rollout": "engines that sample completions",

@@ -37,9 +37,9 @@ from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.preflight import checks
-from rlhf_pg.train import loop
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.training import loop
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.setup import Session, build
 from tiny_models import MODEL_TYPES, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[1]

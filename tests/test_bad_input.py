@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_pg import cli, config
-from tests.train import small_run
+from tests.training import small_run
 
 
 def rows_file(folder: Path, text: str) -> Path:

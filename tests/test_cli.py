@@ -61,8 +61,8 @@ def test_eval_hands_the_recipe_over(monkeypatch):
     ranks = types.SimpleNamespace(first=True)
     learner = types.SimpleNamespace(backend=types.SimpleNamespace(ranks=ranks))
     session = types.SimpleNamespace(learner=learner, eval_prompts=[], notes=[], close=lambda: None)
-    stand_in(monkeypatch, "rlhf_pg.train.setup", build=lambda recipe, learn: given.append(recipe) or session)
-    stand_in(monkeypatch, "rlhf_pg.train.evaluate", evaluate=lambda session, progress: {"greedy": 0.5})
+    stand_in(monkeypatch, "rlhf_pg.training.setup", build=lambda recipe, learn: given.append(recipe) or session)
+    stand_in(monkeypatch, "rlhf_pg.training.evaluate", evaluate=lambda session, progress: {"greedy": 0.5})
     assert cli.main(["eval", "recipe.yaml", "data.eval.task=arithmetic"]) == 0
     assert given[0].data.eval.task == "arithmetic"
 

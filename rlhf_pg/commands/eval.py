@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from rlhf_pg.train.evaluate import evaluate
-    from rlhf_pg.train.setup import build
+    from rlhf_pg.training.evaluate import evaluate
+    from rlhf_pg.training.setup import build
 
     session = build(recipe, learn=False)
     first_rank = session.learner.backend.ranks.first

@@ -10,8 +10,8 @@ from rlhf_pg.models.adapter import save_adapter
 from rlhf_pg.models.export import export_dtype, save_model
 from rlhf_pg.report import write_report
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.setup import Session
 
 
 def export(

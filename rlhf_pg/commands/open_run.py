@@ -8,8 +8,8 @@ from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train.resume import Progress, restore
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.resume import Progress, restore
+from rlhf_pg.training.setup import Session
 
 
 def open_folder(recipe: ResolvedRecipe, ranks: Ranks) -> RunDir:

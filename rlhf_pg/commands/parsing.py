@@ -46,7 +46,7 @@ def load_recipe(arguments: argparse.Namespace, schema: Any = None, *, data: bool
     """Read the recipe of a command line, and ask whether what it names on the hub is there: ResolvedRecipe, or
     `schema`. `data` False: its data sets are not needed."""
     from rlhf_pg import config
-    from rlhf_pg.train import hub
+    from rlhf_pg.training import hub
 
     recipe = config.load(arguments.recipe, arguments.overrides, schema or config.Recipe)
     hub.require(recipe, str(arguments.recipe), data=data)

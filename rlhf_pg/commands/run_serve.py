@@ -10,8 +10,8 @@ from rlhf_pg.models.context import context_length
 from rlhf_pg.models.load import load_config, load_tokenizer
 from rlhf_pg.rollout import launch_server
 from rlhf_pg.rollout.engine import build
-from rlhf_pg.train.prompts import longest_request, prompts_of
-from rlhf_pg.train.setup import engine_facts, policy_model
+from rlhf_pg.training.prompts import longest_request, prompts_of
+from rlhf_pg.training.setup import engine_facts, policy_model
 
 LOOPBACK = "127.0.0.1"
 

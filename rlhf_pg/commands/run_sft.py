@@ -25,11 +25,11 @@ from rlhf_pg.models.export import UNUSABLE, export_dtype, faults, save_model
 from rlhf_pg.models.load import load_config, load_generation, load_model, load_tokenizer
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import gradient_step, launch_facts
-from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.prompts import note, read_prompts
-from rlhf_pg.train.resume import refuse_another_run
-from rlhf_pg.train.setup import adamw, model_notes
+from rlhf_pg.training import gradient_step, launch_facts
+from rlhf_pg.training.learner import Learner, Objective
+from rlhf_pg.training.prompts import note, read_prompts
+from rlhf_pg.training.resume import refuse_another_run
+from rlhf_pg.training.setup import adamw, model_notes
 from rlhf_pg.types import Batch, Completion, Credit, Prompt, Rollout, Score, Signals, TokenLoss
 
 EXPORTED = 64  # prompts whose tokens an export must keep

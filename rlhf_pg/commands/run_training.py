@@ -19,10 +19,10 @@ from rlhf_pg.errors import RunError
 from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
 from rlhf_pg.report import run_record
-from rlhf_pg.train import launch_facts, prefetch
-from rlhf_pg.train.loop import TrainingRun, measure, record, save, train_step
-from rlhf_pg.train.resume import refuse_another_run
-from rlhf_pg.train.setup import build, join
+from rlhf_pg.training import launch_facts, prefetch
+from rlhf_pg.training.loop import TrainingRun, measure, record, save, train_step
+from rlhf_pg.training.resume import refuse_another_run
+from rlhf_pg.training.setup import build, join
 
 
 def train(recipe: ResolvedRecipe, source: Path | None = None) -> int:

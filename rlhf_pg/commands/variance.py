@@ -56,8 +56,8 @@ def checked(
 def measure(recipe: ResolvedRecipe, after: int, groups: int, folder: Path) -> int:
     """Train, measure, print a table, write variance.json and variance.png to `folder`. Returns the exit code."""
     from rlhf_pg.report import variance as picture
-    from rlhf_pg.train import variance
-    from rlhf_pg.train.setup import build, join
+    from rlhf_pg.training import variance
+    from rlhf_pg.training.setup import build, join
 
     sections = {
         "log": recipe.log.model_copy(update={"trackers": []}),

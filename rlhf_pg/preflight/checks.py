@@ -35,9 +35,9 @@ from rlhf_pg.preflight.probe import (
     trainer_log_probs,
     untouched,
 )
-from rlhf_pg.train import packing_check
-from rlhf_pg.train.gradient_step import shares_prompts
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.training import packing_check
+from rlhf_pg.training.gradient_step import shares_prompts
+from rlhf_pg.training.setup import Session, build
 from rlhf_pg.types import Completion, Prompt
 
 GOLD_ROWS = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_pg.rollout.token_texts import hidden_ids, of_text, text_of
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Prompt, Sample
 
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from rlhf_pg.data import collate
 from rlhf_pg.models.exact import evaluation_mode
 from rlhf_pg.storage import random_state
-from rlhf_pg.train.precompute import log_probs
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.precompute import log_probs
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Batch, Completion, Prompt, Rollout, Sampling, Score
 
 PROMPTS, SAMPLES, NEW_TOKENS = 3, 2, 20  # of a probe: seconds for half a billion parameters on two CPU cores

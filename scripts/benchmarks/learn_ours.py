@@ -15,7 +15,7 @@ from rlhf_pg import config
 from rlhf_pg.reward_fns.gsm8k import gsm8k
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.token_texts import hidden_ids, text_of
-from rlhf_pg.train import loop
+from rlhf_pg.training import loop
 from rlhf_pg.types import Prompt, Sampling
 
 

@@ -18,7 +18,7 @@ from rlhf_pg.data.stops import eos_ids
 from rlhf_pg.models.load import folder_or_name, load_model, load_tokenizer
 from rlhf_pg.reward_fns.gsm8k import gsm8k
 from rlhf_pg.rollout.engine import build
-from rlhf_pg.train.prompts import prompts_of
+from rlhf_pg.training.prompts import prompts_of
 from rlhf_pg.types import Prompt
 
 MICROBATCH = 32  # rows: the largest that leaves TRL in 24 GB here

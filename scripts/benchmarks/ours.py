@@ -16,9 +16,9 @@ from rlhf_pg import config
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import loop
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.training import loop
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.setup import Session, build
 from rlhf_pg.types import Batch, Sampling
 
 REWARD = Path(__file__).parent / "reward.py"

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import ours
 from benchmarks.port import Answer, Port
 from benchmarks.shapes import shape_of
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.setup import Session
 
 
 class Clock:

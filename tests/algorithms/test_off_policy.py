@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Mismatch, Optimizer, Update
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.train.gradient_step import token_losses
-from rlhf_pg.train.learner import Learner, Objective
+from rlhf_pg.training.gradient_step import token_losses
+from rlhf_pg.training.learner import Learner, Objective
 from tests.toy_world import LENGTH, build
 
 assert_exact = partial(assert_close, rtol=0, atol=1e-9)

@@ -12,7 +12,7 @@ from rlhf_pg.commands.run_sft import sft
 from rlhf_pg.models.export import save_model
 from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from tests.train import small_run
+from tests.training import small_run
 
 
 @pytest.fixture(scope="module")

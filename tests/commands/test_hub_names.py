@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from rlhf_pg import cli, config
-from rlhf_pg.train import hub
+from rlhf_pg.training import hub
 
 RECIPE = """
 run: {dir: runs/x}

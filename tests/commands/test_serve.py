@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_pg.errors import RunError
 from rlhf_pg.rollout.engine_client import EngineClient
-from tests.train.small_run import REWARDS, assert_bitwise_equal, final_weights, run
+from tests.training.small_run import REWARDS, assert_bitwise_equal, final_weights, run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = f"""

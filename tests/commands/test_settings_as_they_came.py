@@ -10,7 +10,7 @@ from rlhf_pg import cli, config
 from rlhf_pg.models.export import save_model
 from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from tests.train import small_run
+from tests.training import small_run
 
 WRITTEN = json.dumps({"eos_token_id": [1], "temperature": 0.6, "top_p": 0.95, "_from": "somebody"}, indent=7) + "\n"
 

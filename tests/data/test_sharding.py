@@ -8,8 +8,8 @@ import torch
 from rlhf_pg.config import Update
 from rlhf_pg.data import sharding
 from rlhf_pg.data.collate import collate
-from rlhf_pg.train.gradient_step import minibatch_rows
-from rlhf_pg.train.trust_region_step import _some_rows
+from rlhf_pg.training.gradient_step import minibatch_rows
+from rlhf_pg.training.trust_region_step import _some_rows
 from rlhf_pg.types import Completion, Prompt, Rollout, Score
 
 KEPT = [2, 0, 3, 1, 2, 0, 1]  # samples with a reward of each prompt

@@ -16,7 +16,7 @@ from rlhf_pg.display import quiet
 from rlhf_pg.models.export import save_model
 from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from tests.train import small_run
+from tests.training import small_run
 
 ROOT = Path(__file__).parents[2]
 

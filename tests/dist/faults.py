@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_pg import cli
-from rlhf_pg.train import loop
+from rlhf_pg.training import loop
 
 
 def boom() -> None:

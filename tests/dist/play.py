@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_pg import config
 from rlhf_pg.commands.run_training import train
-from rlhf_pg.train import loop
+from rlhf_pg.training import loop
 
 
 def play(recipe: dict[str, Any], stop: dict[str, int] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_pg import config
-from tests.train import small_run
+from tests.training import small_run
 
 STEPS = 4
 EVALUATED = {"data": {"eval": {"task": "arithmetic", "options": {"count": 5}}}, "eval": {"samples": 2, "k": [1, 2]}}

@@ -9,7 +9,7 @@ import torch
 from rlhf_pg.storage import checkpoint
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
-from tests.train import small_run
+from tests.training import small_run
 
 STOPPED_AFTER = 9  # optimizer steps: a rollout has four of the policy's and two of the critic's
 

@@ -11,7 +11,7 @@ from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.load import load_model
 from tests.dist import launch, plays
 from tests.dist.parity import assert_same_run
-from tests.train import small_run
+from tests.training import small_run
 
 ALL = ["reinforce", "reinforce_baseline", "ppo", "grpo", "rloo", "no row", "nothing to learn"]
 SOME = ["ppo", "grpo", "no row"]

@@ -235,7 +235,7 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Of each run what `tests.train.peak_memory` found, with a model of 22 MiB: interpreter and rollouts do not matter.
+    """Of each run what `tests.training.peak_memory` found, with a model of 22 MiB: interpreter and rollouts do not matter.
 
     What is freed goes back at once (MALLOC_MMAP_THRESHOLD_): estimated is what is alive, not what glibc keeps.
     """
@@ -246,7 +246,7 @@ def measured(tmp_path_factory):
         json.dumps({**given, "rollout": ROLLOUT, "model": {**given.get("model", {}), "path": str(folder)}})
         for given in REAL.values()
     ]
-    command = [sys.executable, "-m", "tests.train.peak_memory", *runs]
+    command = [sys.executable, "-m", "tests.training.peak_memory", *runs]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr

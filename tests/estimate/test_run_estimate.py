@@ -17,8 +17,8 @@ from rlhf_pg.estimate.model_size import UnknownShape, size_of, sizes_of
 from rlhf_pg.estimate.run_estimate import estimate_run
 from rlhf_pg.estimate.share import rows_at_once
 from rlhf_pg.estimate.tables import count_text, gib, memory_text, seconds, show_run
-from rlhf_pg.train import setup
-from tests.train import small_run
+from rlhf_pg.training import setup
+from tests.training import small_run
 
 TINY: dict[str, Any] = dict(
     vocab_size=50,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_pg.algorithms.base import TrustRegionOptions
 from rlhf_pg.functional.trust_region import PRODUCT_VECTORS, SEARCH_VECTORS
-from rlhf_pg.train import trust_region_step
+from rlhf_pg.training import trust_region_step
 
 SIZE = 7919  # of the vectors: no other tensor here is as long
 

@@ -16,7 +16,7 @@ from rlhf_pg.models import packed_attention
 from rlhf_pg.models.critic import Critic
 from rlhf_pg.models.packing import pack
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train.gradient_step import micro_batches
+from rlhf_pg.training.gradient_step import micro_batches
 from rlhf_pg.types import Batch
 from tests.random_models import random_batch, random_model
 from tests.tolerance import allowance, in_float64, rounding

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_pg import config
 from rlhf_pg.preflight import checks
-from rlhf_pg.train.setup import Session, build
+from rlhf_pg.training.setup import Session, build
 
 EOS = 1  # of the embedded tokenizer
 

@@ -15,7 +15,7 @@ from rlhf_pg.models.policy import Policy
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.preflight import checks
 from rlhf_pg.rollout.native import NativeEngine
-from rlhf_pg.train.precompute import reference
+from rlhf_pg.training.precompute import reference
 from tests.preflight.sessions import EOS, Wrapped, everything, finding, refused, small_session
 from tests.random_models import random_model
 

@@ -17,12 +17,12 @@ from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.export import save_model
 from rlhf_pg.preflight import checks
 from rlhf_pg.rollout import vllm_core
-from rlhf_pg.train import loop, setup
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.variance import _NoRunDir
+from rlhf_pg.training import loop, setup
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.variance import _NoRunDir
 from tests.smollm2.conftest import give_back_memory
 from tests.tolerance import allowance, in_float64
-from tests.train import small_run
+from tests.training import small_run
 
 ADDITIONS = {"task": "arithmetic", "template": "chat", "options": {"words": True, "count": 8}}
 SIZES = {"prompts_per_step": 2, "samples_per_prompt": 2, "max_new_tokens": 6}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rlhf_pg.data import collate
 from rlhf_pg.rollout.weight_check import Closeness, rounding
-from rlhf_pg.train.gradient_step import shares_prompts
-from rlhf_pg.train.precompute import log_probs
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.gradient_step import shares_prompts
+from rlhf_pg.training.precompute import log_probs
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Batch
 
 FLOAT32_LIMIT = 1e-3  # of the largest difference of a log-prob

@@ -13,11 +13,11 @@ from rlhf_pg.rollout import launch_local
 from rlhf_pg.rollout.engine_client import EngineClient
 from rlhf_pg.rollout.engine_worker import EngineWorker
 from rlhf_pg.storage import checkpoint
-from rlhf_pg.train import gradient_step, loop
+from rlhf_pg.training import gradient_step, loop
 from tests.thread_engine import spawn_thread
 from tests.tolerance import allowance, in_float64
-from tests.train import small_run
-from tests.train.test_loop import EPOCHS, launch, metrics, reproducible, stop_at, wait_for_step
+from tests.training import small_run
+from tests.training.test_loop import EPOCHS, launch, metrics, reproducible, stop_at, wait_for_step
 
 SEED = 1  # of a run that has a gradient in every step
 CHANGES = {"run": {"steps": 4, "seed": SEED}, "log": {"live": "off", "samples": 16}}

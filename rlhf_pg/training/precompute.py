@@ -14,9 +14,9 @@ from rlhf_pg.config import Update
 from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train import critic_step
-from rlhf_pg.train.gradient_step import micro_batches
-from rlhf_pg.train.learner import Learner
+from rlhf_pg.training import critic_step
+from rlhf_pg.training.gradient_step import micro_batches
+from rlhf_pg.training.learner import Learner
 from rlhf_pg.types import Batch, Signals
 
 Reference = Callable[..., Tensor]  # (batch, poll) -> logp_ref [B, C]

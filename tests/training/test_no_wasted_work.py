@@ -12,13 +12,13 @@ from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Critic, Optimizer, ScoringPasses, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train import gradient_step
-from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.precompute import log_probs, signals, terminal_reward
+from rlhf_pg.training import gradient_step
+from rlhf_pg.training.learner import Learner, Objective
+from rlhf_pg.training.precompute import log_probs, signals, terminal_reward
 from rlhf_pg.types import Batch, Signals
 from tests.random_models import random_batch, random_model
 from tests.tolerance import in_float64
-from tests.train import small_run
+from tests.training import small_run
 
 UPDATE = Update(tokens_per_microbatch=2048)
 
@@ -120,7 +120,7 @@ def test_the_engines_own_log_probs_stand_for_the_old_ones_without_a_pass():
 
 
 def test_in_a_run_only_live_float32_weights_give_the_old_log_probs(tmp_path):
-    from rlhf_pg.train.setup import build
+    from rlhf_pg.training.setup import build
 
     for dtype, expected in (("float32", True), ("bfloat16", False)):
         AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else

@@ -9,8 +9,8 @@ from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Optimizer, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train import trust_region_step
-from rlhf_pg.train.learner import Learner, Objective
+from rlhf_pg.training import trust_region_step
+from rlhf_pg.training.learner import Learner, Objective
 from rlhf_pg.types import Credit, Signals
 from tests.random_models import random_batch, random_model
 

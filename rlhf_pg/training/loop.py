@@ -18,14 +18,14 @@ from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.distributed.ranks import Ranks
 from rlhf_pg.rollout import collect
 from rlhf_pg.storage.run_dir import RunDir
-from rlhf_pg.train import critic_step, gradient_step, packing_check, prefetch, trust_region_step
-from rlhf_pg.train.credit import assign
-from rlhf_pg.train.evaluate import evaluate
-from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
-from rlhf_pg.train.precompute import signals
-from rlhf_pg.train.resume import Pending, Progress, snapshot
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training import critic_step, gradient_step, packing_check, prefetch, trust_region_step
+from rlhf_pg.training.credit import assign
+from rlhf_pg.training.evaluate import evaluate
+from rlhf_pg.training.learner import Learner
+from rlhf_pg.training.metrics import judged_groups, mean_of, rollout_metrics, sample_rows
+from rlhf_pg.training.precompute import signals
+from rlhf_pg.training.resume import Pending, Progress, snapshot
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Credit, Prompt, Rollout, Sampling
 
 UPDATES = {"gradient": gradient_step.optimizer_steps, "trust_region": trust_region_step.natural_gradient_step}

@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, coinciding, gram, summaries, trace_and_signal
+from rlhf_pg.training.variance_statistics import Bootstrap, Sketch, coinciding, gram, summaries, trace_and_signal
 
 
 def measured(*vectors):

@@ -9,8 +9,8 @@ import numpy as np
 
 from rlhf_pg.functional.pass_at_k import bootstrap_interval, pass_at_k
 from rlhf_pg.rollout import collect
-from rlhf_pg.train.metrics import Judged, judged_groups
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.metrics import Judged, judged_groups
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Sampling
 
 

@@ -15,12 +15,12 @@ from rlhf_pg.models.export import save_model
 from rlhf_pg.models.load import load_model, tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.storage.digest import weights_digest
-from rlhf_pg.train import loop, setup
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.variance import _NoRunDir
+from rlhf_pg.training import loop, setup
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.variance import _NoRunDir
 from tests.random_models import random_model
 from tests.tolerance import allowance, in_float64
-from tests.train import small_run
+from tests.training import small_run
 
 LORA = {"path": "tiny", "lora": {"rank": 2}}
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}

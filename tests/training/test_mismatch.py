@@ -10,10 +10,10 @@ import torch
 from rlhf_pg.config import Mismatch, Update
 from rlhf_pg.errors import RunError
 from rlhf_pg.rollout.native import NativeEngine
-from rlhf_pg.train import mismatch
+from rlhf_pg.training import mismatch
 from tests.random_models import random_batch
-from tests.train.small_run import final_weights, run
-from tests.train.test_gradient_step import gradient
+from tests.training.small_run import final_weights, run
+from tests.training.test_gradient_step import gradient
 
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 OLD = torch.tensor([[0.5, 0.2, 0.9], [0.3, 0.4, 0.1]], dtype=torch.float64).log()
@@ -106,7 +106,7 @@ class Shifted(NativeEngine):
 
 def test_a_run_warns_or_stops_before_it_learns_and_goes_on_when_told_to(tmp_path, capsys):
     engine = {
-        "rollout": {"engine": "tests.train.test_mismatch:Shifted"},
+        "rollout": {"engine": "tests.training.test_mismatch:Shifted"},
         "run": {"dir": str(tmp_path), "preflight": False},
     }
     shift = math.exp(-0.3) - 1 + 0.3

@@ -11,9 +11,9 @@ from rlhf_pg.config import KL, Mismatch, Optimizer, Update
 from rlhf_pg.data import collate
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train import gradient_step
-from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.precompute import frozen_copy, log_probs, terminal_reward
+from rlhf_pg.training import gradient_step
+from rlhf_pg.training.learner import Learner, Objective
+from rlhf_pg.training.precompute import frozen_copy, log_probs, terminal_reward
 from rlhf_pg.types import Signals
 from tests.random_models import random_batch, random_model
 from tests.tolerance import in_float64

@@ -1,4 +1,4 @@
-"""`python -m tests.train.peak_memory CHANGES ...`: two real training steps of each; a line of JSON for each, with the
+"""`python -m tests.training.peak_memory CHANGES ...`: two real training steps of each; a line of JSON for each, with the
 estimated and the measured peak.
 
 Measured is VmHWM above what was resident after a first run of the same kind with the smallest model: imports, and the
@@ -17,10 +17,10 @@ from typing import Any
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.estimate.memory import PHASES
-from rlhf_pg.train import loop, setup
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.variance import _NoRunDir
-from tests.train import small_run
+from rlhf_pg.training import loop, setup
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.variance import _NoRunDir
+from tests.training import small_run
 
 
 def resident(key: str) -> int:

@@ -35,10 +35,10 @@ from rlhf_pg.rollout.launch_local import local_engine
 from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.digest import weights_digest
-from rlhf_pg.train import hub
-from rlhf_pg.train.learner import CriticLearner, Learner, Objective
-from rlhf_pg.train.precompute import Reference, frozen_copy, reference
-from rlhf_pg.train.prompts import longest_request, note, prompts_of
+from rlhf_pg.training import hub
+from rlhf_pg.training.learner import CriticLearner, Learner, Objective
+from rlhf_pg.training.precompute import Reference, frozen_copy, reference
+from rlhf_pg.training.prompts import longest_request, note, prompts_of
 from rlhf_pg.types import Prompt, Sampling
 
 

@@ -15,11 +15,11 @@ from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
 from rlhf_pg.report import variance as variance_page
-from rlhf_pg.train import gradient_step, loop, setup, variance
-from rlhf_pg.train.learner import Objective
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import build
-from tests.train import small_run
+from rlhf_pg.training import gradient_step, loop, setup, variance
+from rlhf_pg.training.learner import Objective
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.setup import build
+from tests.training import small_run
 
 REINFORCE = {"algorithm": {"name": "reinforce"}}
 PPO = {"algorithm": {"name": "ppo"}}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlhf_pg.rollout import protocol
 from rlhf_pg.rollout.engine import RolloutRequest
-from rlhf_pg.train.setup import Session
+from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Prompt, Sampling
 
 

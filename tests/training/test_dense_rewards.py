@@ -12,12 +12,12 @@ import torch
 from rlhf_pg.cli import main
 from rlhf_pg.models.tokenizer import character_tokenizer
 from rlhf_pg.storage import checkpoint
-from rlhf_pg.train import loop
-from rlhf_pg.train.precompute import terminal_reward
-from rlhf_pg.train.resume import restore
-from rlhf_pg.train.setup import build
+from rlhf_pg.training import loop
+from rlhf_pg.training.precompute import terminal_reward
+from rlhf_pg.training.resume import restore
+from rlhf_pg.training.setup import build
 from tests.random_models import random_batch
-from tests.train import small_run
+from tests.training import small_run
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rewards.md"
 REWARDS = """

@@ -15,9 +15,9 @@ from rlhf_pg.data import collate
 from rlhf_pg.models.adapter import has_adapter
 from rlhf_pg.storage import random_state
 from rlhf_pg.storage.digest import weights_digest
-from rlhf_pg.train import prefetch
-from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.setup import Session, digest_without_adapter
+from rlhf_pg.training import prefetch
+from rlhf_pg.training.learner import Learner
+from rlhf_pg.training.setup import Session, digest_without_adapter
 from rlhf_pg.types import Batch, Signals
 
 # what a resumed run may not change: what is learned, and from what

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_pg import functional as F
 from rlhf_pg.distributed.backend import Backend
-from rlhf_pg.train.learner import Learner
+from rlhf_pg.training.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 SAME = 1e-12  # of the mean square: a variance that rounding alone may give to float32 returns that are equal

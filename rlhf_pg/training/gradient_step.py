@@ -19,9 +19,9 @@ from rlhf_pg.config import CriticOptimizer, Optimizer, Update
 from rlhf_pg.data import collate, sharding
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.hidden_states import backward_prompt
-from rlhf_pg.train import credit as credits
-from rlhf_pg.train import mismatch
-from rlhf_pg.train.learner import CriticLearner, Learner
+from rlhf_pg.training import credit as credits
+from rlhf_pg.training import mismatch
+from rlhf_pg.training.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Prefix, Signals
 
 

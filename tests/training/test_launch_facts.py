@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from rlhf_pg.train import launch_facts
-from tests.train import small_run
+from rlhf_pg.training import launch_facts
+from tests.training import small_run
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from rlhf_pg import config
 from rlhf_pg.commands import run_training
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
-from rlhf_pg.train import loop
-from tests.train import small_run
+from rlhf_pg.training import loop
+from tests.training import small_run
 
 EPOCHS = {"epochs": 2, "minibatches": 2, "tokens_per_microbatch": 60}
 

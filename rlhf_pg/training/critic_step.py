@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rlhf_pg import functional as F
 from rlhf_pg.config import Update
-from rlhf_pg.train.gradient_step import micro_batches, minibatch_rows, prepare_critic_step, select_rows
-from rlhf_pg.train.learner import CriticLearner, Learner
+from rlhf_pg.training.gradient_step import micro_batches, minibatch_rows, prepare_critic_step, select_rows
+from rlhf_pg.training.learner import CriticLearner, Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 

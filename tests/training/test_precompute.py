@@ -9,8 +9,8 @@ from rlhf_pg.algorithms.base import resolve
 from rlhf_pg.config import KL, Critic, Optimizer, ScoringPasses, Update
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.models.policy import Policy
-from rlhf_pg.train.learner import Learner, Objective
-from rlhf_pg.train.precompute import log_probs, signals, terminal_reward
+from rlhf_pg.training.learner import Learner, Objective
+from rlhf_pg.training.precompute import log_probs, signals, terminal_reward
 from tests.random_models import random_batch, random_model
 
 UPDATE = Update(tokens_per_microbatch=2048)

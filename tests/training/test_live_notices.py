@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.train import small_run
+from tests.training import small_run
 
 
 def warnings(text: str) -> list[str]:

@@ -16,8 +16,8 @@ from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.models.export import save_model
 from rlhf_pg.models.load import tiny_model
 from rlhf_pg.models.tokenizer import character_tokenizer
-from rlhf_pg.train import gradient_step, loop, setup
-from tests.train import small_run
+from rlhf_pg.training import gradient_step, loop, setup
+from tests.training import small_run
 
 IN_REWARD = {"coefficient": 0.05, "placement": "reward", "estimator": "k1"}
 CRITIC = {"epochs": 2, "minibatches": 2, "optimizer": {"lr": 1e-3, "schedule": "linear"}}

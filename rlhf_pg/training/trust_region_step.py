@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from rlhf_pg import functional as F
 from rlhf_pg.data import sharding
 from rlhf_pg.models.policy import Snapshot
-from rlhf_pg.train.gradient_step import accumulate, micro_batches, select_rows, token_losses, zero_grad
-from rlhf_pg.train.learner import Learner
+from rlhf_pg.training.gradient_step import accumulate, micro_batches, select_rows, token_losses, zero_grad
+from rlhf_pg.training.learner import Learner
 from rlhf_pg.types import Batch, Credit, Signals
 
 

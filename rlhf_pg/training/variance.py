@@ -22,13 +22,13 @@ from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.data import collate
 from rlhf_pg.display.live import LiveView
 from rlhf_pg.distributed.interrupt import StopRequest
-from rlhf_pg.train import credit as credits
-from rlhf_pg.train import loop
-from rlhf_pg.train.gradient_step import select_rows, shares_prompts
-from rlhf_pg.train.learner import Learner
-from rlhf_pg.train.resume import Progress
-from rlhf_pg.train.setup import Session
-from rlhf_pg.train.variance_statistics import Bootstrap, Sketch, coinciding, summaries
+from rlhf_pg.training import credit as credits
+from rlhf_pg.training import loop
+from rlhf_pg.training.gradient_step import select_rows, shares_prompts
+from rlhf_pg.training.learner import Learner
+from rlhf_pg.training.resume import Progress
+from rlhf_pg.training.setup import Session
+from rlhf_pg.training.variance_statistics import Bootstrap, Sketch, coinciding, summaries
 from rlhf_pg.types import Batch, Credit, Signals
 
 MEMORY = 2**30  # bytes that all gradients may take; larger ones are sketched
