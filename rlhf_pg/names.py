@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+SHIPPED_MODELS = ("tiny", "smollm2")  # values of model.path
+CLOSE = 0.75  # likeness of a model's name: hub names are often a little like others
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -31,6 +33,32 @@ def nearest_folder(path: Path) -> str:
         return ""
     closest = difflib.get_close_matches(missing.name, folders, n=1)
     return f"; did you mean {str(missing.with_name(closest[0]) / path.relative_to(missing))!r}?" if closest else ""
+
+
+def nearest_file(path: Path) -> str:
+    """Return "; did you mean 'data/rows.jsonl'?" for the file of the same folder that is spelled nearly so, or what
+    `nearest_folder` says where there is no such folder."""
+    if not path.parent.is_dir():
+        return nearest_folder(path)
+    try:
+        files = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+    except OSError:
+        return ""
+    closest = difflib.get_close_matches(path.name, files, n=1)
+    return f"; did you mean {str(path.with_name(closest[0]))!r}?" if closest else ""
+
+
+def nearest_model(path: str) -> str:
+    """Return "; did you mean 'runs/r/model'?" for what is no model folder: the model in that folder, one of runs/ of
+    about that name, a shipped one, or a folder spelled nearly so; "" when none is close."""
+    if os.path.isfile(os.path.join(path, "model", "config.json")):
+        return f"; did you mean {os.path.join(path, 'model')!r}?"
+    choices = {name: name for name in SHIPPED_MODELS}
+    for config in sorted(Path("runs").glob("*/model/config.json")):
+        run, model = config.parents[1], str(config.parent)
+        choices |= {model: model, str(run): model, run.name: model, f"{run.name}/model": model}
+    closest = difflib.get_close_matches(path.lower().rstrip("/"), choices, n=1, cutoff=CLOSE)
+    return f"; did you mean {choices[closest[0]]!r}?" if closest else nearest_folder(Path(path))
 
 
 def load_attribute(name: str, default_attribute: str | None, what: str, shipped: Sequence[str] = ()) -> Any:

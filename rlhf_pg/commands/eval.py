@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rlhf_pg.commands.parsing import add_recipe_command
+from rlhf_pg.commands.parsing import add_recipe_command, load_recipe
 
 if TYPE_CHECKING:
     from rlhf_pg.config import ResolvedRecipe
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, evaluate, print a table. Returns the exit code."""
     from rlhf_pg import config
 
-    recipe = config.load(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments)
     if recipe.data.eval is None:
         raise config.RecipeError(str(arguments.recipe), ["data.eval: required by `rlhf-pg eval`, but not given"])
     from rich.console import Console

@@ -91,6 +91,19 @@ def _recipe_file(text: str) -> Path:
     return places.find(text)
 
 
+def load_recipe(
+    arguments: argparse.Namespace, schema: Any = None, *, data: bool = True, makes_model: bool = False
+) -> Any:
+    """Read the recipe of a command line, and ask whether what it names on the hub is there: ResolvedRecipe, or
+    `schema`. `data` False: its data sets are not needed. `makes_model`: as of `config.load`."""
+    from rlhf_pg import config
+    from rlhf_pg.training import hub
+
+    recipe = config.load(arguments.recipe, arguments.overrides, schema or config.Recipe, makes_model=makes_model)
+    hub.require(recipe, str(arguments.recipe), data=data)
+    return recipe
+
+
 def add_option(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
     """Add an option that is passed on only when it is on the command line: its default is the called function's."""
     parser.add_argument(name, default=argparse.SUPPRESS, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rlhf_pg.commands.parsing import add_option, add_recipe_command, options
+from rlhf_pg.commands.parsing import add_option, add_recipe_command, load_recipe, options
 from rlhf_pg.commands.plan_options import checked
 
 
@@ -25,11 +25,9 @@ def add_parser(subcommands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the options, read the recipe, print the plan. Returns the exit code."""
-    from rlhf_pg import config
-
     values = {name: value for name, value in options(arguments).items() if name not in ("recipe", "overrides")}
     plan_options = checked(**values)
-    recipe = config.load(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments, data=False)
     from rlhf_pg.commands import run_plan
 
     return run_plan.run(recipe, plan_options)

@@ -1,4 +1,4 @@
-"""`rlhf-pg rewards check | score FN`: try a reward function on data."""
+"""`rlhf-pg rewards list | check FN | score FN`: which reward functions there are, and one tried on data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from rlhf_pg.commands.parsing import add_command, add_option, options
 
 
 def add_parser(subcommands) -> None:
-    """Add both commands to the parser."""
-    group = subcommands.add_parser("rewards", help="try reward functions on data")
+    """Add the commands to the parser."""
+    group = subcommands.add_parser("rewards", help="list reward functions, try one on data")
     group = group.add_subparsers(metavar="COMMAND", required=True)
+    add_command(group, "list", run_list, "which reward functions go by a name", "", group="rewards")
     _add_check(group)
     _add_score(group)
 
@@ -45,9 +46,24 @@ def _add_score(group) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fn", metavar="FN", help="shipped name, file.py:function or dotted.path:function")
-    add_option(parser, "--prompt", metavar="COLUMN", help="column with the problem; default: prompt")
+    add_option(
+        parser,
+        "--args",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        help="arguments of the function, as scale=2 or '{scale: 2, words: [a, b]}'",
+    )
+    add_option(parser, "--prompt", metavar="COLUMN", help="column with the problem; default: prompt, if there is one")
     add_option(parser, "--timeout-s", type=float, metavar="S", help="seconds a sample may take; default: 10")
     add_option(parser, "--memory-mb", type=int, metavar="MB", help="memory a worker may take; default: 2048")
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Print the names, arguments and purposes of reward functions. Returns the exit code."""
+    from rlhf_pg.commands import run_rewards_list
+
+    return run_rewards_list.show()
 
 
 def run_check(arguments: argparse.Namespace) -> int:

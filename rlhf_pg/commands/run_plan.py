@@ -14,8 +14,8 @@ from rlhf_pg.config import ResolvedRecipe
 from rlhf_pg.estimate import hardware, tables
 from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout_estimate import LayoutEstimate, estimate_layouts
-from rlhf_pg.estimate.microbatch import USABLE
 from rlhf_pg.estimate.model_size import UnknownShape, model_config
+from rlhf_pg.estimate.recommendation import recommendation
 
 
 def run(recipe: ResolvedRecipe, options: PlanOptions) -> int:
@@ -35,7 +35,9 @@ def run(recipe: ResolvedRecipe, options: PlanOptions) -> int:
     elif unknown:
         print(f"no estimate: {unknown}. `rlhf-pg train` may run it all the same; `rlhf-pg check` says whether it does.")
     else:
-        tables.show_layouts(estimates, device, Console())
+        console = Console()
+        console.print(recommendation(estimates, device), style="bold", highlight=False)
+        tables.show_layouts(estimates, device, console)
     return 0
 
 
@@ -64,7 +66,7 @@ def record(recipe: ResolvedRecipe, device: Device, estimates: Sequence[LayoutEst
         "model": recipe.model.path,
         "algorithm": recipe.algorithm.name,
         "device": asdict(device),
-        "usable_memory": USABLE * device.memory,
+        "recommendation": recommendation(estimates, device) if estimates else None,
         "layouts": [_layout_record(estimate) for estimate in estimates],
     }
 
@@ -85,6 +87,7 @@ def _layout_record(estimate: LayoutEstimate) -> dict[str, Any]:
         "name": estimate.name,
         "processes": estimate.layout.processes,
         "fits": estimate.fits,
+        "room": estimate.room,
         "peak": estimate.memory.peak,
         "peak_phase": estimate.memory.phase,
         "host": estimate.memory.host,

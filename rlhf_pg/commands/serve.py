@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rlhf_pg.commands.parsing import add_option, add_recipe_command, options
+from rlhf_pg.commands.parsing import add_option, add_recipe_command, load_recipe, options
 
 
 def add_parser(subcommands) -> None:
@@ -18,9 +18,7 @@ def add_parser(subcommands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, then serve until interrupted. Returns the exit code."""
-    from rlhf_pg import config
-
-    recipe = config.load(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments)
     from rlhf_pg.commands.run_serve import serve
 
     return serve(recipe, **options(arguments, "host", "port"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rlhf_pg.commands.parsing import add_recipe_command
+from rlhf_pg.commands.parsing import add_recipe_command, load_recipe
 
 
 def add_parser(subcommands) -> None:
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, then fine-tune. Returns the exit code."""
     from rlhf_pg import config
 
-    recipe = config.load(arguments.recipe, arguments.overrides, config.SftRecipe)
+    recipe = load_recipe(arguments, config.SftRecipe)
     from rlhf_pg.commands.run_sft import sft
 
     return sft(recipe, arguments.recipe)

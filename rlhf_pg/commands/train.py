@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rlhf_pg.commands.parsing import add_recipe_command
+from rlhf_pg.commands.parsing import add_recipe_command, load_recipe
 
 
 def add_parser(subcommands) -> None:
@@ -16,10 +16,9 @@ def add_parser(subcommands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, then train. Returns the exit code."""
-    from rlhf_pg import config
     from rlhf_pg.trackers import installed
 
-    recipe = config.load(arguments.recipe, arguments.overrides, makes_model=True)
+    recipe = load_recipe(arguments, makes_model=True)
     installed.require(recipe.log.trackers, str(arguments.recipe))
     from rlhf_pg.commands.run_training import train
 

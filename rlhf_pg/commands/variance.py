@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_pg.commands.parsing import add_option, add_recipe_command, options
+from rlhf_pg.commands.parsing import add_option, add_recipe_command, load_recipe, options
 
 if TYPE_CHECKING:
     from rlhf_pg.config import ResolvedRecipe
@@ -27,9 +27,7 @@ def add_parser(subcommands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the recipe, check the options, measure. Returns the exit code."""
-    from rlhf_pg import config
-
-    recipe = config.load(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments)
     return measure(recipe, *checked(recipe, **options(arguments, "after", "groups", "out")))
 
 

@@ -13,10 +13,12 @@ from rlhf_pg.config import messages
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
 from rlhf_pg.data.files import files_of, splits_of
-from rlhf_pg.names import nearest, nearest_folder
+from rlhf_pg.names import nearest, nearest_file, nearest_model
 from rlhf_pg.rewards import plugin
 from rlhf_pg.rollout.engine import OPTIONS, SHIPPED
 from rlhf_pg.tasks import base as tasks
+
+MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # in a model's folder
 
 
 def of_recipe(recipe: Recipe, algorithm: BoundAlgorithm | None) -> Iterator[str]:
@@ -210,9 +212,12 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 def _rewards(recipe: Recipe) -> Iterator[str]:
     seen: dict[str, int] = {}
     for index, reward in enumerate(recipe.rewards):
-        if reward.fn in seen:
-            yield f"rewards.{index}.fn: {reward.fn!r} is already rewards.{seen[reward.fn]}.fn"
-        seen.setdefault(reward.fn, index)
+        first = seen.setdefault(reward.fn, index)
+        if first != index and reward.name == recipe.rewards[first].name:
+            yield (
+                f"rewards.{index}.fn: {reward.fn!r} is already rewards.{first}.fn; to use it twice, with other args, "
+                f"give this one a name of its own: rewards.{index}.name"
+            )
         yield from (f"rewards.{index}.fn: {text}" for text in _reward_function(reward.fn))
     if all(reward.weight == 0 for reward in recipe.rewards):
         yield "rewards: every weight is 0, so nothing is rewarded"
@@ -277,12 +282,19 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
 def is_missing_folder(path: str) -> bool:
     """Return whether a model path can only be a folder and is not there; a hub name is `name` or `owner/name`."""
     is_file = path.lower().endswith(".gguf")
-    return not is_file and (path.startswith((".", "/")) or path.count("/") > 1) and not Path(path).is_dir()
+    return not is_file and (path.startswith((".", "/", "runs/")) or path.count("/") > 1) and not Path(path).is_dir()
 
 
 def _missing_model(key: str, path: str) -> Iterator[str]:
-    """Say so if a model path can only be a file or folder and is not there."""
-    if path.lower().endswith(".gguf") and not Path(path).is_file():
-        yield f"{key}: no file {path}"
+    """Say so if a model path can only be a file or folder and is not there, or is a run and not the model in it.
+
+    A hub name is `name` or `owner/name`; whether there is such a model, `hub` asks.
+    """
+    folder = Path(path)
+    if path.lower().endswith(".gguf"):
+        if not folder.is_file():
+            yield f"{key}: no file {path}{nearest_file(folder)}"
     elif is_missing_folder(path):
-        yield f"{key}: no folder {path}{nearest_folder(Path(path))}"
+        yield f"{key}: no folder {path}{nearest_model(path)}"
+    elif (folder / "model" / "config.json").is_file() and not any((folder / f).is_file() for f in MODEL_FILES):
+        yield f"{key}: {path} is a run's folder, not a model's{nearest_model(path)}"

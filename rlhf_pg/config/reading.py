@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
-from rlhf_pg.config import places
+from rlhf_pg.config import places, reward_list
 from rlhf_pg.errors import RecipeError
 
 TEXT, MERGE, TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "timestamp"))
@@ -45,6 +45,7 @@ def read(
     for override in overrides:
         try:
             assign(merged, override, kind_of)
+            merged = reward_list.in_sections(merged)
         except ValueError as error:
             problems.append(f"{override}: {error}")
     if problems:
@@ -171,6 +172,7 @@ def _read_one(path: Path) -> dict[str, Any]:
         raise RecipeError(str(path), ["the file is empty"])
     if not isinstance(mapping, dict):
         raise RecipeError(str(path), [f"a recipe is a mapping of sections, this file holds a {type(mapping).__name__}"])
+    mapping = reward_list.in_sections(mapping)
     return mapping if places.is_record(path) else places.anchored(mapping, path.parent)
 
 

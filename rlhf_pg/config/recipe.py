@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
+from rlhf_pg.config import reward_list
 from rlhf_pg.config.learning import KL, Critic, Optimizer, Update
 from rlhf_pg.config.section import HomeText, Section
 from rlhf_pg.tasks import base as tasks
@@ -127,6 +129,12 @@ class RolloutSection(Section):
     )
 
 
+def _part_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"a name in metrics: letters, digits, '_', '.' and '-', is {name!r}")
+    return name
+
+
 class RewardSpec(Section):
     fn: str = Field(
         description="shipped name, file.py:function, dotted.path:function, or entry point of rlhf_pg.rewards"
@@ -135,6 +143,12 @@ class RewardSpec(Section):
     timeout_s: float = Field(default=10.0, gt=0, description="per sample; per batch for functions of `completions`")
     memory_mb: int = Field(
         default=2048, ge=64, description="that a worker process may take to load and call the function"
+    )
+    args: dict[str, Any] = Field(
+        default={}, description="arguments of the function by name, the same in every call, as in {scale: 2}"
+    )
+    name: Annotated[str, AfterValidator(_part_name)] | None = Field(
+        default=None, description="in metrics and reports; default: the function's. Needed to list a function twice"
     )
 
 
@@ -194,6 +208,11 @@ class Recipe(Section):
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
 
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _names_are_sections(cls, rewards: Any) -> Any:
+        return reward_list.as_sections(rewards)
+
 
 class Sft(Section):
     epochs: int = Field(default=1, ge=1, description="passes over the data")
@@ -231,6 +250,14 @@ def sources(recipe: Recipe | SftRecipe) -> Iterator[tuple[str, DataSource]]:
     yield "data.train", recipe.data.train
     if recipe.data.eval is not None:
         yield "data.eval", recipe.data.eval
+
+
+def dataset_of(source: DataSource) -> str | None:
+    """Return the hub data set whose rows a source reads: its own, or that of its task; None for other rows."""
+    if source.path is not None or source.dataset is not None:
+        return source.dataset if source.path is None else None
+    task = tasks.resolve(source.task) if source.task else None
+    return task.dataset if task and task.problems is None else None
 
 
 def is_generated(task: str | None) -> bool:

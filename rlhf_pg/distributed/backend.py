@@ -8,9 +8,11 @@ whose hooks would demand the same number of forwards and backwards of every rank
 from __future__ import annotations
 
 import os
-import resource
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -45,6 +47,7 @@ class Backend:
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         self.ranks = Ranks(rank, size, self.device, timeout_s)
         self.zero = self._zero()
+        self.resident_before = _from_now_on(self.device)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if size != started:
             raise ValueError(f"{started} processes were started, but they found {size} of each other")
@@ -171,11 +174,15 @@ class Backend:
         else:
             optimizer_state.restore(optimizer, named, tensors, saved)
 
-    def peak_memory_mb(self) -> float:
-        """Return the most memory this process has held, in MiB: on the CUDA device if there is one, else resident."""
+    def peak_memory_gib(self) -> float:
+        """Return the most memory that tensors of this process have taken since it joined, in GiB.
+
+        On a CUDA device torch counts them; on a CPU it is what the resident memory grew by, which includes what the
+        allocator keeps.
+        """
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return max(0, _resident("VmHWM") - self.resident_before) / 2**30
 
     def sum(self, values: Tensor, what: str = "a sum") -> Tensor:
         """Return the sum of a tensor over all ranks, on the backend's device."""
@@ -227,6 +234,21 @@ class Backend:
     def autocast(self):
         """Return a context with the arithmetic of `model.dtype`, for forwards outside the prepared policy."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+
+def _from_now_on(device: torch.device) -> int:
+    """Forget the peaks of memory so far, of an earlier run in this process, and return the resident bytes now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # some containers forbid it; then an earlier peak shows
+        Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _resident(field: str) -> int:
+    """Return bytes of this process: "VmRSS", resident now, or "VmHWM", the most since its peak was forgotten."""
+    match = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1]) * 2**10 if match else 0
 
 
 def _process_group(timeout_s: float) -> dict[str, Any]:

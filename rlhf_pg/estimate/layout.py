@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf_pg.config import Launch
+
 GIB = 2**30
 BUCKET = 500_000_000  # numbers DeepSpeed reduces at once, its default
 CONTEXT, COMMUNICATION = GIB // 2, GIB // 2  # bytes: a CUDA process without tensors; NCCL's buffers
+LIBRARIES = GIB // 2  # bytes of a process on a CPU without tensors: Python, torch, transformers
+USABLE = 0.9  # of a device's memory: allocators cannot fill every gap
 GPU_COUNTS = (1, 8, 64)  # that are laid out where the command names none
 
 
@@ -39,13 +43,20 @@ class Layout:
     def weights_on_host(self) -> bool:
         return self.offload and self.stage == 3
 
-    @property
-    def context(self) -> int:
-        """Bytes of a GPU that hold no tensors."""
-        return CONTEXT + (COMMUNICATION if self.processes > 1 else 0)
+    def room(self, memory: int, is_gpu: bool) -> int:
+        """Return the bytes for tensors of a device with `memory` bytes that one process has for itself."""
+        communication = COMMUNICATION if self.processes > 1 else 0
+        return int(USABLE * memory) - (CONTEXT + communication if is_gpu else LIBRARIES)
 
 
 ONE_PROCESS = Layout("one process")
+
+
+def layout_of(launch: Launch) -> Layout:
+    """Return the layout of this launch; whether DeepSpeed offloads is not known here, and taken for no."""
+    if launch.processes == 1 and not launch.zero_stage:
+        return ONE_PROCESS
+    return Layout(f"ZeRO-{launch.zero_stage}" if launch.zero_stage else "DDP", launch.processes, launch.zero_stage)
 
 
 def layouts(processes: int) -> list[Layout]:

@@ -12,7 +12,7 @@ from rlhf_pg.config import Launch, Lora, ResolvedRecipe, contradictions
 from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout import GPU_COUNTS, Layout, layouts
 from rlhf_pg.estimate.memory import Memory, largest_budget, process_memory
-from rlhf_pg.estimate.microbatch import MOST_POSITIONS, USABLE
+from rlhf_pg.estimate.microbatch import MOST_POSITIONS
 from rlhf_pg.estimate.model_size import ModelSize, sizes_of
 from rlhf_pg.estimate.share import Share, held_out_problems
 from rlhf_pg.estimate.step_time import StepTime, step_time
@@ -26,11 +26,12 @@ class LayoutEstimate:
     layout: Layout
     share: Share  # of one process, with the micro-batch that is planned with
     size: ModelSize
-    room: int  # bytes of a device that are planned with
+    room: int  # bytes of a device for tensors
     largest: int  # positions of a micro-batch that fit; 0: nothing does
     memory: Memory
     work: Work
     time: StepTime | None  # None: the device's rates are not known
+    hypothetical: bool = False  # with an adapter that the recipe does not have
 
     @property
     def fits(self) -> bool:
@@ -76,7 +77,7 @@ def estimate_layouts(
                     problems = None if held_out is None else math.ceil(held_out / processes)
                     kind = "cuda" if device.is_gpu else "cpu"
                     share = Share(variant, longest, prompts, MOST_POSITIONS, kind, problems)
-                    yield estimate_layout(share, size, critic, layout, device)
+                    yield replace(estimate_layout(share, size, critic, layout, device), hypothetical=hypothetical)
 
 
 def possible(recipe: ResolvedRecipe, layout: Layout, device: Device) -> bool:
@@ -91,7 +92,7 @@ def estimate_layout(
     share: Share, size: ModelSize, critic: ModelSize | None, layout: Layout, device: Device
 ) -> LayoutEstimate:
     """Estimate one layout with the micro-batch that the recipe names, or MOST_POSITIONS, or the largest that fits."""
-    room = int(USABLE * device.memory)
+    room = layout.room(device.memory, device.is_gpu)
     largest = largest_budget(share, size, critic, room, layout)
     positions = share.recipe.update.tokens_per_microbatch or min(MOST_POSITIONS, largest or MOST_POSITIONS)
     share = replace(share, budget=positions)

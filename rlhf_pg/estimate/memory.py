@@ -9,7 +9,8 @@
 
 Gradients live until the next update sets them to None, so through rollout and scoring too. Upper bounds: completions as
 long as `rollout.max_new_tokens`, prompts as long as the longest. Letters: T positions and M sampled tokens of a
-micro-batch, H hidden, I intermediate, V vocabulary. Only tensors are counted; docs/plan.md says what comes on top.
+micro-batch, H hidden, I intermediate, V vocabulary. Only tensors are counted, as the metric `memory/peak_gib` does;
+docs/plan.md says what comes on top.
 """
 
 from __future__ import annotations
@@ -113,8 +114,6 @@ def _parts(share: Share, size: ModelSize, critic: ModelSize | None, layout: Layo
         yield Part("critic: activations", _activations(share, critic, *batch), frozenset({"critic"}))
     if trust_region:
         yield from _trust_region(share, size)
-    if share.device == "cuda":
-        yield Part("CUDA context", layout.context)
 
 
 def _state(owner: str, size: ModelSize, share: Share, layout: Layout, adam: bool) -> Iterator[Part]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from transformers import PretrainedConfig
 
 from rlhf_pg.config import Model, ResolvedRecipe
+from rlhf_pg.estimate.layout import layout_of
 from rlhf_pg.estimate.memory import activations_per_position, largest_budget
 from rlhf_pg.estimate.model_size import UnknownShape, size_of, sizes_of
 from rlhf_pg.estimate.share import Share
@@ -14,7 +17,6 @@ MOST_POSITIONS = 16_384
 LEAST_POSITIONS = 512
 UNKNOWN_POSITIONS = 2_048  # of a model whose activations are not counted
 CPU_ACTIVATIONS = 256 * 2**20  # bytes of a micro-batch's activations on a CPU
-USABLE = 0.9  # of a GPU's memory: its allocator cannot fill every gap
 
 
 def microbatch_positions(
@@ -39,10 +41,12 @@ def _suitable_for_run(recipe: ResolvedRecipe, model_config: PretrainedConfig, lo
     if not torch.cuda.is_available():
         return positions
     size, critic = sizes_of(recipe, model_config)
-    room = USABLE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    layout = layout_of(recipe.launch)
+    room = layout.room(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, is_gpu=True)
     prompt_length = longest_prompt or recipe.data.max_prompt_tokens
-    share = Share(recipe, prompt_length, recipe.rollout.prompts_per_step, positions, "cuda")
-    return largest_budget(share, size, critic, room) or LEAST_POSITIONS
+    prompts = math.ceil(recipe.rollout.prompts_per_step / layout.processes)
+    share = Share(recipe, prompt_length, prompts, positions, "cuda")
+    return largest_budget(share, size, critic, room, layout) or LEAST_POSITIONS
 
 
 def with_microbatch(recipe: ResolvedRecipe, positions: int) -> ResolvedRecipe:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rlhf_pg.display.figures import BOUNDS, eval_names
 from rlhf_pg.display.text import visible
-from rlhf_pg.report.measures import evaluations, final_evaluation, peak_memory_mb, percent, step_seconds
+from rlhf_pg.report.measures import evaluations, final_evaluation, peak_memory, percent, step_seconds
 from rlhf_pg.report.run_record import RunRecord
 from rlhf_pg.report.seed_groups import SeedGroup, names
 
@@ -70,7 +70,7 @@ def held_out_compared(groups: list[SeedGroup]) -> Bars | None:
 def cost_compared(groups: list[SeedGroup]) -> Bars | None:
     """Return peak memory and seconds per step of several recipes; of several seeds the mean."""
     measures: list[tuple[str, Callable[[RunRecord], float | None], str]] = [
-        ("peak memory", peak_memory_mb, "{:,.0f} MB"),
+        ("peak memory", peak_memory, "{:,.2f} GiB"),
         ("seconds per step", step_seconds, "{:.2f} s"),
     ]
     measured = [(label, bars) for label, measure, form in measures if (bars := _relative(groups, measure, form))]

@@ -141,7 +141,7 @@ def _work(run: RunRecord) -> Iterator[Entry]:
     yield "Time", stacked("Time", [*phases, ("other", rest, 8)], note="seconds per step", share=False), True
     speed: list[Point] = [(float(row["step"]), tokens_per_second(row)) for row in run.steps]
     yield _entry("Generation speed", _smoothed(speed), "tokens per second of rollout")
-    yield _entry("Memory", [Series("peak", run.series("memory/peak_mb"))], "MB, the most held so far")
+    yield _entry("Memory", [Series("peak", run.series("memory/peak_gib"))], "GiB, the most that tensors have taken")
     yield _line(run, "Engine mismatch", "mismatch/kl", "KL of engine and trainer, per token", floor=None)
 
 

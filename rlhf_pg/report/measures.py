@@ -108,8 +108,9 @@ def has_trust_region(run: RunRecord) -> bool:
     return (isinstance(options, dict) and "cg_iterations" in options) or run.has_metric("trust/")
 
 
-def peak_memory_mb(run: RunRecord) -> float | None:
-    return max(run.values("memory/peak_mb"), default=None)
+def peak_memory(run: RunRecord) -> float | None:
+    """Return the most memory that tensors of a process took, in GiB."""
+    return max(run.values("memory/peak_gib"), default=None)
 
 
 def step_seconds(run: RunRecord) -> float | None:

@@ -85,7 +85,7 @@ def cost(groups: list[SeedGroup]) -> Table:
     columns: list[Column] = [
         ("algorithm", lambda group: _distinct(group, measures.algorithm)),
         ("critic", lambda group: _distinct(group, measures.critic)),
-        ("peak memory", lambda group: _mean(group, measures.peak_memory_mb, "{:,.0f} MB")),
+        ("peak memory", lambda group: _mean(group, measures.peak_memory, "{:,.2f} GiB")),
         ("seconds per step", lambda group: _mean(group, measures.step_seconds, "{:.2f} s")),
         ("update share", lambda group: _mean(group, measures.update_share, "{:.0%}")),
         ("optimizer steps", lambda group: _mean(group, measures.optimizer_steps, "{:,.0f}")),

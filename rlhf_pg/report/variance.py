@@ -27,7 +27,7 @@ BESIDE: dict[str, Any] = {  # a number on white, so that no line crosses it
 def write(result: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """Print the table with its notes, write both files, print their paths."""
     console = console or Console(width=None if sys.stdout.isatty() else 100)
-    console.print(Text(heading(result)), table(result), sep="\n")
+    console.print(Text(recommendation(result), style="bold"), Text(heading(result)), table(result), sep="\n")
     biased = [f"* {row['name']} is biased: {bias_text(row)}" for row in result["estimators"] if row["bias"]]
     for line in [*biased, *map(step_line, result["rungs"]), *result["notes"]]:
         console.print(Text(line))
@@ -35,6 +35,34 @@ def write(result: dict[str, Any], folder: Path, console: Console | None = None) 
     for name, data in files.items():
         write_atomic(folder / name, data)
         console.print(Text(str(folder / name)), soft_wrap=True)
+
+
+def recommendation(result: dict[str, Any]) -> str:
+    """Return which unbiased estimator has the least variance, how much less than reward-to-go, and how sure that is."""
+    rows = {row["name"]: row for row in result["estimators"]}
+    best = rows[result["large_sample_gradient"]]
+    if best["to_reward_to_go"] is None:
+        return "No estimator is less noisy: their gradients do not vary on these groups."
+    ratio, (low, high) = best["to_reward_to_go"]
+    options = ", ".join(f"{key}={value}" for key, value in best["options"].items() if key in ("baseline", "lam"))
+    setting = f"algorithm.name={best['algorithm']}" + (f", {options}" if options else "")
+    if best["name"] == "reward-to-go" or ratio <= 0:
+        gain = "no baseline is less noisy than it here"
+    elif high < 1:
+        gain = (
+            f"{1 / ratio:.2g} times less variance than reward-to-go (95 %: {1 / high:.2g} to {1 / max(low, 1e-9):.2g})"
+        )
+    else:
+        gain = f"{ratio:.2g} of reward-to-go's variance, which may be chance (95 %: {low:.2g} to {high:.2g})"
+    ties = [
+        row["name"]
+        for row in rows.values()
+        if row is not best and row["to_least_noisy"] and row["to_least_noisy"][1][0] <= 1
+    ]
+    certain = (
+        f"not to be told from {' and '.join(ties)}; try more --groups" if ties else "beyond chance the least of all"
+    )
+    return f"Least noisy: {best['name']} ({setting}): {gain}; {certain}."
 
 
 def heading(result: dict[str, Any]) -> str:
@@ -51,7 +79,7 @@ def heading(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> Table:
     """Return one row per estimator, within 80 columns."""
-    rows = Table(box=box.SIMPLE, pad_edge=False)
+    rows = Table(box=box.SIMPLE_HEAD, padding=0)
     rows.add_column("estimator", no_wrap=True)
     for name in ("variance", "/ reward-to-go", "SNR", "cosine"):
         rows.add_column(name, justify="right", no_wrap=True)
@@ -62,12 +90,12 @@ def table(result: dict[str, Any]) -> Table:
         if ratio is None:
             relative = "-" if row["same_scale"] else "another scale"
         else:
-            relative = "1" if row["name"] == "reward-to-go" else between(ratio[0], ratio[1])
+            relative = "1" if row["name"] == "reward-to-go" else _briefly(ratio[0], ratio[1])
         rows.add_row(
             row["name"] + ("*" if row["bias"] else ""),
             f"{row['variance']:.2e} ±{spread:.0%}",
             relative,
-            "-" if row["snr"] is None else between(row["snr"], row["snr_interval"]),
+            "-" if row["snr"] is None else _briefly(row["snr"], row["snr_interval"]),
             f"{sum(row['cosines']) / len(row['cosines']):.3f}" if row["cosines"] else "-",
         )
     return rows
@@ -80,6 +108,12 @@ def bias_text(row: dict[str, Any]) -> str:
 def between(value: float, interval: tuple[float, float]) -> str:
     """Return a number and its interval, to three digits."""
     return f"{value:#.3g} [{interval[0]:#.3g}, {interval[1]:#.3g}]"
+
+
+def _briefly(value: float, interval: tuple[float, float]) -> str:
+    """Return a number and its interval to two digits, so that the table fits into 80 columns."""
+    text, low, high = (f"{x:,.0f}" if abs(x) >= 10 else f"{x:#.2g}" for x in (value, *interval))
+    return f"{text} [{low}, {high}]"
 
 
 def step_line(step: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rlhf_pg.rewards import plugin
@@ -45,13 +45,23 @@ def check_rows(
     union = {name for _, columns in rows for name in columns}
     for reward in rewards:
         plugin.check(reward, union, tokens=tokens)
-        names = union if reward.takes_rest else union & {*reward.arguments, *reward.optional}
+        names = union - reward.args.keys() if reward.takes_rest else union & {*reward.arguments, *reward.optional}
         needed = () if reward.batched else union.intersection(reward.arguments) - set(plugin.SAMPLE_ARGUMENTS)
         for where, columns in rows:
             for name in sorted(needed - columns.keys() if needed else ()):
                 raise ValueError(f"{where} has no column {name!r}, which reward {reward.fn!r} asks for")
             for name in sorted(names & columns.keys()):
                 _check_value(reward, where, name, columns[name])
+
+
+def replaced_columns(rewards: Sequence[Reward], columns: Collection[str]) -> list[str]:
+    """Say, a line each, which arguments that the user gave stand in for a column of the data."""
+    return [
+        f"{reward.argument_option(name)}: used in place of the data's column {name!r}"
+        for reward in rewards
+        for name in reward.args
+        if name in columns
+    ]
 
 
 def _check_value(reward: Reward, where: str, column: str, value: Any) -> None:
@@ -84,5 +94,5 @@ def _tokens(sample: Sample) -> dict[str, Any]:
 
 def _select(reward: Reward, columns: Mapping[str, Any], tokens: Mapping[str, Any]) -> dict[str, Any]:
     names = {*reward.arguments, *reward.optional}
-    selected = {n: v for n, v in columns.items() if reward.takes_rest or n in names}
+    selected = {n: v for n, v in columns.items() if (reward.takes_rest or n in names) and n not in reward.args}
     return selected | {n: v for n, v in tokens.items() if n in names}

@@ -11,24 +11,27 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import math
 import operator
 import pkgutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlhf_pg.names import nearest
 from rlhf_pg.rewards import callables
+from rlhf_pg.rewards.raising_line import raising_line
 
 ENTRY_POINTS = "rlhf_pg.rewards"
 SHIPPED = "rlhf_pg.reward_fns"  # reward_fns/ of the project, which is a part of the package when installed
 SAMPLE_ARGUMENTS = ("completion", "prompt", "finish", "answer")
 BATCH_ARGUMENTS = ("completions", "prompts")
 TOKEN_ARGUMENTS = ("completion_tokens", "max_new_tokens", "token_texts")  # of both kinds; never part of **kwargs
+CALLED_WITH = (*SAMPLE_ARGUMENTS, *BATCH_ARGUMENTS, *TOKEN_ARGUMENTS)  # what no recipe can fix
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,15 @@ class Reward:
     on_limit: float | None = None  # reward of a sample that exhausts time or memory; None: excluded
     memory_mb: int = 2048  # that a worker may take for this function, beyond what it had
     option: str = "{}"  # how the user writes a setting, for messages: "rewards.0.{}"
+    args: Mapping[str, Any] = field(default_factory=dict)  # the same in every call, in place of a column of that name
 
     def raise_option(self, name: str) -> str:
         """Return what to do where a limit is too low: "raise rewards.0.memory_mb", or "raise --memory-mb"."""
         return f"raise {self.option.format(name.replace('_', '-') if self.option.startswith('--') else name)}"
+
+    def argument_option(self, name: str) -> str:
+        """Return how the user gives an argument a value: "rewards.0.args.scale", or "--args scale"."""
+        return self.option.format("args") + (" " if self.option.startswith("--") else ".") + name
 
 
 def shipped() -> list[str]:
@@ -60,23 +68,74 @@ def shipped() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(SHIPPED).__path__))
 
 
-def resolve(fn: str, weight: float = 1.0, timeout_s: float = 10.0, memory_mb: int = 2048, option: str = "{}") -> Reward:
+def resolve(
+    fn: str,
+    weight: float = 1.0,
+    timeout_s: float = 10.0,
+    memory_mb: int = 2048,
+    option: str = "{}",
+    *,
+    args: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Reward:
     """Return the reward function that `fn` names.
 
     `fn` is a shipped name, an entry point of group `rlhf_pg.rewards`, `file.py:function`, `pkg.mod:function` or
     `pkg.mod.function`; without `:function`, the function in a file has the file's name. A function may have attributes:
     `on_limit` (the reward of a completion that exhausts time or memory; without it such a sample is excluded),
     `limit_s` (an upper bound on `timeout_s`) and `setup` (called once in each worker, outside any time limit).
-    `option` says how the user writes a setting of it, for messages: "rewards.0.{}".
-    Raises ValueError naming what does not exist and the nearest name, and for what cannot be called by argument names.
+    `option` says how the user writes a setting of it, for messages: "rewards.0.{}". `args` are arguments that have the
+    same value in every call; `name`: its label, by default the function's name.
+    Raises ValueError naming what does not exist and the nearest name, for what cannot be called by argument names, and
+    for `args` that the function does not take.
     """
     if not timeout_s > 0:
         raise ValueError(f"reward {fn!r}: timeout_s must be above 0, got {timeout_s}")
     if not math.isfinite(weight):
         raise ValueError(f"reward {fn!r}: weight must be a finite number, got {weight}")
-    module, name = locate(fn)
-    reward = _describe(fn, module, name, _load_or_explain(fn, module, name), weight, timeout_s)
-    return replace(reward, memory_mb=memory_mb, option=option)
+    module, function = locate(fn)
+    reward = _describe(fn, module, function, _load_or_explain(fn, module, function), weight, timeout_s)
+    reward = replace(reward, memory_mb=memory_mb, option=option, name=name or reward.name)
+    return _with_args(reward, args) if args else reward
+
+
+def _with_args(reward: Reward, args: Mapping[str, Any]) -> Reward:
+    """Return the reward with some arguments fixed. Raises ValueError for one that cannot be, by its option."""
+    settings = [n for n in (*reward.arguments, *reward.optional) if n not in CALLED_WITH]
+    for name, value in args.items():
+        option = reward.argument_option(name)
+        if name in CALLED_WITH:
+            raise ValueError(f"{option}: comes with every sample, so it cannot be fixed; remove it")
+        if name not in settings and not reward.takes_rest:
+            listed = f"; it takes {', '.join(settings)}" if settings else "; it takes none but those of a sample"
+            raise ValueError(
+                f"{option}: reward {reward.fn!r} has no argument {name!r}{listed}{nearest(name, settings)}"
+            )
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{option}: {error}, and it is sent to another process: give text, numbers, true, false, lists or "
+                "sections of those"
+            ) from error
+    return replace(
+        reward,
+        args=dict(args),
+        arguments=tuple(n for n in reward.arguments if n not in args),
+        optional=tuple(n for n in reward.optional if n not in args),
+    )
+
+
+def require_distinct_names(rewards: Sequence[Reward]) -> None:
+    """Raise ValueError where two functions would have one name in metrics."""
+    seen: dict[str, Reward] = {}
+    for reward in rewards:
+        if reward.name in seen:
+            raise ValueError(
+                f"two reward functions are called {reward.name!r} ({seen[reward.name].fn} and {reward.fn}): give one "
+                f"another name by {reward.option.format('name')}, or list it once"
+            )
+        seen[reward.name] = reward
 
 
 def locate(fn: str) -> tuple[str, str]:
@@ -108,6 +167,11 @@ def locate(fn: str) -> tuple[str, str]:
     )
 
 
+def file_of(module: str) -> str | None:
+    """Return the file of a module that `load` has imported; None for one without."""
+    return module if module.endswith(".py") else getattr(sys.modules.get(module), "__file__", None)
+
+
 def load(module: str, function: str) -> Callable[..., Any]:
     """Import the function, in the trainer or in a worker process. Raises AttributeError if the module has none."""
     return operator.attrgetter(function)(_import(module))
@@ -130,7 +194,8 @@ def check(reward: Reward, columns: set[str], *, tokens: bool = True) -> None:
             )
         raise ValueError(
             f"reward {reward.fn!r} asks for argument {argument!r}, which the data does not have; "
-            f"available: {', '.join(available)}{nearest(argument, available)}"
+            f"available: {', '.join(available)}{nearest(argument, available)}. Give the data a column "
+            f"of that name, or the argument a value by {reward.argument_option(argument)}=..."
         )
 
 
@@ -144,7 +209,9 @@ def _load_or_explain(fn: str, module: str, name: str) -> Callable[..., Any]:
     try:
         namespace = vars(_import(module))
     except Exception as error:
-        raise ValueError(f"reward {fn!r}: {module} cannot be loaded: {type(error).__name__}: {error}") from error
+        file = module if module.endswith(".py") else None
+        why = f"{raising_line(error, file)}{type(error).__name__}: {error}"
+        raise ValueError(f"reward {fn!r}: {module} cannot be loaded: {why}") from error
     try:
         function = load(module, name)
     except AttributeError as error:

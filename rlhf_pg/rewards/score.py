@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_pg.errors import RunError
+from rlhf_pg.rewards import plugin
 from rlhf_pg.rewards.arguments import batch_arguments, sample_arguments, token_count
 from rlhf_pg.rewards.plugin import Reward
 from rlhf_pg.rewards.values import to_json
@@ -42,10 +43,7 @@ class Scorer:
     """
 
     def __init__(self, rewards: Sequence[Reward], *, workers: int = 2) -> None:
-        names = [r.name for r in rewards]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"two reward functions are called {twice[0]!r}: rename one, or list it once")
+        plugin.require_distinct_names(rewards)
         if not rewards or workers < 1:
             raise ValueError("a scorer needs at least one reward function and one worker")
         self.rewards = tuple(rewards)

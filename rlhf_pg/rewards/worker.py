@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import inspect
 import json
 import os
@@ -21,10 +22,17 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 FLUSH_S = 0.004
 GRACE_S = 5.0  # if the parent is gone or busy, the kernel ends a call this long after its limit
+
+
+class Function(NamedTuple):
+    """A reward function, its fixed arguments bound, and the file that it is in."""
+
+    call: Callable[..., Any]
+    file: str | None
 
 
 def main() -> None:
@@ -63,7 +71,7 @@ def _limit_memory(megabytes: int, at_most: bool = False) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit if at_most else most))
 
 
-def _load(rewards: list[dict[str, Any]], replies: int) -> list[Callable[..., Any]]:
+def _load(rewards: list[dict[str, Any]], replies: int) -> list[Function]:
     """Import the functions and run their `setup`, each under its limit. Exits after saying why when one fails."""
     from rlhf_pg.rewards import callables, plugin
 
@@ -71,18 +79,19 @@ def _load(rewards: list[dict[str, Any]], replies: int) -> list[Callable[..., Any
     for number, reward in enumerate(rewards):
         _limit_memory(reward["memory_mb"])
         try:
-            functions.append(plugin.load(reward["module"], reward["function"]))
-            (callables.attribute(functions[-1], "setup") or (lambda: None))()
+            function = plugin.load(reward["module"], reward["function"])
+            (callables.attribute(function, "setup") or (lambda: None))()
+            call = functools.partial(function, **reward["args"]) if reward["args"] else function
+            functions.append(Function(call, plugin.file_of(reward["module"])))
         except BaseException as error:
-            _send(replies, {"failed": _message(error), "reward": number, "memory": _is_out_of_memory(error)})
+            text = _message(error, plugin.file_of(reward["module"]))
+            _send(replies, {"failed": text, "reward": number, "memory": _is_out_of_memory(error)})
             sys.exit(1)
     _send(replies, {"ready": None})
     return functions
 
 
-def _call_in_turn(
-    calls: list[Any], reward: dict[str, Any], function: Callable[..., Any], replies: int, progress: int
-) -> None:
+def _call_in_turn(calls: list[Any], reward: dict[str, Any], function: Function, replies: int, progress: int) -> None:
     unsent: list[dict[str, Any]] = []
     sent_at = time.monotonic()
     for index, arguments in calls:
@@ -96,35 +105,35 @@ def _call_in_turn(
     _send(replies, *unsent)
 
 
-def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _call(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
     try:
-        value = function(**arguments)
+        value = function.call(**arguments)
         return {"value": _json_value(asyncio.run(_wait(value)) if inspect.isawaitable(value) else value)}
     except Exception as error:
-        return _failure(error)
+        return _failure(error, function.file)
 
 
 async def _wait(value: Awaitable[Any]) -> Any:
     return await value
 
 
-async def _call_together(calls: list[Any], limit: float, function: Callable[..., Any], replies: int) -> None:
+async def _call_together(calls: list[Any], limit: float, function: Function, replies: int) -> None:
     async def call(index: int, arguments: dict[str, Any]) -> None:
         try:
-            reply = {"value": _json_value(await asyncio.wait_for(function(**arguments), limit))}
+            reply = {"value": _json_value(await asyncio.wait_for(function.call(**arguments), limit))}
         except TimeoutError:
             reply = {"limit": f"no answer within {limit:g} s"}
         except Exception as error:
-            reply = _failure(error)
+            reply = _failure(error, function.file)
         _send(replies, {"index": index, **reply})
 
     await asyncio.gather(*(call(index, arguments) for index, arguments in calls))
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception, file: str | None) -> dict[str, Any]:
     if _is_out_of_memory(error):
-        return {"limit": _message(error), "memory": True}
-    return {"limit" if isinstance(error, RecursionError) else "error": _message(error)}
+        return {"limit": _message(error, file), "memory": True}
+    return {"limit" if isinstance(error, RecursionError) else "error": _message(error, file)}
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -148,8 +157,11 @@ def _json_value(value: Any) -> Any:
     raise TypeError(f"returned a {type(value).__name__}, not a number, None, a dict of numbers or a list of them")
 
 
-def _message(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500].removesuffix(": ")
+def _message(error: BaseException, file: str | None) -> str:
+    """Return the line that raised, of a reward in `file`, and what."""
+    from rlhf_pg.rewards.raising_line import raising_line
+
+    return f"{raising_line(error, file)}{type(error).__name__}: {error}"[:500].removesuffix(": ")
 
 
 def _send(replies: int, *messages: dict[str, Any]) -> None:

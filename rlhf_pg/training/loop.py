@@ -112,7 +112,7 @@ def train_step(run: TrainingRun) -> dict[str, float]:
         "time/step_s": time.monotonic() - started,
         "samples/total": progress.samples,
         "tokens/total": progress.tokens,
-        "memory/peak_mb": learner.backend.peak_memory_mb(),
+        "memory/peak_gib": learner.backend.peak_memory_gib(),
     }
 
 

@@ -27,7 +27,7 @@ from rlhf_pg.models.load import load_config, load_model, load_tokenizer, switch_
 from rlhf_pg.models.packed_attention import base_attention
 from rlhf_pg.models.policy import Policy
 from rlhf_pg.rewards import plugin
-from rlhf_pg.rewards.arguments import check_rows
+from rlhf_pg.rewards.arguments import check_rows, replaced_columns
 from rlhf_pg.rewards.score import Scorer
 from rlhf_pg.rollout.engine import Engine
 from rlhf_pg.rollout.engine import build as build_engine
@@ -35,6 +35,7 @@ from rlhf_pg.rollout.launch_local import local_engine
 from rlhf_pg.rollout.launch_server import served_engine
 from rlhf_pg.rollout.weights import overwrite
 from rlhf_pg.storage.digest import weights_digest
+from rlhf_pg.training import hub
 from rlhf_pg.training.learner import CriticLearner, Learner, Objective
 from rlhf_pg.training.precompute import Reference, frozen_copy, reference
 from rlhf_pg.training.prompts import longest_request, note, prompts_of
@@ -94,9 +95,11 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     `backend`: the process group, if it has been joined. Raises ValueError naming the key, file or column that is wrong.
     """
     rewards = [
-        plugin.resolve(r.fn, r.weight, r.timeout_s, r.memory_mb, f"rewards.{i}.{{}}")
+        plugin.resolve(r.fn, r.weight, r.timeout_s, r.memory_mb, f"rewards.{i}.{{}}", args=r.args, name=r.name)
         for i, r in enumerate(recipe.rewards)
     ]
+    plugin.require_distinct_names(rewards)
+    hub.require(recipe)
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)
     model_config = load_config(recipe.model.path, trust_remote_code=trust)
@@ -133,6 +136,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
     slots = rows_at_once(recipe, ceil(recipe.rollout.prompts_per_step / ranks), ceil(len(held_out) / ranks))
     engine = make_engine(recipe, engine_model, stops, slots, longest_request(recipe, prompts), learn=learn)
     notes = [*model_notes(recipe.model.path), *(note(name, source) for name, source in prompts.items()), *stop_notes]
+    notes += replaced_columns(rewards, {name for prompt in train for name in prompt.columns})
     notes += _slower_ways(recipe, model, policy, engine)
     estimate = None
     try:

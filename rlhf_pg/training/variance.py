@@ -224,6 +224,7 @@ def _result(
                 "to_reward_to_go": bootstrap.ratio(number, names.index("reward-to-go"))
                 if estimator.same_scale
                 else None,
+                "to_least_noisy": None if estimator.bias else bootstrap.ratio(number, reference),
             }
         )
         if estimator.rung_above and (ratio := bootstrap.ratio(number, names.index(estimator.rung_above))):

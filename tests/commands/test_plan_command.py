@@ -66,16 +66,66 @@ def test_tables_name_every_layout_its_peak_and_its_time(capsys, monkeypatch):
     for name in (
         "one process",
         "DDP",
-        "DDP, LoRA",
+        "DDP LoRA",
         "ZeRO-1",
         "ZeRO-2",
         "ZeRO-3",
-        "ZeRO-2, offloaded",
-        "ZeRO-3, offloaded",
+        "ZeRO-2 offload",
+        "ZeRO-3 offload",
     ):
         assert f" {name} " in out
-    for text in ("critic: Adam state", "peak", "micro-batch", "tokens/s", "8 processes", "64 processes", "GB/s"):
+    for text in ("critic: Adam state", "peak", "micro-", "tokens", "8 processes", "64 processes", "GB/s"):
         assert text in out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("name", ["toy_ppo", "toy_grpo_lora"])
+def test_every_line_fits_and_no_name_of_a_layout_is_broken(name, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(["plan", f"recipes/{name}.yaml", "--gpu", "H100", "--gpus", "8,64"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width and "\u2026" not in out
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["8"], ["64"])]
+    layouts = {" ".join(row[1:-8]) for row in rows if "processes:" not in row and "process:" not in row}
+    lora = " LoRA" if "lora" in name else ""
+    assert {f"one process{lora}", f"DDP{lora}", f"ZeRO-2 offload{lora}"} <= layouts
+
+
+def test_the_first_line_says_what_to_use_for_each_number_of_gpus(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    small = (f"model.path={folder}", "rollout.slots=64", "update.tokens_per_microbatch=2048", "--gpu", "H100")
+    record = planned(capsys, *small, "--gpus", "8")
+    one, eight = by_name(record, 1), by_name(record, 8)
+    fits = [name for name, estimate in eight.items() if estimate["fits"] and "LoRA" not in name]
+    fastest = min(fits, key=lambda name: eight[name]["time"]["step"])
+    accelerate = fastest.lower().replace("zero-", "zero").replace(", offloaded", "_offload")
+    needed, room = one["one process"]["peak"] / 2**30, one["one process"]["room"] / 2**30
+    assert record["recommendation"].startswith(f"One H100: does not fit, {needed:.0f} of {room:.1f} GiB; ")
+    adapter = one["one process, LoRA"]["peak"] / 2**30
+    assert f"an adapter (model.lora={{}}) fits: {adapter:.1f} GiB, " in record["recommendation"]
+    assert f"For eight use {accelerate}: {eight[fastest]['peak'] / 2**30:.1f} GiB each, " in record["recommendation"]
+    assert cli.main(["plan", "recipes/gsm8k_grpo.yaml", *small, "--gpus", "8"]) == 0
+    assert capsys.readouterr().out.startswith("One H100: does not fit, ")
+
+
+def test_of_layouts_that_are_as_fast_the_simplest_is_recommended(capsys):
+    said = planned(capsys, "--gpu", "H100", recipe="recipes/toy_grpo.yaml")["recommendation"]
+    assert said.startswith("One H100: ") and " GiB, " in said and " s a step. For eight use ddp: " in said
+    assert " For 64 use ddp: " in said
+
+
+def test_a_micro_batch_too_large_is_answered_with_one_that_fits(folder, capsys):
+    options = ("model.lora={}", "rollout.slots=64", "--gpu", "H100", "--gpus", "1")
+    record = planned(capsys, f"model.path={folder}", "update.tokens_per_microbatch=500000", *options)
+    largest = by_name(record, 1)["one process, LoRA"]["largest_micro_batch"]
+    assert 0 < largest < 500_000
+    assert f"; update.tokens_per_microbatch={largest} fits" in record["recommendation"]
+
+
+def test_without_rates_there_is_a_recommendation_without_times(capsys):
+    said = planned(capsys, "--gpu-memory", "24", "--gpus", "8", recipe="recipes/toy_grpo.yaml")["recommendation"]
+    assert said.startswith("One GPU with 24 GiB: ") and "of 21.1 GiB. For eight use ddp: " in said  # 24 x 0.9 - 0.5
+    assert " a step" not in said
 
 
 def test_without_rates_there_are_no_times_and_the_tables_say_how_to_get_them(capsys):

@@ -1,6 +1,7 @@
 """`rewards check` and `rewards score`, and what they say of bad input."""
 
 import datetime
+import importlib.metadata
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rlhf_pg import cli
 from rlhf_pg.commands import run_rewards
 
 
@@ -208,3 +210,105 @@ def test_a_completion_may_be_a_message_of_the_assistant(tmp_path):
     data.write_text(json.dumps(row))
     assert run_rewards.score("gsm8k", data, "completion", "answer", out, workers=1) == 0
     assert json.loads(out.read_text())["score"] == 1.0
+
+
+SHAPED = """def shaped(completion, answer="", scale=1.0):
+    if completion == "broken":
+        raise ValueError("cannot read it")
+    return {"right": float(completion == answer), "short": -scale * len(completion)}
+def needs_prompt(completion, prompt): return float(prompt == "2+2?")
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("mine.py").write_text(SHAPED)
+    return tmp_path
+
+
+def refused(capsys, *arguments):
+    assert cli.main(["rewards", *arguments]) == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_check_refuses_a_missing_answer_column_also_where_the_function_can_do_without(here, capsys):
+    rows(here / "d.jsonl", {"question": "2+2?", "gold": "4", "text": "4"})
+    common = ["--data", "d.jsonl"]
+    asks = "d.jsonl: row 1 has no column 'answer', which shaped asks for; it has gold, question, text"
+    assert asks in refused(capsys, "check", "mine.py:shaped", *common)
+    assert asks in refused(capsys, "check", "mine.py:shaped", *common, "--completion", "text")
+    assert "name the gold answers by --answer" in refused(capsys, "check", "gsm8k", *common)
+    assert "no column 'golt'; it has gold, question, text; did you mean 'gold'?" in refused(
+        capsys, "check", "format_r1", *common, "--completion", "text", "--answer", "golt"
+    )
+    assert "gold answers are what is scored" in refused(capsys, "check", "format_r1", *common)
+    assert cli.main(["rewards", "check", "format_r1", *common, "--completion", "text"]) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "score"])
+def test_a_missing_problem_column_is_refused_where_it_is_named_or_needed(here, capsys, command):
+    rows(here / "d.jsonl", {"question": "2+2?", "answer": "4", "text": "4"})
+    options = ["--data", "d.jsonl", "--completion", "text", "--answer", "answer"]
+    options += ["--out", "o.jsonl"] if command == "score" else []
+    assert "no column 'prompt', which needs_prompt asks for" in refused(
+        capsys, command, "mine.py:needs_prompt", *options
+    )
+    assert "no column 'problem'" in refused(capsys, command, "mine.py:shaped", *options, "--prompt", "problem")
+    assert cli.main(["rewards", command, "mine.py:needs_prompt", *options, "--prompt", "question"]) == 0
+
+
+def test_check_shows_gold_parts_and_the_line_that_raised_within_80_columns(here, capsys):
+    rows(here / "d.jsonl", {"answer": "4", "text": "4"}, {"answer": "13", "text": "broken"})
+    options = ["--data", "d.jsonl", "--completion", "text", "--args", "scale=0.25"]
+    assert cli.main(["rewards", "check", "mine.py:shaped", *options]) == 1
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "always with scale=0.25" in lines
+    assert "1 4 4 0.75 right 1 scored" in lines and "short -0.25" in lines
+    assert "2 broken 13 error" in lines
+    assert 'row 2: mine.py:3, `raise ValueError("cannot read it")`: ValueError: cannot read it' in lines
+    assert max(len(line) for line in out.splitlines() if "mine.py" not in line) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "scale"), [(["scale=2"], 2), (["{scale: 2}"], 2), (['{"scale": 3}', "scale=2.5"], 2.5)]
+)
+def test_score_takes_arguments_and_prints_mean_parts_and_outcomes(here, capsys, words, scale):
+    texts = ["4", "5", "broken"]
+    rows(here / "d.jsonl", *[{"answer": "4", "text": text} for text in texts])
+    options = ["--data", "d.jsonl", "--completion", "text", "--answer", "answer", "--out", "o.jsonl"]
+    assert cli.main(["rewards", "score", "mine.py:shaped", *options, "--args", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        f"shaped: mean {0.5 - scale:.4g} over 2 of 3 rows (1 have no reward)",
+        "shaped/right: mean 0.5 over 2 rows",
+        f"shaped/short: mean {-scale:.4g} over 2 rows",
+        "outcomes: 2 scored, 1 error",
+    ]
+    assert lines[4].startswith("the first without a reward: shaped, sample 2: mine.py:3, ")
+    assert lines[5] == "written: o.jsonl"
+
+
+@pytest.mark.parametrize("word", ["scale", "{scale: [}", "=2"])
+def test_arguments_that_are_none_say_how_to_write_them(here, capsys, word):
+    assert f"--args {word}: give name=value or '{{name: value}}'" in refused(
+        capsys, "check", "mine.py:shaped", "--args", word
+    )
+
+
+def test_list_names_shipped_functions_and_entry_points_with_their_arguments(here, capsys, monkeypatch):
+    group = "rlhf_pg.rewards"
+    monkeypatch.syspath_prepend(str(here))
+    (here / "judging.py").write_text('def judge(completion, level: int = 3):\n    """Ask a judge."""\n')
+    entries = [importlib.metadata.EntryPoint(n, f"{m}:judge", group) for n, m in (("judge", "judging"), ("gone", "no"))]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries)
+    assert cli.main(["rewards", "list"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name in ("countdown", "format_r1", "length", "math_answer", "overlong"):
+        assert any(line.startswith(f"{name}(completion") for line in lines)
+    after = lines[lines.index("gsm8k(completion, answer, finish='stop', prompt='')") + 1]
+    assert after == "GSM8K: whether a completion ends in the number that the reference has."
+    assert lines[lines.index("judge(completion, level=3)") + 1] == "Ask a judge."
+    assert lines[lines.index("gone") + 1].startswith("cannot be used: reward 'gone': no cannot be loaded")

@@ -154,3 +154,27 @@ def test_loading_imports_no_torch_and_takes_under_two_seconds():
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert time.monotonic() - started < 2 * 4  # the limit is 2 s; 4 times that on a busy machine
+
+
+@pytest.mark.parametrize("overrides", [["rewards=gsm8k"], ["rewards=[gsm8k]"], ["rewards.0=gsm8k"]])
+def test_a_reward_may_be_only_its_name(overrides):
+    given = [(r.fn, r.weight) for r in load(*overrides, text=MINIMAL.replace("{fn: gsm8k}", "{fn: length}")).rewards]
+    assert given == [("gsm8k", 1.0)]
+
+
+@pytest.mark.parametrize("text", ["gsm8k", "[gsm8k]", "[gsm8k, {fn: format_r1, weight: 0.5}]"])
+def test_names_and_sections_mix_in_a_file_and_overrides_reach_into_them(text):
+    recipe = load("rewards.0.weight=3", text=MINIMAL.replace("[{fn: gsm8k}]", text))
+    assert [(r.fn, r.weight) for r in recipe.rewards] == [("gsm8k", 3.0), ("format_r1", 0.5)][: len(recipe.rewards)]
+
+
+def test_a_reward_file_that_is_only_named_is_looked_for_beside_the_recipe():
+    write("def mine(completion): return 1.0\n", "project/mine.py")
+    recipe = write(MINIMAL.replace("[{fn: gsm8k}]", "[mine.py:mine]"), "project/recipe.yaml")
+    assert config.load(recipe).rewards[0].fn == "project/mine.py:mine"
+
+
+def test_args_of_a_reward_are_written_down_and_read_back():
+    resolved = resolve("rewards=[{fn: length, args: {length_budget: 50}}]")
+    write(config.dump(resolved), "written.yaml")
+    assert config.load("written.yaml").rewards[0].args == {"length_budget": 50}

@@ -286,7 +286,15 @@ def test_reward_file_is_relative_to_the_current_directory_and_not_imported():
 
 
 def test_same_reward_twice():
-    assert problem("rewards=[{fn: gsm8k}, {fn: gsm8k, weight: 2}]") == ("rewards.1.fn: 'gsm8k' is already rewards.0.fn")
+    assert problem("rewards=[{fn: gsm8k}, {fn: gsm8k, weight: 2}]") == (
+        "rewards.1.fn: 'gsm8k' is already rewards.0.fn; to use it twice, with other args, give this one a name of its "
+        "own: rewards.1.name"
+    )
+    two = load("rewards=[{fn: length}, {fn: length, name: short, args: {length_budget: 9}}]").rewards
+    assert [(r.name, r.args) for r in two] == [(None, {}), ("short", {"length_budget": 9})]
+    assert problem("rewards.0.name=a/b") == (
+        "rewards.0.name: a name in metrics: letters, digits, '_', '.' and '-', is 'a/b'"
+    )
 
 
 def test_all_weights_zero():

@@ -70,7 +70,8 @@ def test_required_keys():
         ("run.dir=1", "run.dir: must be a path, is 1"),
         ("model=tiny", "model: must be a section of keys, is 'tiny'"),
         ("data.train.options=3", "data.train.options: must be a section of keys, is 3"),
-        ("rewards=gsm8k", "rewards: must be a list, is 'gsm8k'"),
+        ("rewards=3", "rewards: must be a list, is 3"),
+        ("rewards=[3]", "rewards.0: must be a section of keys, is 3"),
         ("rewards=[]", "rewards: must have at least 1 item, has 0"),
         ("eval.k=[0]", "eval.k.0: must be at least 1, is 0"),
         (

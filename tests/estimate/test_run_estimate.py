@@ -1,6 +1,7 @@
 """The estimate printed before step 1, against hand computation and a model that is really built."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ from transformers import BloomConfig, LlamaConfig, LlamaForCausalLM, OPTConfig, 
 
 from rlhf_pg import config
 from rlhf_pg.config import contradictions
+from rlhf_pg.estimate.layout import Layout
+from rlhf_pg.estimate.memory import process_memory
 from rlhf_pg.estimate.microbatch import UNKNOWN_POSITIONS, microbatch_positions, suitable_positions
 from rlhf_pg.estimate.model_size import UnknownShape, size_of, sizes_of
 from rlhf_pg.estimate.run_estimate import estimate_run
 from rlhf_pg.estimate.share import rows_at_once
-from rlhf_pg.estimate.tables import bytes_text, count_text, show_run
+from rlhf_pg.estimate.tables import count_text, gib, memory_text, seconds, show_run
 from rlhf_pg.training import setup
 from tests.training import small_run
 
@@ -95,16 +98,44 @@ def test_shown_plan_names_rows_steps_and_every_part_of_memory():
     assert "10 rollout steps x 1 = 10" in text
     assert f"{count_text(estimate.size.parameters)}, all trained" in text
     assert all(part.name in text for part in estimate.memory.parts)
-    assert f"peak  {bytes_text(estimate.memory.peak)}" in " ".join(text.split("\n")[-2].split()).replace(
-        "peak ", "peak  "
-    )
+    assert text.split("\n")[-2].split()[:2] == ["peak", gib(estimate.memory.peak, unit=False)]
+    assert memory_text(estimate.memory) == f"{gib(estimate.memory.peak)} at the most, in its {estimate.memory.phase}"
+
+
+def test_a_run_of_several_processes_is_estimated_as_it_was_launched():
+    one = estimate_run(recipe(), Qwen2Config(**TINY))
+    given = replace(recipe(), launch=config.Launch(processes=4, zero_stage=2))
+    four = estimate_run(given, Qwen2Config(**TINY), problems=10)
+    assert (four.share.prompts, four.share.problems, four.layout.name) == (2, 3, "ZeRO-2")  # 6 and 10 over 4
+    assert (four.rows, four.total_samples) == (one.rows, one.total_samples) == (24, 240)
+    state = {part.name: part.size for part in four.memory.parts}
+    assert state["Adam state"] == 8 * one.size.parameters // 4
+    expected = process_memory(four.share, one.size, layout=Layout("ZeRO-2", 4, 2))
+    assert four.memory == expected
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (1023, "1023 B"), (3 * 2**30, "3 GiB"), (2**41, "2.0 TiB")]
+    ("size", "text"),
+    [
+        (0, "0.00 GiB"),
+        (1536, "<0.01 GiB"),
+        (300_000_000, "0.28 GiB"),
+        (3 * 2**30, "3.00 GiB"),
+        (31.24 * 2**30, "31.2 GiB"),
+        (2**41, "2,048 GiB"),
+    ],
 )
-def test_bytes_in_human_units(size, text):
-    assert bytes_text(size) == text
+def test_every_memory_is_shown_in_gib(size, text):
+    assert gib(size) == text
+    assert gib(size, unit=False) == text.removesuffix(" GiB")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.0001, "<0.001"), (0.0134, "0.013"), (0.216, "0.22"), (8.13, "8.1"), (42.2, "42"), (1234.5, "1,234")],
+)
+def test_seconds_have_two_digits_or_so(value, text):
+    assert seconds(value) == text
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_two_runs_are_compared_at_equal_samples_and_at_equal_seconds(tmp_path):
 
 def test_runs_stand_in_the_order_they_were_given_with_one_colour_each_everywhere(tmp_path):
     names = ["zeta", "a_name_of_twenty_five_signs", "beta"]
-    more: dict[str, Any] = {"entropy": 1.0, "memory/peak_mb": 5, "eval/pass@1": 0.5}
+    more: dict[str, Any] = {"entropy": 1.0, "memory/peak_gib": 5, "eval/pass@1": 0.5}
     dirs = [make(tmp_path / name, [row(1, i, **more), row(2, i, **more)]) for i, name in enumerate(names)]
     page = Page(write_report.write(dirs))
     assert list(table(page, "Final figures")) == names == list(table(page, "Cost"))
@@ -68,13 +68,13 @@ def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
     def rows(memory, *seconds):
         each = zip(memory, seconds, strict=True)
         return [
-            row(i, **{"memory/peak_mb": mb, "time/step_s": s, "time/update_s": 0.5, "update/steps": 4})
-            for i, (mb, s) in enumerate(each, 1)
+            row(i, **{"memory/peak_gib": gib, "time/step_s": s, "time/update_s": 0.5, "update/steps": 4})
+            for i, (gib, s) in enumerate(each, 1)
         ]
 
     critics: dict[str, Any] = {"own": "copy", "joint": "policy", "small": "models/tiny"}
     dirs = [
-        make(tmp_path / name, rows([900, 1500, 1200], 1, 7, 2), config=recipe("ppo", critic={"backbone": backbone}))
+        make(tmp_path / name, rows([0.9, 1.5, 1.2], 1, 7, 2), config=recipe("ppo", critic={"backbone": backbone}))
         for name, backbone in critics.items()
     ]
     summary = {"wall_s": 65}
@@ -85,7 +85,7 @@ def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
     assert cost["own"] == {
         "algorithm": "ppo",
         "critic": "own copy",
-        "peak memory": "1,500 MB",
+        "peak memory": "1.50 GiB",
         "seconds per step": "2.00 s",
         "update share": "15%",  # 1.5 s of 10 s
         "optimizer steps": "12",
@@ -95,11 +95,11 @@ def test_the_cost_table_tells_critic_memory_and_seconds(tmp_path):
 
 
 def test_memory_and_seconds_are_bars_relative_to_the_longest(tmp_path):
-    a = make(tmp_path / "a", [row(1, **{"memory/peak_mb": 300})])
-    b = make(tmp_path / "b", [row(1, **{"memory/peak_mb": 1200, "time/step_s": 8.0})])
+    a = make(tmp_path / "a", [row(1, **{"memory/peak_gib": 0.3})])
+    b = make(tmp_path / "b", [row(1, **{"memory/peak_gib": 1.2, "time/step_s": 8.0})])
     html = Page(write_report.write([a, b])).html
     memory, seconds = re.findall(r"<b>(?:peak memory|seconds per step)</b>(.*?)\n</div>\n", html, re.S)
-    assert re.findall(r"width:([\d.]+)%", memory) == ["25.00", "100.00"] and "1,200 MB" in memory
+    assert re.findall(r"width:([\d.]+)%", memory) == ["25.00", "100.00"] and "1.20 GiB" in memory
     assert re.findall(r"width:([\d.]+)%", seconds) == ["25.00", "100.00"] and "2.00 s" in seconds
 
 

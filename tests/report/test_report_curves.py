@@ -86,7 +86,7 @@ def test_the_kl_of_an_update_is_drawn_where_several_steps_moved_and_no_trust_reg
 
 
 def test_memory_and_the_adapted_coefficient_are_drawn(tmp_path):
-    rows = [row(i, **{"memory/peak_mb": 500 + i, "kl/coefficient": 0.1 * i}) for i in (1, 2)]
+    rows = [row(i, **{"memory/peak_gib": 500 + i, "kl/coefficient": 0.1 * i}) for i in (1, 2)]
     charts, _ = charts_of(tmp_path, rows)
     assert charts["Memory"].latest == "502" and charts["KL coefficient"].latest != ""
 

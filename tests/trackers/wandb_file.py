@@ -14,7 +14,9 @@ FULL, LAST = 1, 4  # kinds of a record: whole, or its last part
 
 def records(file: Path) -> list[Any]:
     """Return the records of a .wandb file, as wandb's own protobuf class parses them."""
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
+    from wandb.proto import wandb_internal_pb2
+
+    Record: Any = vars(wandb_internal_pb2)["Record"]
 
     data, at, parts, out = file.read_bytes(), 7, b"", []  # 7: wandb's mark at the head of the file
     while at + HEADER <= len(data):

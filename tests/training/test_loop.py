@@ -178,6 +178,16 @@ def test_resuming_with_another_recipe_is_refused_and_names_what_changed(tmp_path
     assert metrics(tmp_path)[-1]["step"] == 4
 
 
+def test_resuming_with_other_arguments_of_a_reward_is_refused(tmp_path):
+    def rewards(budget):
+        return [f"{small_run.REWARDS}:share_of_sevens", {"fn": "length", "args": {"length_budget": budget}}]
+
+    small_run.run(tmp_path, rewards=rewards(1), checkpoint={"every": 1})
+    assert min(row["reward/length"] for row in metrics(tmp_path)) < 0  # of the default budget nothing is too long
+    with pytest.raises(ValueError, match=r"another run; changed: rewards \(.*'length_budget': 1.*'length_budget': 9"):
+        small_run.run(tmp_path, rewards=rewards(9), checkpoint={"every": 1}, run={"resume": "auto", "steps": 4})
+
+
 def test_a_run_whose_reward_begins_to_fail_saves_first_and_goes_on_once_it_is_mended(tmp_path):
     fails = {"rewards": [{"fn": f"{small_run.REWARDS}:sevens_unless_forbidden"}], "update": EPOCHS}
     forbidden = small_run.REWARDS.with_name("forbidden")

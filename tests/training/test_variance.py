@@ -236,6 +236,10 @@ def test_on_the_shipped_recipe_the_order_of_the_ladder_is_beyond_the_noise(tmp_p
     assert (tmp_path / "out" / "variance.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "run").exists()
     printed = capsys.readouterr().out
+    table_rows = [line for line in printed.splitlines() if "[" in line and "of the variance" not in line]
+    assert len(table_rows) >= 7 and max(map(len, table_rows)) <= 80
+    assert printed.splitlines()[-2].startswith(str(tmp_path)) and "Least noisy: " in printed
+    assert rows[least]["to_least_noisy"][0] == 1 and rows["GRPO"]["to_least_noisy"] is None
     assert "leave-one-out / reward-to-go: 0." in printed and f"{tmp_path}/out/variance.json" in printed
 
 
@@ -267,6 +271,49 @@ def test_wrong_input_is_refused_before_anything_is_built(tmp_path, monkeypatch, 
 def test_a_rung_is_judged_by_its_whole_interval(interval, verdict):
     line = variance_page.step_line({"from": "a", "to": "b", "ratio": 0.95, "interval": interval})
     assert line.startswith("b / a: 0.950 [") and line.endswith(f"] of the variance, {verdict}")
+
+
+def estimated(name, to_reward_to_go, to_least_noisy, **options):
+    return {
+        "name": name,
+        "algorithm": "reinforce_baseline",
+        "options": options,
+        "to_reward_to_go": to_reward_to_go,
+        "to_least_noisy": to_least_noisy,
+    }
+
+
+ONE = (1.0, (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("least", "other", "says"),
+    [
+        (
+            (0.125, (0.1, 0.2)),
+            (1.5, (1.2, 1.9)),
+            "8 times less variance than reward-to-go (95 %: 5 to 10); beyond chance the least of all.",
+        ),
+        (
+            (0.5, (0.4, 0.625)),
+            (1.1, (0.9, 1.3)),
+            "2 times less variance than reward-to-go (95 %: 1.6 to 2.5); not to be told from RLOO; try more --groups.",
+        ),
+        (
+            (0.9, (0.8, 1.2)),
+            (1.1, (1.05, 1.3)),
+            "0.9 of reward-to-go's variance, which may be chance (95 %: 0.8 to 1.2); beyond chance the least of all.",
+        ),
+    ],
+)
+def test_the_first_line_names_the_least_noisy_estimator_by_how_much_and_how_sure(least, other, says):
+    rows = [
+        estimated("leave-one-out", least, ONE, baseline="leave_one_out", gamma=1.0),
+        estimated("RLOO", (0.5, (0.4, 0.6)), other),
+        estimated("GRPO", None, None),
+    ]
+    line = variance_page.recommendation({"estimators": rows, "large_sample_gradient": "leave-one-out"})
+    assert line == f"Least noisy: leave-one-out (algorithm.name=reinforce_baseline, baseline=leave_one_out): {says}"
 
 
 def test_the_end_of_the_run_may_be_measured_and_the_default_folder_lies_beside_the_runs(tmp_path):
