@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rlhf_pg.config import Launch
+if TYPE_CHECKING:
+    from rlhf_pg.config import Launch
 
 GIB = 2**30
 BUCKET = 500_000_000  # numbers DeepSpeed reduces at once, its default
