@@ -142,7 +142,9 @@ def sft(
         resolved = config.parse(written.mapping, SftRecipe, "pg.sft")
         with quiet.libraries(shown=False):
             from rlhf_pg.commands.run_sft import sft as run_sft
+            from rlhf_pg.training import hub
 
+            hub.require(resolved, "pg.sft")
             run_sft(resolved, source or _script())
     return Run(resolved.run.dir)
 

@@ -14,7 +14,7 @@ EVERYWHERE = ("types", "errors", "names")  # single files without logic of their
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("commands", "display"),
-    "api": ("commands", "config", "display", "report", "rewards", "storage"),
+    "api": ("commands", "config", "display", "report", "rewards", "storage", "training"),
     "commands": (
         "algorithms",
         "config",

@@ -8,7 +8,6 @@ from pathlib import Path
 from rlhf_pg import config
 from rlhf_pg.commands.run_sft import sft
 from rlhf_pg.config import ResolvedRecipe, SftRecipe, places
-from rlhf_pg.config.contradictions import is_missing_folder
 
 
 def make_model(recipe: ResolvedRecipe) -> None:
@@ -17,7 +16,7 @@ def make_model(recipe: ResolvedRecipe) -> None:
     Raises ValueError under a launch of several processes, which supervised fine-tuning does not know.
     """
     name, model = recipe.run.cold_start, recipe.model.path
-    if name is None or not is_missing_folder(model):
+    if name is None or not places.is_missing_folder(model):
         return
     if recipe.launch.processes > 1:
         raise ValueError(f"model.path: no folder {model}; make it first, on one process: rlhf-pg sft {name}")

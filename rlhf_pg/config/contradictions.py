@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rlhf_pg.algorithms.base import BoundAlgorithm, resolve
-from rlhf_pg.config import messages
+from rlhf_pg.config import messages, places
 from rlhf_pg.config.launch import Launch
 from rlhf_pg.config.recipe import AlgorithmSection, DataSource, Recipe, SftRecipe, is_generated, sources
 from rlhf_pg.data.files import files_of, splits_of
@@ -34,7 +34,7 @@ def of_places(recipe: Recipe | SftRecipe, makes_model: bool = False) -> Iterator
 
     `makes_model`: where `model.path` is missing, `run.cold_start` is run first.
     """
-    if recipe.run.cold_start is None or not is_missing_folder(recipe.model.path):
+    if recipe.run.cold_start is None or not places.is_missing_folder(recipe.model.path):
         yield from _missing_model("model.path", recipe.model.path)
     elif not makes_model:
         yield f"model.path: no folder {recipe.model.path}; rlhf-pg sft {recipe.run.cold_start} makes it"
@@ -279,12 +279,6 @@ def _task(name: str, source: DataSource) -> Iterator[str]:
         yield f"{name}: task {source.task!r} reads rows but has none of its own; give path or dataset"
 
 
-def is_missing_folder(path: str) -> bool:
-    """Return whether a model path can only be a folder and is not there; a hub name is `name` or `owner/name`."""
-    is_file = path.lower().endswith(".gguf")
-    return not is_file and (path.startswith((".", "/", "runs/")) or path.count("/") > 1) and not Path(path).is_dir()
-
-
 def _missing_model(key: str, path: str) -> Iterator[str]:
     """Say so if a model path can only be a file or folder and is not there, or is a run and not the model in it.
 
@@ -294,7 +288,7 @@ def _missing_model(key: str, path: str) -> Iterator[str]:
     if path.lower().endswith(".gguf"):
         if not folder.is_file():
             yield f"{key}: no file {path}{nearest_file(folder)}"
-    elif is_missing_folder(path):
+    elif places.is_missing_folder(path):
         yield f"{key}: no folder {path}{nearest_model(path)}"
     elif (folder / "model" / "config.json").is_file() and not any((folder / f).is_file() for f in MODEL_FILES):
         yield f"{key}: {path} is a run's folder, not a model's{nearest_model(path)}"

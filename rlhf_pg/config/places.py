@@ -44,6 +44,12 @@ def missing(recipe: Path) -> RecipeError:
     return RecipeError(str(recipe), [f"no such recipe file{hint} (rlhf-pg recipes lists those that are shipped)"])
 
 
+def is_missing_folder(path: str) -> bool:
+    """Return whether a model path can only be a folder and is not there; a hub name is `name` or `owner/name`."""
+    is_file = path.lower().endswith(".gguf")
+    return not is_file and (path.startswith((".", "/", "runs/")) or path.count("/") > 1) and not Path(path).is_dir()
+
+
 def base_of(recipe: Path, base: str) -> Path:
     """Return the file that `base` in a recipe names. Raises RecipeError if there is none, beside it or shipped."""
     beside = recipe.parent / Path(base).expanduser()

@@ -73,11 +73,17 @@ def _names(recipe: Recipe | SftRecipe, data: bool) -> Iterator[tuple[str, Kind, 
     if isinstance(recipe, Recipe) and recipe.critic.backbone != "copy":
         models["critic.backbone"] = recipe.critic.backbone
     for key, path in models.items():
-        if path and path not in places.NOT_FILES and not path.lower().endswith(".gguf") and not Path(path).is_dir():
+        if path and not _is_of_this_machine(path):
             yield key, "model", path
     for key, source in sources(recipe) if data else ():
         if dataset := dataset_of(source):
             yield f"{key}.dataset", "dataset", dataset
+
+
+def _is_of_this_machine(path: str) -> bool:
+    """Return whether a model path names no model of the hub: a file, a folder, also one that is missing."""
+    named = path in places.NOT_FILES or path.lower().endswith(".gguf")
+    return named or Path(path).is_dir() or places.is_missing_folder(path)
 
 
 def _hint(kind: Kind, name: str, key: str) -> str:

@@ -160,6 +160,6 @@ def test_a_runs_folder_and_misspelt_paths_are_answered_before_the_hub_is_asked(c
     }.items():
         for key in ("model.path", "model.tokenizer"):
             assert f"{key}: {says}" in refused(capsys, "train", "recipe.yaml", f"{key}={path}", *PATHS)
-    assert "data.train.path: no file row.jsonl; did you mean 'rows.jsonl'?" in refused(
+    assert f"data.train.path: no file row.jsonl in {Path.cwd()}; did you mean 'rows.jsonl'?" in refused(
         capsys, "train", "recipe.yaml", "data.train.path=row.jsonl"
     )
