@@ -68,7 +68,12 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
             raise ValueError(f"export, tried before training: {'; '.join(wrong)}. {UNUSABLE}")
         launch = launch_facts.facts(recipe, backend, learner.policy, source)
         folder.add_launch(launch)
-        view.message("\n".join(launch_facts.lines(launch)))
+        rows = (
+            f"{counted(len(examples), 'row')} x {counted(recipe.sft.epochs, 'epoch')}, {recipe.sft.batch_size} a step"
+        )
+        what = f"supervised fine-tuning of {recipe.model.path}: {rows}"
+        opening = [what, launch_facts.placed(launch), launch_facts.software(launch), f"folder: {recipe.run.dir}"]
+        view.message("\n".join(opening))
         for step, rows in enumerate(_shuffled(examples, recipe)):
             view.start_step(step + 1)
             view.phase("update")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-
 from rlhf_pg import config
+from rlhf_pg.commands import opening
 from rlhf_pg.commands.cold_start import make_model
 from rlhf_pg.commands.export import closing, export, headline, is_finished
 from rlhf_pg.commands.open_run import open_folder, resumed
@@ -18,7 +17,6 @@ from rlhf_pg.display.notices import Watch
 from rlhf_pg.distributed.backend import Backend
 from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.errors import RunError
-from rlhf_pg.estimate.tables import show_run
 from rlhf_pg.preflight import checks
 from rlhf_pg.report import run_record
 from rlhf_pg.storage.run_dir import RunDir
@@ -71,9 +69,7 @@ def _train(recipe: ResolvedRecipe, backend: Backend, source: Path | None) -> int
         if ranks.first:
             launch = launch_facts.facts(recipe, backend, session.learner.policy, source, progress.step)
             folder.add_launch(launch)
-            view.message("\n".join(launch_facts.lines(launch)))
-        if live != "off" and session.estimate:
-            show_run(session.estimate, Console())
+            view.message("\n".join(opening.lines(recipe, launch, session.estimate)))
         trackers = stack.enter_context(_trackers(recipe, folder, view, progress.step))
         stack.enter_context(view)
         for note in session.notes:

@@ -82,6 +82,17 @@ def named(name: str, dtype: str) -> Device:
     )
 
 
+def this_card(dtype: str) -> Device | None:
+    """Return this machine's first GPU with the rates of its data sheet; None where there is none that is known."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    name = properties.name.upper().replace(" ", "").replace("-", "")
+    fitting = [key for key in CARDS if key.partition("-")[0] in name]
+    key = min(fitting, key=lambda key: abs(CARDS[key].memory * 1e9 - properties.total_memory), default=None)
+    return None if key is None else replace(named(key, dtype), memory=properties.total_memory)
+
+
 def of_memory(gib: float) -> Device:
     """Return a GPU of which only the memory is known."""
     return Device(f"a GPU with {gib:g} GiB", int(gib * GIB), launch=LAUNCH, is_gpu=True)

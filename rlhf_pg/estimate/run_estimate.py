@@ -12,11 +12,14 @@ import torch
 from transformers import PretrainedConfig
 
 from rlhf_pg.config import ResolvedRecipe
+from rlhf_pg.estimate.hardware import Device
 from rlhf_pg.estimate.layout import ONE_PROCESS, Layout, layout_of
 from rlhf_pg.estimate.memory import Memory, process_memory
 from rlhf_pg.estimate.microbatch import microbatch_positions
 from rlhf_pg.estimate.model_size import ModelSize, sizes_of
 from rlhf_pg.estimate.share import Share
+from rlhf_pg.estimate.step_time import StepTime, step_time
+from rlhf_pg.estimate.work import step_work
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class RunEstimate:
     size: ModelSize
     memory: Memory  # of one process
     layout: Layout = ONE_PROCESS
+    critic: ModelSize | None = None
+
+    def time_on(self, device: Device | None) -> StepTime | None:
+        """Return the time of a rollout step on such a device, at most; None where its rates are not known."""
+        if device is None:
+            return None
+        return step_time(self.share, self.size, step_work(self.share, self.size, self.critic), self.layout, device)
 
     @property
     def rows(self) -> int:
@@ -76,4 +86,4 @@ def estimate_run(
         problems=None if problems is None else math.ceil(problems / layout.processes),
         problem_length=longest_problem,
     )
-    return RunEstimate(share, size, process_memory(share, size, critic, layout), layout)
+    return RunEstimate(share, size, process_memory(share, size, critic, layout), layout, critic)

@@ -52,18 +52,20 @@ def facts(
     }
 
 
-def lines(launch: dict[str, Any]) -> list[str]:
-    """Return a launch as three lines."""
-    git, threads = launch["git"], counted(launch["threads"], "thread")
-    commit = f"commit {git['commit'][:10]}{', changed since' if git['dirty'] else ''}" if git else "no git commit"
+def placed(launch: dict[str, Any]) -> str:
+    """Return where a launch runs: "one process on CPU (AMD EPYC), 2 threads; float32; engine native; seed 0"."""
     several = f" x {launch['processes']}" if launch["processes"] > 1 else ""
+    where = f"{launch['layout']}{several} on {launch['device']}, {counted(launch['threads'], 'thread')}"
     engine = [f"engine {launch['engine']}"] if "engine" in launch else []
-    placed = f"{launch['layout']}{several} on {launch['device']}, {threads}"
-    return [
-        f"{launch['command']}  ({commit})",
-        "; ".join([placed, launch["dtype"], *engine, f"seed {launch['seed']}"]),
-        ", ".join(f"{name} {version}" for name, version in launch["versions"].items()),
-    ]
+    return "; ".join([where, launch["dtype"], *engine, f"seed {launch['seed']}"])
+
+
+def software(launch: dict[str, Any]) -> str:
+    """Return the versions that matter most, and the commit: "rlhf_pg 0.1.0, torch 2.13.0, commit 65cce5d1a0"."""
+    git = launch["git"]
+    commit = [f"commit {git['commit'][:10]}{', changed since' if git['dirty'] else ''}"] if git else []
+    versions = [f"{name} {value}" for name, value in launch["versions"].items() if name not in ("python", "accelerate")]
+    return ", ".join([*versions, *commit])
 
 
 def command(argv: Sequence[str]) -> str:

@@ -83,9 +83,26 @@ def test_a_run_records_each_launch_before_its_first_step_and_in_its_summary(tmp_
     assert json.loads((tmp_path / "run.json").read_text())["launches"] == launches
 
 
-def test_what_runs_is_three_lines_before_the_first_step(tmp_path, monkeypatch, capsys):
+def test_a_run_opens_with_six_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/bin/rlhf-pg", "train", "r.yaml"])
     small_run.run(tmp_path, run={"steps": 1}, log={"live": "auto"})
-    said = capsys.readouterr().out.split("step     1/1")[0]
-    assert "rlhf-pg train r.yaml  (no git commit)\none process on " in said
-    assert "; float32; engine native; seed 0\nrlhf_pg " in said
+    said = capsys.readouterr().out.split("\ndata.train")[0].splitlines()
+    assert len(said) == 6
+    assert said[0].startswith("grpo on tiny, ") and "parameters, all trained" in said[0]
+    assert said[1].startswith("one process on ") and said[1].endswith("; float32; engine native; seed 0")
+    assert said[2].startswith("rlhf_pg ") and "torch " in said[2]
+    assert said[3].startswith("1 step of ") and "samples, at most " in said[3] and "optimizer step" in said[3]
+    assert re.match(r"expected: [\d.]+ GiB at the most, in its \w+ \(rlhf-pg plan shows its parts\)", said[4])
+    assert said[5] == f"folder: {tmp_path}"
+
+
+def test_time_is_expected_where_the_cards_rates_are_known(monkeypatch):
+    class Card:
+        name, total_memory = "NVIDIA A100-SXM4-40GB", 42 * 10**9
+
+    monkeypatch.setattr(hardware.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware.torch.cuda, "get_device_properties", lambda index: Card)
+    device = hardware.this_card("bfloat16")
+    assert device and device.name == "A100-40" and device.flops == 312e12 and device.memory == 42 * 10**9
+    Card.name = "Some other card"
+    assert hardware.this_card("bfloat16") is None
