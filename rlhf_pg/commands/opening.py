@@ -45,7 +45,5 @@ def _expected(recipe: ResolvedRecipe, estimate: RunEstimate | None) -> str:
     memory = memory_text(estimate.memory)
     time = estimate.time_on(hardware.this_card(recipe.model.dtype))
     if time is None:
-        return f"{memory} (rlhf-pg plan shows its parts); time: after the first step"
-    return (
-        f"{memory}, {seconds(time.step)} s a step, {duration(time.step * recipe.run.steps)} (rlhf-pg plan: its parts)"
-    )
+        return f"{memory}; the time after the first step"
+    return f"{memory}; {seconds(time.step)} s a step, {duration(time.step * recipe.run.steps)} in all"

@@ -69,7 +69,7 @@ def sft(recipe: SftRecipe, source: Path | None = None) -> int:
         launch = launch_facts.facts(recipe, backend, learner.policy, source)
         folder.add_launch(launch)
         rows = (
-            f"{counted(len(examples), 'row')} x {counted(recipe.sft.epochs, 'epoch')}, {recipe.sft.batch_size} a step"
+            f"{counted(recipe.sft.epochs, 'epoch')} of {counted(len(examples), 'row')}, {recipe.sft.batch_size} a step"
         )
         what = f"supervised fine-tuning of {recipe.model.path}: {rows}"
         opening = [what, launch_facts.placed(launch), launch_facts.software(launch), f"folder: {recipe.run.dir}"]

@@ -1,6 +1,7 @@
 """What ran is recorded before step 1: the command without its secrets, the commit, the layout, versions."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from rlhf_pg.estimate import hardware
 from rlhf_pg.training import launch_facts
 from tests.training import small_run
 
@@ -92,7 +94,7 @@ def test_a_run_opens_with_six_lines(tmp_path, monkeypatch, capsys):
     assert said[1].startswith("one process on ") and said[1].endswith("; float32; engine native; seed 0")
     assert said[2].startswith("rlhf_pg ") and "torch " in said[2]
     assert said[3].startswith("1 step of ") and "samples, at most " in said[3] and "optimizer step" in said[3]
-    assert re.match(r"expected: [\d.]+ GiB at the most, in its \w+ \(rlhf-pg plan shows its parts\)", said[4])
+    assert re.match(r"expected: [\d.]+ GiB at the most, in its \w+; the time after the first step$", said[4])
     assert said[5] == f"folder: {tmp_path}"
 
 
