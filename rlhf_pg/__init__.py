@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_pg import functional
-    from rlhf_pg.api import Recipe, Run, evaluate, sft, train
+    from rlhf_pg.api.calls import Recipe, evaluate, sft, train
+    from rlhf_pg.api.runs import Run
     from rlhf_pg.errors import RecipeError, RunError
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "RecipeError", "Run", "RunError", "evaluate", "functional", "sft", "train"]
 
-_HOMES = {"RecipeError": "errors", "RunError": "errors"}
+_HOMES = {"RecipeError": "errors", "RunError": "errors", "Run": "api.runs"}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +36,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "functional":
         return import_module(f"{__name__}.functional")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api.calls')}"), name)
 
 
 def __dir__() -> list[str]:

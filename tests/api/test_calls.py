@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import rlhf_pg as pg
-from rlhf_pg import api, config
+from rlhf_pg import config
+from rlhf_pg.api import arguments
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b), "nested": {"n": a}} for a in range(4) for b in range(4)]
 SMALL = {
@@ -57,8 +58,8 @@ def test_two_runs_in_one_process_may_differ_in_their_arithmetic_and_have_folders
 def test_it_is_the_run_of_the_command_line(tmp_path):
     run = pg.train(model="tiny", data=ROWS, reward=longer, steps=1, dir="a", **SMALL)
     command = [sys.executable, "-m", "rlhf_pg", "train", "a/config.yaml", "run.dir=b"]
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root}/tests"}
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
     subprocess.run(command, check=True, env=environment, timeout=120)
     ours, theirs = run.metrics[0], pg.Run("b").metrics[0]
     assert ours["reward/mean"] == theirs["reward/mean"] and ours["tokens/generated"] == theirs["tokens/generated"]
@@ -86,7 +87,7 @@ def test_figures_of_a_model_without_a_run():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("changed", "said"),
     [
         ({"optimizer": {"lrr": 1}}, "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
         ({"learning_rate": 1e-5}, "learning_rate: unknown key; here it is optimizer.lr"),
@@ -95,9 +96,9 @@ def test_figures_of_a_model_without_a_run():
         ({"algorithm": "grop"}, "did you mean 'grpo'"),
     ],
 )
-def test_a_wrong_argument_is_said_as_of_a_recipe_and_leaves_nothing_behind(arguments, said):
+def test_a_wrong_argument_is_said_as_of_a_recipe_and_leaves_nothing_behind(changed, said):
     with pytest.raises(pg.RecipeError) as caught:
-        pg.train(**{"model": "tiny", "data": ROWS, "reward": longer, "steps": 1, **SMALL, **arguments})
+        pg.train(**{"model": "tiny", "data": ROWS, "reward": longer, "steps": 1, **SMALL, **changed})
     assert said in str(caught.value) and str(caught.value).startswith("pg.train: 1 problem")
     assert not Path("runs").exists() or not any(Path("runs").rglob("*.jsonl"))
 
@@ -106,7 +107,7 @@ def test_a_wrong_argument_is_said_as_of_a_recipe_and_leaves_nothing_behind(argum
     ("rows", "said"),
     [
         ([{"prompt": "1", "answer": {1, 2}}], "row 0 cannot be written as JSON"),
-        (["text"], "row 0 is a str, not a dict"),
+        ([3], "row 0 is int, not a dict"),
     ],
 )
 def test_rows_that_are_none_name_the_row(rows, said):
@@ -164,7 +165,7 @@ assert row["reward/where/bonus"] == 0.5 and row["reward/where/process"] != os.ge
         [sys.executable, "script.py"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -174,7 +175,7 @@ assert row["reward/where/bonus"] == 0.5 and row["reward/where/process"] != os.ge
 
 def test_importing_the_package_imports_nothing_heavy_and_help_names_what_there_is():
     code = "import sys, rlhf_pg; print(sorted({'torch', 'transformers', 'pydantic'} & set(sys.modules)), dir(rlhf_pg))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.startswith("[] ") and all(name in done.stdout for name in pg.__all__)
     assert all(name in (pg.__doc__ or "") for name in ("train", "sft", "evaluate", "Recipe", "Run", "functional"))
     with pytest.raises(AttributeError, match="no attribute 'tarin'"):
@@ -193,4 +194,4 @@ def test_importing_the_package_imports_nothing_heavy_and_help_names_what_there_i
     ],
 )
 def test_what_data_may_be(data, section):
-    assert api._source(data) == section
+    assert arguments.source_of(data) == section

@@ -1,0 +1,1 @@
+"""The toolkit from Python: docs/python.md."""
