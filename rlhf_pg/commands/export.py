@@ -67,7 +67,7 @@ def closing(run_dir: Path) -> list[str]:
         lines.append(
             f"held-out {name:7} {was}{after[name]:.2f}  [{after[f'{name}_low']:.2f}, {after[f'{name}_high']:.2f}]"
         )
-    lines += [f"{notice.level}: {visible(notice.text)}" for notice in notices(run)]
+    lines += [f"{'note' if n.level == 'note' else 'at the end'}: {visible(n.text)}" for n in notices(run)]
     adapter = [f"adapter: {run_dir / 'adapter'}"] if (run_dir / "adapter").is_dir() else []
     return [*lines, f"model: {run_dir / 'model'}", *adapter, f"report: {run_dir / 'report.html'}"]
 
@@ -76,7 +76,8 @@ def is_finished(recipe: ResolvedRecipe, folder: RunDir) -> bool:
     """Return whether a run has been to its end, and its model was exported as the recipe asks for."""
     run = run_record.read(folder.path)
     exported = (folder.path / "model" / "config.json").is_file()
-    if folder.resume_from is None or not exported or run.summary.get("steps", -1) < recipe.run.steps:
+    step = int(folder.resume_from.name.removeprefix("step_")) if folder.resume_from else -1
+    if not exported or min(step, run.summary.get("steps", -1)) < recipe.run.steps:
         return False
     return run.setting("model.export_dtype") == recipe.model.export_dtype
 

@@ -29,7 +29,7 @@ def finished(tmp_path, monkeypatch, capsys):
 
 def test_figures_notices_and_paths_come_last(finished):
     *_, pass_1, greedy, model, report = [
-        line for line in finished.splitlines() if not line.startswith(("note", "warn", "prob"))
+        line for line in finished.splitlines() if not line.startswith(("note", "at the end"))
     ]
     after = json.loads(Path("r/summary.json").read_text())["after"]
     assert pass_1.startswith(f"held-out pass@1  0.00 -> {after['pass@1']:.2f}  [") and greedy.startswith(

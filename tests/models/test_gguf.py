@@ -24,7 +24,7 @@ from tests import gguf_files
 from tests.random_models import random_model
 
 needs_gguf = pytest.mark.skipif(not gguf.is_gguf_available(), reason="the package gguf is not installed")
-REWARDS = Path(__file__).parents[1] / "train" / "small_rewards.py"
+REWARDS = Path(__file__).parents[1] / "training" / "small_rewards.py"
 
 
 @pytest.fixture(autouse=True)
