@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/* in the metrics: all else are functions
 SHIPPED_MODELS = ("tiny", "smollm2")  # values of model.path
 CLOSE = 0.75  # likeness of a model's name: hub names are often a little like others
 

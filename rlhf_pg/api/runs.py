@@ -49,8 +49,8 @@ class Run:
         return f"Run({str(self.dir)!r}: step {steps}{''.join(f', {line}' for line in self._changes())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<li>{html.escape(line)}</li>" for line in self._changes())
-        return f"<b>{html.escape(str(self.dir))}</b>: step {run_record.read(self.dir).last_step}<ul>{rows}</ul>"
+        lines = [f"<b>{html.escape(str(self.dir))}</b>: step {run_record.read(self.dir).last_step}"]
+        return "<br>".join([*lines, *map(html.escape, self._changes())])
 
     def _changes(self) -> list[str]:
         before, after = self.before, self.after

@@ -9,7 +9,6 @@ from typing import Any
 from rlhf_pg.display.text import visible
 
 BOUNDS = ("_low", "_high")  # of an interval
-STATISTICS = {"mean", "std", "min", "max", "zero_std_groups"}  # of reward/*: everything else is a reward function
 
 
 def eval_names(*figures: Iterable[str]) -> list[str]:

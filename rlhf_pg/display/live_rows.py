@@ -10,8 +10,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_pg.display.figures import STATISTICS, compact, cut, eval_text, number, shown, tokens_per_second
+from rlhf_pg.display.figures import compact, cut, eval_text, number, shown, tokens_per_second
 from rlhf_pg.display.text import visible
+from rlhf_pg.names import STATISTICS
 
 EXPLAINED = "value/explained_variance"
 IMITATION = (  # of supervised fine-tuning: label, metric, format

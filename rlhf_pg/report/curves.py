@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rlhf_pg.display.figures import STATISTICS, counted, eval_names, number, tokens_per_second
+from rlhf_pg.display.figures import counted, eval_names, number, tokens_per_second
 from rlhf_pg.display.text import visible
+from rlhf_pg.names import STATISTICS
 from rlhf_pg.report.axes import Point
 from rlhf_pg.report.charts import Chart, Series, chart, smooth, stacked
 from rlhf_pg.report.measures import (

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf_pg.names import nearest
+from rlhf_pg.names import STATISTICS, nearest
 from rlhf_pg.rewards import callables
 from rlhf_pg.rewards.raising_line import raising_line
 
@@ -136,6 +136,16 @@ def require_distinct_names(rewards: Sequence[Reward]) -> None:
                 f"another name by {reward.option.format('name')}, or list it once"
             )
         seen[reward.name] = reward
+
+
+def require_free_names(rewards: Sequence[Reward]) -> None:
+    """Raise ValueError where a function would be logged under the name of a statistic, as reward/mean is."""
+    for reward in rewards:
+        if reward.name in STATISTICS:
+            raise ValueError(
+                f"reward {reward.fn!r}: reward/{reward.name} is a statistic of all rewards in the metrics: give the "
+                f"function another name by {reward.option.format('name')}"
+            )
 
 
 def locate(fn: str) -> tuple[str, str]:

@@ -99,6 +99,7 @@ def build(recipe: ResolvedRecipe, *, learn: bool = True, backend: Backend | None
         for i, r in enumerate(recipe.rewards)
     ]
     plugin.require_distinct_names(rewards)
+    plugin.require_free_names(rewards)
     hub.require(recipe)
     trust = recipe.model.trust_remote_code
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.path, trust_remote_code=trust)

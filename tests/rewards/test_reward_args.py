@@ -86,5 +86,7 @@ def test_one_function_twice_with_other_arguments_has_two_names(file):
     rewards = [resolve(file, "scaled", scale=1), resolve(file, "scaled", name="doubled", scale=2)]
     (score,) = scores(rewards, sample("abc"))
     assert (score.reward, score.parts) == (9.0, {"scaled": 3.0, "doubled": 6.0})
+    with pytest.raises(ValueError, match=r"reward/mean is a statistic .*another name by rewards\.0\.name"):
+        plugin.require_free_names([resolve(file, "scaled", name="mean", scale=3)])
     with pytest.raises(ValueError, match=r"two reward functions are called 'scaled'.*rewards\.0\.name"):
         plugin.require_distinct_names([rewards[0], resolve(file, "scaled", scale=3)])
