@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import RenderableType
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from rlhf_pg.display.figures import compact, cut, eval_text, number, shown, tokens_per_second
@@ -15,6 +15,7 @@ from rlhf_pg.display.text import visible
 from rlhf_pg.names import STATISTICS
 
 EXPLAINED = "value/explained_variance"
+CELL = 18  # characters of a figure with its label: four stand in a line of 80
 IMITATION = (  # of supervised fine-tuning: label, metric, format
     ("loss", "loss", ".4f"),
     ("entropy", "entropy", ".3f"),
@@ -43,7 +44,6 @@ def metric_rows(metrics: dict[str, Any], evals: dict[str, Any], sparkline: str) 
     first += [("entropy", shown(m, "entropy", ".3f"))]
     first += [("clipped", shown(m, "clip/fraction", ".1%"))] if "clip/fraction" in m else []
     first += [("grad norm", shown(m, "grad_norm"))]
-    first += [("", "")] * (4 - len(first))  # the columns of all steps and rows stand under each other
     second = [
         ("length", shown(m, "completion/length_mean", ".1f")),
         ("truncated", shown(m, "completion/truncated", ".1%")),
@@ -99,12 +99,10 @@ def _rank(sample: dict[str, Any]) -> float:
     return -math.inf if reward is None or math.isnan(reward) else reward
 
 
-def _pairs(pairs: list[tuple[str, str]]) -> Table:
-    row = Table.grid(expand=True)
-    for _ in pairs:
-        row.add_column(ratio=1, no_wrap=True)
-    row.add_row(*(Text.assemble((f"{label} ", "dim"), value) for label, value in pairs))
-    return row
+def _pairs(pairs: list[tuple[str, str]]) -> Columns:
+    """Return labelled figures side by side, under each other from row to row; fewer to a line where that is narrow."""
+    cells = [Text.assemble((f"{label} ", "dim"), value) for label, value in pairs]
+    return Columns(cells, width=max(CELL, *(cell.cell_len for cell in cells)), padding=(0, 1))
 
 
 def _time_row(metrics: dict[str, Any]) -> Text:

@@ -60,6 +60,18 @@ def test_supervised_fine_tuning_shows_its_loss_and_no_reward():
     assert "loss 0.5124" in panel and "reward" not in panel and "tokens/s" not in panel
 
 
+@pytest.mark.parametrize("width", [46, 80, 200])
+def test_no_figure_is_cut_in_a_narrow_terminal(width):
+    out = console(True)
+    view = LiveView(10, "on", out)
+    view.finish_step(METRICS | {"entropy": 4.432, "grad_norm": 0.793, "clip/fraction": 0.125}, [])
+    out.print(view.render(), width=width)
+    drawn_lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    text = " ".join(" ".join(drawn_lines).split())
+    assert all(figure in text for figure in ("entropy 4.432", "clipped 12.5%", "grad norm 0.793", "KL 0.0123"))
+    assert "…" not in text and max(map(len, drawn_lines)) <= width
+
+
 def test_what_is_said_after_the_end_stands_below_the_panel():
     out = console(True)
     with LiveView(1, "on", out) as view:
