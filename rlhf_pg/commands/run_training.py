@@ -19,6 +19,7 @@ from rlhf_pg.distributed.interrupt import Stopped, StopRequest
 from rlhf_pg.errors import RunError
 from rlhf_pg.preflight import checks
 from rlhf_pg.report import run_record
+from rlhf_pg.storage import checkpoint
 from rlhf_pg.storage.run_dir import RunDir
 from rlhf_pg.trackers import installed
 from rlhf_pg.trackers.tracker import RunFacts
@@ -116,7 +117,9 @@ def _save_if_interrupted(run: TrainingRun) -> int:
         return 130
     except Exception as error:
         all_failed = run.ranks.report_failure(error)  # if not, the others are elsewhere: a checkpoint takes all of them
-        if all_failed and (run.progress.step or run.progress.pending):
+        if all_failed and isinstance(error, FloatingPointError) and run.progress.pending is None:
+            _leave_diverged(run)
+        elif all_failed and (run.progress.step or run.progress.pending):
             try:
                 save(run)
                 run.view.end()
@@ -125,6 +128,22 @@ def _save_if_interrupted(run: TrainingRun) -> int:
                 run.view.message(f"failed after step {run.progress.step}, and could not save: {error}")
         raise
     return 0
+
+
+def _leave_diverged(run: TrainingRun) -> None:
+    """Say where a run goes on whose weights are of no use: they, or what they give for a prompt, are not finite.
+
+    A gradient that is not finite leaves them as they were, and its rollouts are saved like those of any failed step.
+    """
+    sound = checkpoint.set_aside(run.folder.checkpoints, run.progress.step) if run.ranks.first else None
+    run.view.end()
+    if sound:
+        run.view.message(
+            f"diverged after step {run.progress.step}: not saved. run.resume=auto goes on from {sound.name}; mend the "
+            "cause first, as a lower optimizer.lr"
+        )
+    elif run.ranks.first:
+        run.view.message(f"diverged after step {run.progress.step}: not saved, and there is no earlier checkpoint")
 
 
 def _run(run: TrainingRun) -> None:

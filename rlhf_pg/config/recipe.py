@@ -188,7 +188,7 @@ class Log(Section):
 
 class Checkpoint(Section):
     every: int = Field(default=0, ge=0, description="rollout steps; 0 = only at the end and on SIGTERM")
-    keep: int = Field(default=2, ge=1, description="newest so many stay")
+    keep: int = Field(default=2, ge=1, description="newest so many stay, and always the last two")
 
 
 class Recipe(Section):

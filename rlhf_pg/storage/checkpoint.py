@@ -37,6 +37,7 @@ from rlhf_pg.storage.atomic_io import (
 from rlhf_pg.storage.tensor_file import aliases_of, write_tensors
 
 FORMAT = 1
+PROVED = 2  # from the second newest checkpoint on, a step has succeeded from each
 OF_RANK = "of_rank"  # key of the state: a list with the part of each rank
 _NAME = re.compile(r"step_(\d{8,})")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*")
@@ -66,6 +67,16 @@ def save(directory: Path, step: int, tensors: Tensors, state: Mapping[str, Any],
         raise failure from error
     writer.prune()
     return writer.path
+
+
+def set_aside(directory: Path, step: int) -> Path | None:
+    """Rename the checkpoint of `step` so that no run goes on from it, if there is an older one. Returns that one."""
+    sound = {number: path for number, path in _checkpoints(directory) if not _incomplete(path)}
+    earlier = max((number for number in sound if number < step), default=None)
+    if step in sound and earlier is not None:
+        sound[step].rename(directory / f"diverged_{sound[step].name}")
+        fsync_directory(directory)
+    return None if earlier is None else sound[earlier]
 
 
 def rank_group(group: str, rank: int) -> str:
@@ -111,11 +122,14 @@ class Writer:
         replace_folder(self.unfinished, self.path)
 
     def prune(self) -> None:
-        """Delete checkpoints of later steps and all but the newest `keep`, counting only those with nothing missing."""
+        """Delete checkpoints of later steps and all but the newest `keep`, counting only those with nothing missing.
+
+        The one before the newest stays whatever `keep` is: it is the last from which a step is known to succeed.
+        """
         newest_first = sorted(_checkpoints(self.directory), reverse=True)
         later = [path for step, path in newest_first if step > self.step]
         complete = [path for step, path in newest_first if step <= self.step and not _incomplete(path)]
-        for path in [*later, *complete[self.keep :]]:
+        for path in [*later, *complete[max(self.keep, PROVED) :]]:
             if path in later:
                 log.warning("removed %s: of a later step than %d, which this run has just saved", path, self.step)
             try:

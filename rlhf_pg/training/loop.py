@@ -25,10 +25,11 @@ from rlhf_pg.training.evaluate import evaluate
 from rlhf_pg.training.learner import Learner
 from rlhf_pg.training.metrics import judged_groups, mean_of, rollout_metrics, sample_rows, with_advantages
 from rlhf_pg.training.precompute import signals
-from rlhf_pg.training.resume import Pending, Progress, snapshot
+from rlhf_pg.training.resume import Pending, Progress, Snapshot, snapshot
 from rlhf_pg.training.setup import Session
 from rlhf_pg.types import Credit, Prompt, Rollout, Sampling
 
+LEARNED = ("model", "optimizer", "critic", "critic_optimizer")  # groups of a checkpoint
 UPDATES = {"gradient": gradient_step.optimizer_steps, "trust_region": trust_region_step.natural_gradient_step}
 
 
@@ -217,8 +218,21 @@ def record(run: TrainingRun, metrics: dict[str, float]) -> None:
 
 
 def save(run: TrainingRun) -> None:
-    """Write a checkpoint of everything."""
+    """Write a checkpoint of everything. Raises FloatingPointError, on all ranks, if what is learned is not finite."""
     run.progress.elapsed_s = run.folder.elapsed_s
     saved = snapshot(run.session, run.progress)
+    diverged = next(filter(None, run.ranks.gather(_not_finite(saved), "whether all is finite")), "")
+    if diverged:
+        raise FloatingPointError(f"{diverged} is not finite after step {run.progress.step}: no checkpoint was written")
     folder, keep = run.folder.checkpoints, run.recipe.checkpoint.keep
     checkpoint.save(run.ranks, folder, run.progress.step, saved.common, saved.of_rank, keep)
+
+
+def _not_finite(saved: Snapshot) -> str:
+    """Return the name of a learned tensor, or one of an optimizer, that is not finite; "" if all are."""
+    for tensors, _ in (saved.common, saved.of_rank):
+        for group, named in tensors.items():
+            for name, tensor in named.items() if group in LEARNED else ():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    return f"{group} {name}"
+    return ""

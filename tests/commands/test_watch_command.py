@@ -18,7 +18,10 @@ from tests.report.report_pages import make, row
 def watching(tmp_path):
     """The process on a folder that does not exist yet, and its lines."""
     command = [sys.executable, "-m", "rlhf_pg", "watch", str(tmp_path / "run"), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A background job of a script ignores Ctrl-C, and so would its children.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, preexec_fn=heed, **pipes)
     yield process
     process.kill()
     process.wait()
