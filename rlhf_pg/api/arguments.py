@@ -91,7 +91,7 @@ class Written:
     """A recipe whose rows and functions were written into the run's folder; taken back if it is refused."""
 
     def __init__(self, recipe: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
-        self.mapping = reading.merge(recipe, sections)
+        self.mapping = _copied(reading.merge(recipe, sections))
         run = self.mapping.setdefault("run", {})
         if isinstance(run, dict) and run.get("dir") is None:
             run["dir"] = str(_free_folder())
@@ -139,6 +139,13 @@ class Written:
             with suppress(OSError):  # folders that hold something else stay
                 file.parent.rmdir()
                 self.dir.rmdir()
+
+
+def _copied(value: Any) -> Any:
+    """Return sections and lists of them copied, so that what the caller gave stays as it is."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items() if key != "rows"} | _only(value, "rows")
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _free_folder() -> Path:

@@ -48,10 +48,10 @@ def measure(recipe: ResolvedRecipe) -> tuple[dict[str, float], Session]:
     try:
         with Progress(disable=not session.learner.backend.ranks.first) as bar:
             task = bar.add_task("evaluating")
-            found = evaluate(session, lambda done, total, tokens: bar.update(task, completed=done, total=total))
+            evaluation = evaluate(session, lambda done, total, tokens: bar.update(task, completed=done, total=total))
     finally:
         session.close()
-    return found.metrics, session
+    return evaluation.metrics, session
 
 
 def _table(title: str, metrics: Mapping[str, float]):

@@ -87,9 +87,7 @@ def best_forms(of_forms: Sequence[Score]) -> dict[str, int]:
     """Return by name which of the forms of one gold answer got most."""
     names = dict.fromkeys(name for score in of_forms for name in values(score))
     amounts = {name: [values(score).get(name) for score in of_forms] for name in names}
-    return {
-        name: max(range(len(given)), key=lambda i, given=given: _or_least(given[i])) for name, given in amounts.items()
-    }
+    return {name: max(range(len(of)), key=lambda i, of=of: _or_least(of[i])) for name, of in amounts.items()}
 
 
 def _or_least(value: float | None) -> float:

@@ -66,6 +66,15 @@ def test_it_is_the_run_of_the_command_line(tmp_path):
     assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)  # threads may differ
 
 
+def test_what_the_caller_gave_stays_as_it_is():
+    recipe = {"model": {"path": "tiny"}, "rewards": [{"fn": longer}], "optimizer": {"lr": 1e-3}}
+    reward = {"fn": "length", "weight": 0.5}
+    for extra in ({}, {"reward": reward}):
+        pg.train(recipe, data=ROWS, steps=1, **extra, **SMALL)
+    assert recipe == {"model": {"path": "tiny"}, "rewards": [{"fn": longer}], "optimizer": {"lr": 1e-3}}
+    assert reward == {"fn": "length", "weight": 0.5} and "dir" not in SMALL["run"]
+
+
 def test_a_recipe_is_laid_under_the_arguments():
     recipe = pg.Recipe.load("toy_rloo", "rollout.max_new_tokens=4")
     assert recipe.rollout.max_new_tokens == 4 and recipe.algorithm.name == "rloo"
